@@ -1,0 +1,59 @@
+"""Box formats and box geometry: thin names over `torchvision.ops`.
+
+Unmarked boxes are float xyxy in [0, 1]. Formats: xyxy = (x1, y1, x2, y2), xywh = (x1, y1, width, height),
+cxcywh = (centre x, centre y, width, height). N = number of boxes.
+"""
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_convert, box_iou, clip_boxes_to_image
+
+
+def xywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """[N, 4] xywh to [N, 4] xyxy, in the unit given."""
+    return box_convert(boxes, "xywh", "xyxy")
+
+
+def xyxy_to_xywh(boxes: Tensor) -> Tensor:
+    """[N, 4] xyxy to [N, 4] xywh, in the unit given."""
+    return box_convert(boxes, "xyxy", "xywh")
+
+
+def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """[N, 4] cxcywh to [N, 4] xyxy, in the unit given."""
+    return box_convert(boxes, "cxcywh", "xyxy")
+
+
+def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
+    """[N, 4] xyxy to [N, 4] cxcywh, in the unit given."""
+    return box_convert(boxes, "xyxy", "cxcywh")
+
+
+def norm(boxes_px: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Pixels to [0, 1], in any of the three formats.
+
+    Args:
+        boxes_px: [N, 4] or [4], px.
+        shape: (height, width) of the image, px.
+    """
+    return boxes_px / _scale(boxes_px, shape)
+
+
+def unnorm(boxes: Tensor, shape: tuple[int, int]) -> Tensor:
+    """[0, 1] to pixels, in any of the three formats; the inverse of `norm`."""
+    return boxes * _scale(boxes, shape)
+
+
+def clip(boxes: Tensor) -> Tensor:
+    """[N, 4] xyxy in [0, 1], the parts outside the image cut off."""
+    return clip_boxes_to_image(boxes, (1, 1))
+
+
+def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """IoU of each box with the one in the same row: two [N, 4] xyxy to [N]."""
+    return box_iou(boxes[:, None], others[:, None])[:, 0, 0]
+
+
+def _scale(boxes: Tensor, shape: tuple[int, int]) -> Tensor:
+    height, width = shape
+    return torch.tensor([width, height, width, height], dtype=torch.float32, device=boxes.device)

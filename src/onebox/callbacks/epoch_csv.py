@@ -1,0 +1,60 @@
+"""metrics.csv: one row an epoch."""
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from onebox.files import write_text
+
+
+class EpochCsvLogger(Logger):
+    """Collects what is logged at the end of epochs, and keeps `path` up to date after each.
+
+    What is logged by step, and the results of a test, are no business of an epoch and are passed over.
+
+    Args:
+        path: the CSV file; columns are `epoch` and the logged tags.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = Path(path)
+        self.rows: dict[int, dict[str, float]] = {}  # by epoch
+
+    @property
+    def name(self) -> str:
+        """Name of the logger."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """A run directory is one version."""
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: config.yaml has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add to the row of `metrics["epoch"]`."""
+        values = {tag: value for tag, value in metrics.items() if tag.startswith(("train/", "val/"))}
+        if "epoch" in metrics and values:
+            self.rows.setdefault(int(metrics["epoch"]), {}).update(values)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the file."""
+        if not self.rows:
+            return
+        tags = sorted({tag for row in self.rows.values() for tag in row})
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["epoch", *tags], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({"epoch": epoch, **row} for epoch, row in sorted(self.rows.items()))
+        write_text(self._path, text.getvalue())

@@ -1,0 +1,93 @@
+"""Pictures of what the network predicts."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from torch import Tensor
+
+from onebox.data.dataset import read_image
+from onebox.draw import PREDICTED_COLOUR, TRUE_COLOUR, Mark, draw_grid, draw_marks
+from onebox.files import replacing
+from onebox.model.localizer import Prediction
+
+
+class BoxPictures(Callback):
+    """Draws true and predicted boxes: validation images in TensorBoard, test images of the best checkpoint in a PNG.
+
+    The images are spread evenly over the split, always the same ones. Without a test split the PNG shows training
+    images at the end of the fit.
+
+    Args:
+        path: the PNG file.
+        num_images: how many images.
+        columns: images a row.
+        tile_width: width of each image, px.
+        every_n_epochs: how often validation images are drawn.
+    """
+
+    def __init__(self, path: str, num_images: int, columns: int, tile_width: int, every_n_epochs: int) -> None:
+        self._path = Path(path)
+        self._num_images = num_images
+        self._columns = columns
+        self._tile_width = tile_width
+        self._every_n_epochs = every_n_epochs
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the validation images to TensorBoard."""
+        epoch = trainer.current_epoch + 1
+        if not trainer.is_global_zero or epoch % self._every_n_epochs:
+            return
+        writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if writers:
+            picture = self._draw(trainer, pl_module, "val", f"Validation images after epoch {epoch}")
+            for writer in writers:
+                writer.add_image("val/predictions", picture, trainer.global_step, dataformats="HWC")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the PNG of training images when there will be no test."""
+        if trainer.is_global_zero and not len(trainer.datamodule.indexes["test"]):
+            self._write(self._draw(trainer, pl_module, "train", "Training images after the last epoch"))
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the PNG of test images."""
+        if trainer.is_global_zero:
+            self._write(self._draw(trainer, pl_module, "test", "Test images, best checkpoint"))
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, split: str, title: str) -> np.ndarray:
+        data = trainer.datamodule
+        index = data.indexes[split]
+        rows = np.unique(np.linspace(0, len(index) - 1, self._num_images).round().astype(int)).tolist()
+        batch = data.plain_batch(split, rows).to(pl_module.device)
+        with torch.inference_mode():
+            preds: Prediction = pl_module(batch.images)
+        confidence, predicted = preds.logits.softmax(1).max(1)
+        tiles = [
+            draw_marks(
+                read_image(index.image_paths[row]),
+                [
+                    _mark(batch.boxes[i], data.class_names[int(batch.labels[i])], TRUE_COLOUR, "top"),
+                    _mark(
+                        preds.boxes[i],
+                        f"{data.class_names[int(predicted[i])]} {confidence[i]:.0%}",
+                        PREDICTED_COLOUR,
+                        "bottom",
+                    ),
+                ],
+                width=self._tile_width,
+            )
+            for i, row in enumerate(rows)
+        ]
+        legend = [("true", TRUE_COLOUR), ("predicted, with its probability", PREDICTED_COLOUR)]
+        return draw_grid(tiles, columns=self._columns, legend=legend, title=title)
+
+    def _write(self, picture: np.ndarray) -> None:
+        with replacing(self._path) as temporary:
+            Image.fromarray(picture).save(temporary, format="PNG")
+
+
+def _mark(box: Tensor, text: str, colour: str, label: str) -> Mark:
+    return Mark(box.tolist(), text, colour, label)

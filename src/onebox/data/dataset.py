@@ -1,0 +1,174 @@
+"""From rows of an index to batches. B = batch size, H x W = the model's image size in px."""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from onebox.data.augment import BoxTransform, Image
+from onebox.data.index import Index
+from onebox.errors import BadInput
+
+Key = tuple[int, int]  # (epoch, row of the index)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the model is given.
+
+    Attributes:
+        images: [B, 3, H, W] uint8, channels-last in memory.
+        boxes: [B, 4] float32, xyxy in [0, 1].
+        labels: [B] int64.
+        ids: B names of images.
+    """
+
+    images: Tensor
+    boxes: Tensor
+    labels: Tensor
+    ids: tuple[str, ...]
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
+        """The same batch on a device."""
+        images, boxes, labels = (
+            column.to(device, non_blocking=non_blocking) for column in (self.images, self.boxes, self.labels)
+        )
+        return Batch(images, boxes, labels, self.ids)
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory."""
+        return Batch(self.images.pin_memory(), self.boxes.pin_memory(), self.labels.pin_memory(), self.ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class OneBoxDataset(Dataset[Batch]):
+    """Images with one box and one label each, fetched a batch at a time.
+
+    A sample is a function of (seed, epoch, row) and of nothing else, so it does not depend on workers or order.
+
+    Args:
+        index: which images and objects.
+        transform: resize and augmentation.
+        augment: whether the random transforms are applied.
+        cache: `ram` decodes every image once, at the model's size; `none` decodes at each access.
+        seed: seed of the augmentation.
+    """
+
+    def __init__(
+        self, index: Index, transform: BoxTransform, *, augment: bool, cache: Literal["ram", "none"], seed: int
+    ) -> None:
+        self.index = index
+        self._transform = transform
+        self._augment = augment and transform.is_random
+        self._seed = seed
+        self._images = self._decode_all() if cache == "ram" and len(index) else None  # [N, H, W, 3] uint8
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        """The batch of these (epoch, row) keys."""
+        rows = [row for _, row in keys]
+        boxes = self.index.boxes[rows]
+        if self._augment:
+            drawn = [self._draw(epoch, row) for epoch, row in keys]
+            images = torch.from_numpy(np.stack([image for image, _ in drawn]))
+            boxes = torch.from_numpy(np.stack([box for _, box in drawn]))
+        elif self._images is not None:
+            images = self._images[rows]
+        else:
+            images = torch.from_numpy(np.stack([self._decode(row) for row in rows]))
+        ids = tuple(self.index.ids[row] for row in rows)
+        return Batch(images.permute(0, 3, 1, 2), boxes, self.index.labels[rows], ids)
+
+    def __getitem__(self, row: int) -> Batch:
+        """One image of epoch 0, as a batch of one."""
+        return self.__getitems__([(0, row)])
+
+    def _draw(self, epoch: int, row: int) -> tuple[Image, np.ndarray]:
+        image = self._decode(row) if self._images is None else self._images[row].numpy()
+        return self._transform.augment(image, self.index.boxes[row].numpy(), (self._seed, epoch, row))
+
+    def _decode(self, row: int) -> Image:
+        path = self.index.image_paths[row]
+        image = read_image(path)
+        height, width = self.index.sizes[row].tolist()
+        if image.shape[:2] != (height, width):
+            raise BadInput(
+                f"{path}: the image is {image.shape[1]}x{image.shape[0]} px but its annotation says {width}x{height}; "
+                "correct the <size> of the annotation (and its boxes), or take the image out of its list"
+            )
+        return self._transform.resize(image)
+
+    def _decode_all(self) -> Tensor:
+        first = self._decode(0)
+        images = np.empty((len(self), *first.shape), dtype=np.uint8)
+
+        def fill(row: int) -> None:
+            images[row] = self._decode(row)
+
+        # Threads are enough: OpenCV lets go of the interpreter while it decodes.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            done = pool.map(fill, range(len(self)))
+            for _ in track(done, total=len(self), description="decoding", transient=True):
+                pass
+        return torch.from_numpy(images)
+
+
+class EpochSampler(Sampler[Key]):
+    """Keys of one epoch, in an order that is a function of (seed, epoch); the epoch is set by the trainer.
+
+    With several replicas each takes every `num_replicas`-th key. The last ones start again from the front, so that
+    all replicas have the same number.
+    """
+
+    def __init__(self, num_rows: int, *, shuffle: bool, seed: int, rank: int = 0, num_replicas: int = 1) -> None:
+        self._num_rows = num_rows
+        self._shuffle = shuffle
+        self._seed = seed
+        self._rank = rank
+        self._num_replicas = num_replicas
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before each epoch."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self._num_rows // self._num_replicas)
+
+    def __iter__(self) -> Iterator[Key]:
+        rows = np.arange(self._num_rows)
+        if self._shuffle:
+            np.random.default_rng([self._seed, self._epoch]).shuffle(rows)
+        mine = np.resize(rows, len(self) * self._num_replicas)[self._rank :: self._num_replicas]
+        return ((self._epoch, row) for row in mine.tolist())
+
+
+def read_image(path: Path) -> Image:
+    """Decode an image file to [H, W, 3] uint8 RGB, without the turn that its EXIF data may ask for: VOC boxes are
+    given in the pixels as they are stored.
+
+    Raises:
+        BadInput: the file cannot be read as an image.
+    """
+    try:
+        data = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror}); restore the file") from None
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(data, flags) if data.size else None
+    if image is None:
+        raise BadInput(f"{path}: not a readable image; restore the file or take it out of its list")
+    return image.astype(np.uint8, copy=False)

@@ -1,0 +1,45 @@
+"""Box coders: how four outputs of the localisation head mean a box.
+
+A coder has three functions on [B, 4] tensors: `activate` turns what the head gives into codes, `encode` gives the codes
+of a box (the target of a regression loss), and `decode` gives the box of codes. Boxes are xyxy in [0, 1].
+"""
+
+from torch import Tensor, cat, nn
+
+from onebox.boxes import cxcywh_to_xyxy, xywh_to_xyxy, xyxy_to_cxcywh, xyxy_to_xywh
+
+
+class XywhCoder(nn.Module):
+    """Codes are (x1, y1, width, height) in [0, 1], read straight from the head: nothing keeps them in the image."""
+
+    def activate(self, raw: Tensor) -> Tensor:
+        """The head's output as it is."""
+        return raw
+
+    def encode(self, boxes: Tensor) -> Tensor:
+        """Codes of boxes."""
+        return xyxy_to_xywh(boxes)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Boxes of codes; a negative width or height is an empty box at x1, y1."""
+        corner, size = codes.split(2, dim=-1)
+        return xywh_to_xyxy(cat((corner, size.clamp(min=0)), dim=-1))
+
+
+class CxcywhSigmoidCoder(nn.Module):
+    """Codes are (centre x, centre y, width, height) in (0, 1): the sigmoid of the head's output.
+
+    A head that gives zeros so starts from a centred box of half the image's width and height.
+    """
+
+    def activate(self, raw: Tensor) -> Tensor:
+        """Sigmoid of the head's output."""
+        return raw.sigmoid()
+
+    def encode(self, boxes: Tensor) -> Tensor:
+        """Codes of boxes."""
+        return xyxy_to_cxcywh(boxes)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Boxes of codes; edges may lie outside the image."""
+        return cxcywh_to_xyxy(codes)

@@ -1,0 +1,180 @@
+"""The LightningModule: one step, what is logged, and the optimizer."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from onebox.data.dataset import Batch
+from onebox.losses import Losses, WeightedLoss
+from onebox.metrics import LocalizationMetrics, Results
+from onebox.model.localizer import Localizer, Prediction, Target
+
+TRAIN_METRICS = ("acc", "iou", "loc_acc", "joint_acc")
+
+
+class LocalizationModule(LightningModule):
+    """Trains a `Localizer` on batches of one box and one class an image.
+
+    Logging costs more than a small network's step, so a training step only keeps detached tensors. They are read
+    every `log_every_n_steps` steps (tags `step/...`, means over those steps) and at the end of each epoch
+    (`train/...`, means over its images).
+
+    Args:
+        localizer: the network.
+        loss: terms and weights.
+        optimizer: makes the optimizer from the parameters.
+        scheduler: makes the learning-rate schedule from (optimizer, number of steps of the fit); None keeps it fixed.
+        class_names: the name that belongs to each logit.
+        seed: seed of what is drawn in a training step (dropout).
+    """
+
+    def __init__(
+        self,
+        *,
+        localizer: Localizer,
+        loss: WeightedLoss,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        scheduler: Callable[[Optimizer, int], LRScheduler] | None,
+        class_names: Sequence[str],
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.localizer = localizer
+        self.loss = loss
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self.class_names = list(class_names)
+        self.seed = seed
+        self.train_results = RunningResults(class_names)
+        self.eval_results = RunningResults(class_names)
+        self.test_per_class: dict[str, dict[str, float]] = {}  # filled by a test
+        self._pending: list[tuple[dict[str, Tensor], Prediction, Target]] = []  # steps not yet read
+
+    def forward(self, images: Tensor) -> Prediction:
+        """See `Localizer.forward`."""
+        prediction: Prediction = self.localizer(images)
+        return prediction
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, and the schedule with one step of its own for each of the optimizer's."""
+        optimizer = self.make_optimizer(self.parameters())
+        if self.make_scheduler is None:
+            return optimizer
+        scheduler = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Make what the step draws a function of (seed, epoch, step, rank), whatever was drawn before."""
+        draw = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, self.global_rank])
+        torch.manual_seed(int(draw.generate_state(1)[0]))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One batch; returns the weighted loss."""
+        preds, targets, losses = self._predict(batch)
+        self._pending.append((_tags(losses), Prediction(*(column.detach() for column in preds)), targets))
+        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
+            self._read_steps()
+        return losses.total
+
+    def on_train_epoch_end(self) -> None:
+        """Log the means of the epoch."""
+        self._read_steps()
+        losses, metrics = self.train_results.pop()
+        self._log("train", losses | {name: metrics.micro[name] for name in TRAIN_METRICS})
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Prediction:
+        """One batch; returns the prediction for callbacks to look at."""
+        return self._eval_step(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over the validation images."""
+        losses, metrics = self.eval_results.pop()
+        self._log("val", losses | metrics.tags())
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Prediction:
+        """One batch; returns the prediction for callbacks to look at."""
+        return self._eval_step(batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the means over the test images; those of each class stay in `test_per_class`."""
+        losses, metrics = self.eval_results.pop()
+        self.test_per_class = metrics.per_class
+        self._log("test", losses | metrics.tags())
+
+    def _predict(self, batch: Batch) -> tuple[Prediction, Target, Losses]:
+        preds = self(batch.images)
+        targets = self.localizer.encode(batch.boxes, batch.labels)
+        return preds, targets, self.loss(preds, targets)
+
+    def _eval_step(self, batch: Batch) -> Prediction:
+        preds, targets, losses = self._predict(batch)
+        self.eval_results.add([_tags(losses)], [preds], [targets])
+        return preds
+
+    def _log(self, split: str, values: dict[str, Any]) -> None:
+        self.log_dict({f"{split}/{name}": value for name, value in values.items()}, sync_dist=True)
+
+    def _read_steps(self) -> None:
+        """Add the kept steps to the epoch's results and log their means."""
+        if not self._pending:
+            return
+        losses, preds, targets = zip(*self._pending, strict=True)
+        self._pending = []
+        self.train_results.add(losses, preds, targets)
+        values = {f"step/{name}": torch.stack([row[name] for row in losses]).mean().item() for name in losses[0]}
+        for number, group in enumerate(self.trainer.optimizers[0].param_groups):
+            values["step/lr" if number == 0 else f"step/lr_{number}"] = group["lr"]
+        for logger in self.loggers:
+            logger.log_metrics(values, step=self.global_step)
+
+
+class RunningResults(nn.Module):
+    """Means of losses and metrics over the images added since the last `pop`.
+
+    Args:
+        class_names: the name that belongs to each logit.
+    """
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        super().__init__()
+        self.metrics = LocalizationMetrics(class_names)
+        self._loss_sums: dict[str, Tensor] = {}
+        self._num_images = 0
+
+    def add(
+        self, losses: Sequence[dict[str, Tensor]], preds: Sequence[Prediction], targets: Sequence[Target]
+    ) -> None:
+        """Add steps, each with the means of its losses (scalars)."""
+        sizes = [len(target.labels) for target in targets]
+        for name in losses[0]:
+            total = sum(row[name] * size for row, size in zip(losses, sizes, strict=True))
+            self._loss_sums[name] = self._loss_sums.get(name, torch.tensor(0.0)) + total
+        self._num_images += sum(sizes)
+        self.metrics.update(
+            torch.cat([row.boxes for row in preds]),
+            torch.cat([row.logits for row in preds]),
+            torch.cat([row.boxes for row in targets]),
+            torch.cat([row.labels for row in targets]),
+        )
+
+    def pop(self) -> tuple[dict[str, Tensor], Results]:
+        """Mean losses and metrics; starts again from nothing."""
+        losses = {name: value / self._num_images for name, value in self._loss_sums.items()}
+        results = self.metrics.compute()
+        self._loss_sums, self._num_images = {}, 0
+        self.metrics.reset()
+        return losses, results
+
+
+def _tags(losses: Losses) -> dict[str, Tensor]:
+    return {
+        "loss": losses.total.detach(),
+        **{f"loss_{name}": value for name, value in losses.raw.items()},
+        **{f"loss_{name}_weighted": value for name, value in losses.weighted.items()},
+    }

@@ -1,0 +1,240 @@
+"""`onebox-train`: composes a config, turns it into objects, trains, tests, and leaves a run directory.
+
+Nothing heavy is imported before a config is complete: `--help`, `--cfg job` and tab completion stay quick.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from onebox.errors import BadInput
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from onebox.data.datamodule import VocDataModule
+    from onebox.module import LocalizationModule
+    from onebox.runs.record import RunRecord
+
+log = logging.getLogger(__name__)
+
+USER_ERRORS = (BadInput, HydraException, OmegaConfBaseException)
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell gives it
+
+IRRELEVANT_WARNINGS = (
+    ".*does not have many workers.*",  # with the cache of decoded images, workers only make it slower
+    ".*smaller than the logging interval.*",  # the module reads what is left at the end of each epoch
+    ".*LeafSpec.*deprecated.*",  # Lightning's own use of torch
+)
+RESULT_TAGS = [
+    f"{split}/{name}"
+    for split in ("val", "best", "test")
+    for name in ("joint_acc", "acc", "iou", "loc_acc", "loc_l1", "loss")
+]
+
+
+def main() -> None:
+    """The console command. Exit codes: 0 done, 1 a fault of onebox, 2 bad input, 130 stopped by hand."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here instead of being printed by Hydra
+    try:
+        _app()
+    except USER_ERRORS as error:
+        _exit_with(error)
+    except KeyboardInterrupt:
+        print("stopped by hand", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+@hydra.main(version_base="1.3", config_path="pkg://onebox.conf", config_name="train")
+def _app(cfg: DictConfig) -> float | None:
+    try:
+        return train(cfg)
+    except USER_ERRORS as error:
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            raise  # the other jobs go on
+        _exit_with(error)  # here, as Hydra would print a line of its own first
+
+
+def train(cfg: DictConfig) -> float | None:
+    """Train and test one experiment, and leave a run directory at `cfg.run_dir`.
+
+    Returns:
+        The best value of `cfg.monitor`, which a sweep optimises; None when the fit did not log it.
+
+    Raises:
+        BadInput: config or data cannot be used; run.json says why.
+    """
+    from onebox.runs.fingerprint import fingerprint
+    from onebox.runs.record import RunRecord
+
+    run_dir = Path(os.path.relpath(cfg.run_dir))
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    record = RunRecord(
+        run_dir,
+        name=cfg.name,
+        seed=cfg.seed,
+        fingerprint=fingerprint(config, cfg.fingerprint_ignore),
+        choices=_choices(),
+        overrides=list(HydraConfig.get().overrides.task),
+    )
+    with record:
+        return _train(cfg, run_dir, record)
+
+
+def _train(cfg: DictConfig, run_dir: Path, record: RunRecord) -> float | None:
+    import lightning.pytorch as L
+
+    from onebox.callbacks.epoch_csv import EpochCsvLogger
+    from onebox.files import write_json, write_text
+    from onebox.runs.provenance import hardware
+    from onebox.runs.report import write_report
+    from onebox.runs.results import best_row, floor_metrics, metrics_json, print_results
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its import sets another level
+    for text in IRRELEVANT_WARNINGS:
+        warnings.filterwarnings("ignore", text)
+
+    L.seed_everything(cfg.seed, verbose=False)
+    data = build_data(cfg)
+    data.prepare_data()
+    data.setup()
+    if cfg.monitor.startswith("val/") and not len(data.indexes["val"]):
+        raise BadInput(
+            f"monitor={cfg.monitor} but there is no validation image; name a list in data.splits.val, give "
+            "data.holdout.val a share of the training images, or set monitor=train/loss monitor_mode=min"
+        )
+    cfg.model.num_classes = data.num_classes
+    write_text(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+
+    module = build_module(cfg, data)
+    trainer = build_trainer(cfg)
+    rows = next((logger.rows for logger in trainer.loggers if isinstance(logger, EpochCsvLogger)), {})
+    record.add(
+        hardware=hardware(),
+        data={split: str(index) for split, index in data.indexes.items()},
+        data_fingerprint=data.fingerprint(),
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+    )
+
+    _run(trainer, trainer.fit, module, datamodule=data)
+    best = best_row(rows, cfg.monitor, cfg.monitor_mode)
+    test: dict[str, float] = {}
+    floor: dict[str, float] = {}
+    if len(data.indexes["test"]):
+        checkpoint = run_dir / "checkpoints" / "best.ckpt"
+        path = str(checkpoint) if checkpoint.exists() else None
+        _run(trainer, trainer.test, module, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
+        test = {tag.removeprefix("test/"): value.item() for tag, value in trainer.callback_metrics.items()}
+        floor = floor_metrics(data.indexes["train"], data.indexes["test"], data.class_names)
+    for logger in trainer.loggers:
+        logger.log_metrics({f"best/{tag.removeprefix('val/')}": best[tag] for tag in best if tag.startswith("val/")})
+        logger.finalize("success")
+
+    metrics = metrics_json(rows, best, test, floor, module.test_per_class)
+    write_json(run_dir / "metrics.json", metrics)
+    write_report(run_dir)
+    print_results(run_dir, metrics)
+    return best.get(cfg.monitor)
+
+
+def build_data(cfg: DictConfig) -> VocDataModule:
+    """The data module that `cfg.data` and `cfg.augment` describe.
+
+    Raises:
+        BadInput: an augmentation does not know one of its arguments.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # albumentations only warns of an argument that it does not know
+        try:
+            transform = hydra.utils.instantiate(cfg.augment, _convert_="all")
+        except UserWarning as warning:
+            raise BadInput(f"augment: {warning}; correct the argument in the augment group") from None
+    data: VocDataModule = hydra.utils.instantiate(cfg.data, transform=transform, _convert_="all")
+    return data
+
+
+def build_module(cfg: DictConfig, data: VocDataModule) -> LocalizationModule:
+    """The network, its loss and its optimizer."""
+    from onebox.module import LocalizationModule
+
+    return LocalizationModule(
+        localizer=hydra.utils.instantiate(cfg.model, _convert_="all"),
+        loss=hydra.utils.instantiate(cfg.loss, _convert_="all"),
+        optimizer=hydra.utils.instantiate(cfg.optimizer, _convert_="all"),
+        scheduler=hydra.utils.instantiate(cfg.scheduler, _convert_="all"),
+        class_names=data.class_names,
+        seed=cfg.seed,
+    )
+
+
+def build_trainer(cfg: DictConfig) -> Trainer:
+    """The trainer with all callbacks and loggers that are not null."""
+    from lightning.pytorch.callbacks import ProgressBar
+
+    from onebox.callbacks.hparams import HParams
+
+    callbacks, loggers = (
+        [hydra.utils.instantiate(part, _convert_="all") for part in group.values() if part is not None]
+        for group in (cfg.callbacks, cfg.logger)
+    )
+    trainer: Trainer = hydra.utils.instantiate(
+        cfg.trainer,
+        callbacks=[*callbacks, HParams(_hparams(cfg), RESULT_TAGS)],
+        logger=loggers,
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+        _convert_="all",
+    )
+    return trainer
+
+
+def _run(trainer: Trainer, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """Call fit or test; a Ctrl-C, which Lightning turns into an exit with code 1, stays a Ctrl-C."""
+    try:
+        function(*args, **kwargs)
+    except SystemExit:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+
+
+def _choices() -> dict[str, str | None]:
+    """The option chosen in each group of onebox."""
+    choices: dict[str, str | None] = HydraConfig.get().runtime.choices
+    return {group: option for group, option in choices.items() if not group.startswith("hydra/")}
+
+
+def _hparams(cfg: DictConfig) -> dict[str, bool | float | str]:
+    """What the HPARAMS tab shows: the groups' choices, the keys of `cfg.hparams`, and what was overridden by hand."""
+    by_hand = [override.partition("=")[0].lstrip("+~") for override in HydraConfig.get().overrides.task]
+    values = {key: OmegaConf.select(cfg, key) for key in [*cfg.hparams, *by_hand]}
+    scalars = {key: value for key, value in values.items() if isinstance(value, bool | int | float | str)}
+    return {group: str(option) for group, option in _choices().items()} | scalars
+
+
+def _exit_with(error: Exception) -> NoReturn:
+    """Print one line and leave with the exit code of bad input; with ONEBOX_DEBUG=1 show the traceback."""
+    if os.environ.get("ONEBOX_DEBUG") == "1":
+        raise error
+    while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    line = " ".join(part.strip() for part in str(error).splitlines() if part.strip())
+    print(f"onebox-train: {line}", file=sys.stderr)
+    sys.exit(EXIT_BAD_INPUT)
+
+
+if __name__ == "__main__":
+    main()
