@@ -29,7 +29,8 @@ NAMES = (
 
 class Results(NamedTuple):
     """micro: each metric over all images; macro: the mean of its class means; per_class: for each class with images
-    each metric, and their number as `images`."""
+    each metric, and their number as `images`.
+    """
 
     micro: dict[str, float]
     macro: dict[str, float]

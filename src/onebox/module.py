@@ -32,6 +32,7 @@ class LocalizationModule(LightningModule):
         scheduler: makes the learning-rate schedule from (optimizer, number of steps of the fit); None keeps it fixed.
         class_names: the name that belongs to each logit.
         seed: seed of what is drawn in a training step (dropout).
+        log_every_n_steps: how often the kept steps are read.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class LocalizationModule(LightningModule):
         scheduler: Callable[[Optimizer, int], LRScheduler] | None,
         class_names: Sequence[str],
         seed: int,
+        log_every_n_steps: int,
     ) -> None:
         super().__init__()
         self.localizer = localizer
@@ -51,6 +53,7 @@ class LocalizationModule(LightningModule):
         self.make_scheduler = scheduler
         self.class_names = list(class_names)
         self.seed = seed
+        self.log_every_n_steps = log_every_n_steps
         self.train_results = RunningResults(class_names)
         self.eval_results = RunningResults(class_names)
         self.test_per_class: dict[str, dict[str, float]] = {}  # filled by a test
@@ -78,7 +81,7 @@ class LocalizationModule(LightningModule):
         """One batch; returns the weighted loss."""
         preds, targets, losses = self._predict(batch)
         self._pending.append((_tags(losses), Prediction(*(column.detach() for column in preds)), targets))
-        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
+        if (batch_idx + 1) % self.log_every_n_steps == 0:
             self._read_steps()
         return losses.total
 
@@ -88,18 +91,18 @@ class LocalizationModule(LightningModule):
         losses, metrics = self.train_results.pop()
         self._log("train", losses | {name: metrics.micro[name] for name in TRAIN_METRICS})
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> Prediction:
-        """One batch; returns the prediction for callbacks to look at."""
-        return self._eval_step(batch)
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """One batch."""
+        self._eval_step(batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over the validation images."""
         losses, metrics = self.eval_results.pop()
         self._log("val", losses | metrics.tags())
 
-    def test_step(self, batch: Batch, batch_idx: int) -> Prediction:
-        """One batch; returns the prediction for callbacks to look at."""
-        return self._eval_step(batch)
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """One batch."""
+        self._eval_step(batch)
 
     def on_test_epoch_end(self) -> None:
         """Log the means over the test images; those of each class stay in `test_per_class`."""
@@ -112,10 +115,9 @@ class LocalizationModule(LightningModule):
         targets = self.localizer.encode(batch.boxes, batch.labels)
         return preds, targets, self.loss(preds, targets)
 
-    def _eval_step(self, batch: Batch) -> Prediction:
+    def _eval_step(self, batch: Batch) -> None:
         preds, targets, losses = self._predict(batch)
         self.eval_results.add([_tags(losses)], [preds], [targets])
-        return preds
 
     def _log(self, split: str, values: dict[str, Any]) -> None:
         self.log_dict({f"{split}/{name}": value for name, value in values.items()}, sync_dist=True)
@@ -147,9 +149,7 @@ class RunningResults(nn.Module):
         self._loss_sums: dict[str, Tensor] = {}
         self._num_images = 0
 
-    def add(
-        self, losses: Sequence[dict[str, Tensor]], preds: Sequence[Prediction], targets: Sequence[Target]
-    ) -> None:
+    def add(self, losses: Sequence[dict[str, Tensor]], preds: Sequence[Prediction], targets: Sequence[Target]) -> None:
         """Add steps, each with the means of its losses (scalars)."""
         sizes = [len(target.labels) for target in targets]
         for name in losses[0]:

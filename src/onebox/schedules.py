@@ -7,7 +7,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 
 def cosine(optimizer: Optimizer, num_steps: int, *, warmup: float, final_factor: float) -> LRScheduler:
-    """Linear warm-up to the optimizer's learning rate, then half a cosine down (SGDR without restarts, arXiv:1608.03983).
+    """Linear warm-up to the optimizer's learning rate, then half a cosine down (arXiv:1608.03983, equation 5).
 
     Args:
         optimizer: its learning rates are the peak.

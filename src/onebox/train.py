@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -152,17 +152,10 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord) -> float | None:
 
 
 def build_data(cfg: DictConfig) -> VocDataModule:
-    """The data module that `cfg.data` and `cfg.augment` describe.
-
-    Raises:
-        BadInput: an augmentation does not know one of its arguments.
-    """
+    """The data module that `cfg.data` and `cfg.augment` describe."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # albumentations only warns of an argument that it does not know
-        try:
-            transform = hydra.utils.instantiate(cfg.augment, _convert_="all")
-        except UserWarning as warning:
-            raise BadInput(f"augment: {warning}; correct the argument in the augment group") from None
+        transform = hydra.utils.instantiate(cfg.augment, _convert_="all")
     data: VocDataModule = hydra.utils.instantiate(cfg.data, transform=transform, _convert_="all")
     return data
 
@@ -178,6 +171,7 @@ def build_module(cfg: DictConfig, data: VocDataModule) -> LocalizationModule:
         scheduler=hydra.utils.instantiate(cfg.scheduler, _convert_="all"),
         class_names=data.class_names,
         seed=cfg.seed,
+        log_every_n_steps=cfg.trainer.log_every_n_steps,
     )
 
 
@@ -229,7 +223,7 @@ def _exit_with(error: Exception) -> NoReturn:
     """Print one line and leave with the exit code of bad input; with ONEBOX_DEBUG=1 show the traceback."""
     if os.environ.get("ONEBOX_DEBUG") == "1":
         raise error
-    while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
+    if isinstance(error.__cause__, BadInput):  # raised in a constructor, wrapped by Hydra
         error = error.__cause__
     line = " ".join(part.strip() for part in str(error).splitlines() if part.strip())
     print(f"onebox-train: {line}", file=sys.stderr)

@@ -12,22 +12,22 @@ class EpochLines(Callback):
 
     def __init__(self, tags: list[str]) -> None:
         self._tags = list(tags)
+        self._epoch = 0  # finished epochs
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember that the epoch's line is due: its values are logged right after this hook."""
-        self._due = trainer.current_epoch + 1
+        """Note that the epoch is over; its values are there only after this hook."""
+        self._epoch = trainer.current_epoch + 1
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the line of the epoch before."""
-        self._print(trainer)
+        if trainer.current_epoch > 0:
+            self._print(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the last line."""
         self._print(trainer)
 
     def _print(self, trainer: Trainer) -> None:
-        if getattr(self, "_due", None) is None or not trainer.is_global_zero:
-            return
-        values = " ".join(f"{tag.split('/')[-1]} {trainer.callback_metrics[tag]:.5f}" for tag in self._tags)
-        print(f"Epoch {self._due}/{trainer.max_epochs} {values}")
-        self._due = None
+        if trainer.is_global_zero:
+            values = " ".join(f"{tag.split('/')[-1]} {trainer.callback_metrics[tag]:.5f}" for tag in self._tags)
+            print(f"Epoch {self._epoch}/{trainer.max_epochs} {values}")

@@ -1,6 +1,7 @@
 """Pictures of what the network predicts."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import Tensor
 
+from onebox.data.datamodule import VocDataModule
 from onebox.data.dataset import read_image
 from onebox.draw import PREDICTED_COLOUR, TRUE_COLOUR, Mark, draw_grid, draw_marks
 from onebox.files import replacing
@@ -49,7 +51,7 @@ class BoxPictures(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the PNG of training images when there will be no test."""
-        if trainer.is_global_zero and not len(trainer.datamodule.indexes["test"]):
+        if trainer.is_global_zero and not len(_data(trainer).indexes["test"]):
             self._write(self._draw(trainer, pl_module, "train", "Training images after the last epoch"))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -58,7 +60,7 @@ class BoxPictures(Callback):
             self._write(self._draw(trainer, pl_module, "test", "Test images, best checkpoint"))
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule, split: str, title: str) -> np.ndarray:
-        data = trainer.datamodule
+        data = _data(trainer)
         index = data.indexes[split]
         rows = np.unique(np.linspace(0, len(index) - 1, self._num_images).round().astype(int)).tolist()
         batch = data.plain_batch(split, rows).to(pl_module.device)
@@ -89,5 +91,10 @@ class BoxPictures(Callback):
             Image.fromarray(picture).save(temporary, format="PNG")
 
 
-def _mark(box: Tensor, text: str, colour: str, label: str) -> Mark:
+def _data(trainer: Trainer) -> VocDataModule:
+    data: VocDataModule = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it without declaring it
+    return data
+
+
+def _mark(box: Tensor, text: str, colour: str, label: Literal["top", "bottom"]) -> Mark:
     return Mark(box.tolist(), text, colour, label)

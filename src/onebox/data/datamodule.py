@@ -160,13 +160,13 @@ class VocDataModule(LightningDataModule):
         """Batches in an order of their own for each epoch."""
         return self._loader("train")
 
-    def val_dataloader(self) -> DataLoader[Batch]:
-        """Batches in the order of the lists."""
-        return self._loader("val")
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """Batches in the order of the lists; an empty list, which the trainer skips, when there are no images."""
+        return self._loader("val") if len(self.indexes["val"]) else []
 
-    def test_dataloader(self) -> DataLoader[Batch]:
-        """Batches in the order of the lists."""
-        return self._loader("test")
+    def test_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """Batches in the order of the lists; an empty list when there are no images."""
+        return self._loader("test") if len(self.indexes["test"]) else []
 
     def _dataset(self, split: str, *, augment: bool, cache: Literal["ram", "none"]) -> OneBoxDataset:
         return OneBoxDataset(self.indexes[split], self._transform, augment=augment, cache=cache, seed=self._seed)
@@ -213,11 +213,11 @@ class VocDataModule(LightningDataModule):
             drop_last=is_train and self._drop_last,
             num_workers=self._num_workers,
             persistent_workers=self._num_workers > 0,
-            collate_fn=_as_is,
+            collate_fn=_as_is,  # __getitems__ gives whole batches
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(self._seed),  # workers must not draw from the global generator
         )
 
 
-def _as_is(batch: Batch) -> Batch:
+def _as_is(batch: Any) -> Any:
     return batch

@@ -131,9 +131,8 @@ class VocTree:
         try:
             return self._images[image_id]
         except KeyError:
-            raise BadInput(
-                f"{self.folder / 'JPEGImages' / image_id}.jpg: no such image; add it, or take {image_id} out of its list"
-            ) from None
+            path = self.folder / "JPEGImages" / f"{image_id}.jpg"
+            raise BadInput(f"{path}: no such image; add it, or take {image_id} out of its list") from None
 
 
 def _read_object(item: Element, path: Path, width: int, height: int, box_origin: int) -> VocObject:

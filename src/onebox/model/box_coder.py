@@ -22,8 +22,7 @@ class XywhCoder(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Boxes of codes; a negative width or height is an empty box at x1, y1."""
-        corner, size = codes.split(2, dim=-1)
-        return xywh_to_xyxy(cat((corner, size.clamp(min=0)), dim=-1))
+        return xywh_to_xyxy(cat((codes[..., :2], codes[..., 2:].clamp(min=0)), dim=-1))
 
 
 class CxcywhSigmoidCoder(nn.Module):

@@ -16,20 +16,31 @@ class Backbone(Protocol):
 
     feature_shape: FeatureShape
 
-    def __call__(self, images: Tensor) -> Features: ...
+    def __call__(self, images: Tensor) -> Features:
+        """[B, 3, H, W] normalised images to features."""
 
 
 class BoxCoder(Protocol):
     """See `onebox.model.box_coder`."""
 
-    def activate(self, raw: Tensor) -> Tensor: ...
-    def encode(self, boxes: Tensor) -> Tensor: ...
-    def decode(self, codes: Tensor) -> Tensor: ...
+    def activate(self, raw: Tensor) -> Tensor:
+        """[B, 4] output of the head to codes."""
+
+    def encode(self, boxes: Tensor) -> Tensor:
+        """[B, 4] boxes to codes."""
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """[B, 4] codes to boxes."""
 
 
 class Prediction(NamedTuple):
-    """loc: [B, 4] codes of the box coder; boxes: [B, 4] xyxy, in [0, 1] where they are inside the image;
-    logits: [B, K]."""
+    """What a localizer gives.
+
+    Attributes:
+        loc: [B, 4] codes of the box coder.
+        boxes: [B, 4] xyxy, in [0, 1] where they are inside the image.
+        logits: [B, K].
+    """
 
     loc: Tensor
     boxes: Tensor
@@ -37,7 +48,13 @@ class Prediction(NamedTuple):
 
 
 class Target(NamedTuple):
-    """loc: [B, 4] codes of the true boxes; boxes: [B, 4] xyxy in [0, 1]; labels: [B] int64."""
+    """What it should have given.
+
+    Attributes:
+        loc: [B, 4] codes of the true boxes.
+        boxes: [B, 4] xyxy in [0, 1].
+        labels: [B] int64.
+    """
 
     loc: Tensor
     boxes: Tensor
@@ -73,9 +90,11 @@ class Localizer(nn.Module):
         self.loc_head = loc_head(backbone.feature_shape, 4)
         self.cls_head = cls_head(backbone.feature_shape, num_classes)
         self.box_coder = box_coder
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(list(mean)).reshape(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(list(std)).reshape(-1, 1, 1), persistent=False)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this form
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Prediction:
         """Predict a box and a class for each image.

@@ -33,7 +33,9 @@ def best_row(rows: Mapping[int, Row], monitor: str, mode: str) -> dict[str, floa
     """
     sign = 1 if mode == "max" else -1
     # A value that is not a number compares false with everything, itself included.
-    candidates = [epoch for epoch in sorted(rows) if monitor in rows[epoch] and rows[epoch][monitor] == rows[epoch][monitor]]
+    candidates = [
+        epoch for epoch in sorted(rows) if monitor in rows[epoch] and rows[epoch][monitor] == rows[epoch][monitor]
+    ]
     if not candidates:
         return {}
     best = max(candidates, key=lambda epoch: sign * rows[epoch][monitor])  # the first of equals, as the checkpoint

@@ -1,0 +1,38 @@
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+UV := $(shell sed -n 's/^\(uv==[0-9.]*\).*/\1/p' requirements.lock)
+
+.PHONY: help setup demo test check bench lock clean
+help:  ## show these lines
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
+
+setup: .venv/ready  ## make .venv with the locked packages and this checkout (done by all the others)
+
+# Made once, and again when the lock or the package's description changes.
+.venv/ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV)
+	$(BIN)/uv pip sync --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --no-build-isolation --no-deps --editable .
+	touch $@
+
+demo: setup  ## train and test the baseline on the embedded data set
+	$(BIN)/onebox-train experiment=baseline
+
+test: setup  ## run the tests (ONEBOX_VOC_ROOT=FOLDER, which holds VOCdevkit, adds those on real data)
+	$(BIN)/pytest
+
+check: setup  ## format, lint, types, tests
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+bench: setup  ## measure speed as ratios and write outputs/bench.json
+	$(BIN)/python -m benchmarks
+
+lock: setup  ## write requirements.lock anew from pyproject.toml
+	$(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --extra dev pyproject.toml -o requirements.lock
+
+clean:  ## remove the environment and what tools leave behind (not data/ and outputs/)
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,100 @@
+"""What tests share: small data, real data where it is there, and configs composed as the command line composes them."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
+from PIL import Image
+
+from onebox.data.shapes import write_shapes
+
+Compose = Callable[..., DictConfig]
+
+
+@pytest.fixture(scope="session")
+def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small embedded data set."""
+    root = tmp_path_factory.mktemp("data") / "shapes"
+    sizes = {"num_train": 60, "num_val": 20, "num_test": 20}
+    write_shapes(root, **sizes, multi_object_fraction=0.2, min_side=80, max_side=120, seed=0)
+    return root
+
+
+@pytest.fixture(scope="session")
+def voc_root() -> Path:
+    """The folder that holds VOCdevkit."""
+    if "ONEBOX_VOC_ROOT" not in os.environ:
+        pytest.skip("set ONEBOX_VOC_ROOT to the folder that holds VOCdevkit; CI does")
+    return Path(os.environ["ONEBOX_VOC_ROOT"]).absolute()
+
+
+@pytest.fixture
+def composed(tmp_path: Path, shapes_root: Path) -> Iterator[Compose]:
+    """Composes a config on the small data set; its run directory is `tmp_path / "run"` unless overridden."""
+
+    def make(*overrides: str, small: bool = True) -> DictConfig:
+        data = [f"data.root={shapes_root}", "data.source=null"] if small else []
+        GlobalHydra.instance().clear()
+        with initialize_config_module("onebox.conf", version_base="1.3"):
+            cfg = compose(
+                "train",
+                # Overrides of the caller come last and win.
+                overrides=[f"run_dir={tmp_path / 'run'}", "trainer.accelerator=cpu", *data, *overrides],
+                return_hydra_config=True,
+            )
+        HydraConfig.instance().set_config(cfg)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return cfg
+
+    yield make
+    HydraConfig.instance().cfg = None
+
+
+VOC_XML = """<annotation>
+  <folder>VOC2007</folder><filename>{name}.jpg</filename>
+  <size><width>{width}</width><height>{height}</height><depth>3</depth></size><segmented>0</segmented>
+  {objects}
+</annotation>
+"""
+OBJECT_XML = """<object>
+  <name>{name}</name><pose>Left</pose><truncated>0</truncated><difficult>{difficult}</difficult>
+  <bndbox><xmin>{box[0]}</xmin><ymin>{box[1]}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox>
+</object>"""
+
+
+class Tree:
+    """Writes a VOC tree, image by image."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+            (folder / name).mkdir(parents=True)
+
+    def add(self, name: str, *objects: tuple[str, tuple[int, int, int, int]], size=(60, 40), difficult=()) -> None:
+        """One image of (width, height) px with objects (class, VOC box); `difficult` numbers those marked so."""
+        width, height = size
+        items = [
+            OBJECT_XML.format(name=label, box=box, difficult=int(number in difficult))
+            for number, (label, box) in enumerate(objects)
+        ]
+        text = VOC_XML.format(name=name, width=width, height=height, objects="".join(items))
+        (self.folder / "Annotations" / f"{name}.xml").write_text(text)
+        pixels = np.random.default_rng(len(name)).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(self.folder / "JPEGImages" / f"{name}.jpg")
+
+    def list(self, name: str, *ids: str) -> None:
+        """One list of ids."""
+        (self.folder / "ImageSets" / "Main" / f"{name}.txt").write_text("".join(f"{image_id}\n" for image_id in ids))
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    """An empty VOC tree."""
+    return Tree(tmp_path / "tree")

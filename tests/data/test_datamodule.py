@@ -1,0 +1,210 @@
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+from PIL import Image
+
+from onebox.errors import BadInput
+from onebox.train import build_data
+
+DOG = ("dog", (1, 1, 30, 20))
+CAT = ("cat", (5, 5, 55, 35))
+
+
+@pytest.fixture
+def folder_data(composed, tree):
+    """Builds and sets up `data=folder` on the test's own tree."""
+
+    def make(*overrides: str):
+        data = build_data(composed("data=folder", f"data.root={tree.folder}", *overrides, small=False))
+        data.setup()
+        return data
+
+    return make
+
+
+@pytest.fixture
+def shapes_data(composed):
+    def make(*overrides: str):
+        data = build_data(composed(*overrides))
+        data.setup()
+        return data
+
+    return make
+
+
+def batches(data, epoch=0, loader="train_dataloader"):
+    loader = getattr(data, loader)()
+    loader.sampler.set_epoch(epoch)
+    return list(loader)
+
+
+def test_a_plain_folder_gives_its_own_classes_and_a_seeded_split(folder_data, tree):
+    for number in range(20):
+        tree.add(f"image{number:02}", DOG if number % 2 else CAT)
+    first, again, other = folder_data(), folder_data(), folder_data("seed=1")
+    assert first.class_names == ["background", "cat", "dog"]
+    assert {split: len(index) for split, index in first.indexes.items()} == {"train": 16, "val": 2, "test": 2}
+    ids = [set(index.ids) for index in first.indexes.values()]
+    assert len(set.union(*ids)) == 20
+    assert [index.ids for index in first.indexes.values()] == [index.ids for index in again.indexes.values()]
+    assert (
+        first.indexes["val"].ids != other.indexes["val"].ids or first.indexes["test"].ids != other.indexes["test"].ids
+    )
+
+
+def test_selection_keeps_what_it_says(folder_data, tree):
+    tree.add("one", DOG)
+    tree.add("two", DOG, CAT)
+    tree.add("none")
+    tree.add("hard", CAT, DOG, difficult=[0])
+    splits = "data.splits={train:['*'],val:[],test:[]}"
+    none = "data.holdout={val:0.0,test:0.0}"
+    single = folder_data(splits, none).indexes["train"]
+    assert single.ids == ("one",)
+    assert single.dropped["several objects"] == 2
+    assert single.dropped["no object"] == 1
+    assert str(single) == "1 of 4 images, 1 dropped (no object), 2 dropped (several objects)"
+    largest = folder_data(splits, none, "data.select=largest")
+    assert dict(zip(largest.indexes["train"].ids, largest.indexes["train"].labels.tolist(), strict=True)) == {
+        "hard": 1,
+        "one": 2,
+        "two": 1,
+    }
+    easy = folder_data(splits, none, "data.include_difficult=false").indexes["train"]
+    assert easy.ids == ("hard", "one")
+    assert folder_data(splits, none, "data.select=largest", "data.ids=[two,one]").indexes["train"].ids == ("one", "two")
+    assert folder_data(splits, none, "data.select=largest", "data.limit=2").indexes["train"].ids == ("hard", "one")
+
+
+def test_the_background_class_shifts_the_labels(folder_data, tree):
+    for number in range(4):
+        tree.add(f"{number}", DOG)
+    assert folder_data().indexes["train"].labels.unique().tolist() == [1]
+    without = folder_data("data.background_class=false")
+    assert without.class_names == ["dog"]
+    assert without.indexes["train"].labels.unique().tolist() == [0]
+
+
+def test_boxes_are_normalised_xyxy(folder_data, tree):
+    tree.add("a", ("dog", (1, 1, 30, 20)))
+    index = folder_data("data.holdout={val:0,test:0}").indexes["train"]
+    torch.testing.assert_close(index.boxes, torch.tensor([[0.0, 0.0, 0.5, 0.5]]))
+
+
+def test_an_image_in_two_splits_is_refused(folder_data, tree):
+    tree.add("a", DOG)
+    tree.add("b", DOG)
+    tree.list("train", "a", "b")
+    tree.list("val", "b")
+    with pytest.raises(BadInput, match="image b is in both train and val"):
+        folder_data("data.splits={train:[train],val:[val],test:[]}")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda tree: (tree.folder / "JPEGImages/a.jpg").unlink(), r"a\.jpg: no such image; add it"),
+        (lambda tree: (tree.folder / "Annotations/a.xml").unlink(), r"a\.xml: no such file; add the annotation"),
+        (lambda tree: tree.add("a", ("dog", (1, 1, 61, 20))), r"a\.xml: box .* outside the image of 60x40"),
+        (lambda tree: tree.add("a", ("unicorn", (1, 1, 6, 20))), r"a\.xml: class 'unicorn' is not in data\.classes"),
+    ],
+)
+def test_bad_data_is_refused_before_training_with_file_and_remedy(folder_data, tree, spoil, message):
+    tree.add("a", DOG)
+    spoil(tree)
+    with pytest.raises(BadInput, match=message):
+        folder_data("data.classes=[dog]")
+
+
+def test_no_image_left_says_what_dropped_them(folder_data, tree):
+    tree.add("a", DOG, CAT)
+    with pytest.raises(BadInput, match=r"no training image is left \(0 of 1 images, 1 dropped \(several objects\)\)"):
+        folder_data()
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image"])
+def test_an_unreadable_image_is_named(folder_data, tree, content):
+    tree.add("a", DOG)
+    (tree.folder / "JPEGImages/a.jpg").write_bytes(content)
+    with pytest.raises(BadInput, match=r"a\.jpg: not a readable image"):
+        folder_data().dataset("train")
+
+
+def test_an_image_of_another_size_than_annotated_is_named(folder_data, tree):
+    tree.add("a", DOG)
+    Image.new("RGB", (40, 60)).save(tree.folder / "JPEGImages/a.jpg")
+    with pytest.raises(BadInput, match=r"a\.jpg: the image is 40x60 px but its annotation says 60x40"):
+        folder_data().dataset("train")
+
+
+def test_an_exif_turn_is_not_applied(folder_data, tree):
+    tree.add("a", DOG)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn by 90 degrees"
+    Image.new("RGB", (60, 40)).save(tree.folder / "JPEGImages/a.jpg", exif=exif)
+    assert len(folder_data("data.holdout={val:0,test:0}").dataset("train")) == 1
+
+
+@pytest.mark.parametrize("augment", ["none", "strong"])
+def test_batches_do_not_depend_on_workers_or_cache(shapes_data, augment):
+    variants = [
+        shapes_data("data.batch_size=16", f"augment={augment}", *overrides)
+        for overrides in ([], ["data.num_workers=1"], ["data.num_workers=2"], ["data.cache=none"])
+    ]
+    for epoch in (0, 3):
+        expected, *others = [batches(data, epoch) for data in variants]
+        for other in others:
+            assert [batch.ids for batch in other] == [batch.ids for batch in expected]
+            for mine, theirs in zip(other, expected, strict=True):
+                assert torch.equal(mine.images, theirs.images)
+                assert torch.equal(mine.boxes, theirs.boxes)
+                assert torch.equal(mine.labels, theirs.labels)
+
+
+def test_each_epoch_has_all_images_in_an_order_of_its_own(shapes_data):
+    data = shapes_data("data.batch_size=7")
+    orders = [[name for batch in batches(data, epoch) for name in batch.ids] for epoch in (0, 1)]
+    assert sorted(orders[0]) == sorted(orders[1]) == sorted(data.indexes["train"].ids)
+    assert orders[0] != orders[1]
+    assert [name for batch in batches(data, 5, "val_dataloader") for name in batch.ids] == list(data.indexes["val"].ids)
+
+
+def test_a_batch_is_uint8_channels_last(shapes_data):
+    batch = batches(shapes_data())[0]
+    assert batch.images.dtype == torch.uint8
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert batch.boxes.dtype == torch.float32
+    assert batch.labels.dtype == torch.int64
+
+
+def test_only_train_pools_all_lists(shapes_data):
+    data = shapes_data("data.only_train=true", "data.select=largest")
+    assert len(data.indexes["train"]) == 100
+    assert data.val_dataloader() == data.test_dataloader() == []
+
+
+def test_replicas_share_the_images_evenly():
+    from onebox.data.dataset import EpochSampler
+
+    parts = [list(EpochSampler(7, shuffle=True, seed=0, rank=rank, num_replicas=2)) for rank in (0, 1)]
+    assert [len(part) for part in parts] == [4, 4]
+    assert {row for part in parts for _, row in part} == set(range(7))
+
+
+def test_decoding_is_pillows(shapes_root):
+    from onebox.data.dataset import read_image
+
+    path = next((shapes_root / "JPEGImages").iterdir())
+    difference = read_image(path).astype(int) - np.asarray(Image.open(path).convert("RGB")).astype(int)
+    assert np.abs(difference).max() <= 2
+
+
+def test_real_voc_gives_the_known_numbers(composed, voc_root):
+    cfg = composed("data=voc2007", f"data.root={voc_root / 'VOCdevkit'}", small=False)
+    data = build_data(cfg)
+    data.setup()
+    assert {split: len(index) for split, index in data.indexes.items()} == {"train": 1169, "val": 167, "test": 183}
+    assert data.num_classes == 21
+    assert data.class_names[15] == "person"
+    assert instantiate(cfg.data.classes) == data.class_names[1:]

@@ -1,0 +1,109 @@
+import pytest
+from defusedxml import ElementTree
+
+from onebox.data.voc import VocTree, labels_and_boxes, read_annotation
+from onebox.errors import BadInput
+
+# The notebook's classes: background first.
+CLASSES = ["background", "aeroplane", "bicycle", "dog"]
+LABEL_OF = {name: label for label, name in enumerate(CLASSES)}
+
+
+def test_labels_and_boxes_of_the_notebooks_image(tree):
+    tree.add("2008_000001", ("aeroplane", (39, 119, 493, 252)), size=(500, 333))
+    labels, boxes = labels_and_boxes(
+        read_annotation(tree.folder / "Annotations/2008_000001.xml", box_origin=1), LABEL_OF
+    )
+    assert labels == [1]
+    # The notebook reads (39, 119, 454, 133) as xywh; VOC's pixel 39 is the one between the edges 38 and 39.
+    assert boxes == [(38, 118, 493, 252)]
+
+
+def test_all_objects_come_in_file_order(tree):
+    tree.add("a", ("dog", (1, 1, 60, 40)), ("bicycle", (2, 3, 4, 5)), difficult=[1])
+    annotation = read_annotation(tree.folder / "Annotations/a.xml", box_origin=1)
+    assert labels_and_boxes(annotation, LABEL_OF) == ([3, 2], [(0, 0, 60, 40), (1, 2, 4, 5)])
+    assert [item.difficult for item in annotation.objects] == [False, True]
+
+
+def test_box_origin_0_takes_the_numbers_as_edges(tree):
+    tree.add("a", ("dog", (0, 0, 60, 40)))
+    annotation = read_annotation(tree.folder / "Annotations/a.xml", box_origin=0)
+    assert annotation.objects[0].box_px == (0, 0, 60, 40)
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        (0, 1, 10, 10),
+        (1, 1, 61, 40),
+        (1, 1, 60, 41),
+        (10, 10, 5, 20),
+        ("nan", 1, 5, 5),
+        (1, 1, "inf", 5),
+        (1, 1, "", 5),
+    ],
+)
+def test_a_wrong_box_is_refused_with_the_files_name(tree, box):
+    tree.add("a", ("dog", box))
+    with pytest.raises(BadInput, match=r"a\.xml: .*(box_origin|correct or remove)"):
+        read_annotation(tree.folder / "Annotations/a.xml", box_origin=1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "<annotation>",
+        "<annotation/>",
+        "not xml",
+        '<!DOCTYPE a [<!ENTITY b "bbbb">]><annotation><folder>&b;</folder></annotation>',
+        '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><annotation><folder>&b;</folder></annotation>',
+    ],
+)
+def test_a_broken_or_hostile_file_is_refused_with_its_name(tmp_path, text):
+    path = tmp_path / "a.xml"
+    path.write_text(text)
+    with pytest.raises(BadInput, match=r"a\.xml: "):
+        read_annotation(path, box_origin=1)
+
+
+def test_an_unknown_class_is_refused_with_the_known_ones(tree):
+    tree.add("a", ("unicorn", (1, 1, 10, 10)))
+    with pytest.raises(BadInput, match=r"a\.xml: class 'unicorn' is not in data\.classes \(background, aeroplane"):
+        labels_and_boxes(read_annotation(tree.folder / "Annotations/a.xml", box_origin=1), LABEL_OF)
+
+
+def test_a_missing_folder_list_image_or_annotation_is_named(tree, tmp_path):
+    with pytest.raises(BadInput, match=r"nowhere: no such folder; point data\.root"):
+        VocTree(tmp_path / "nowhere")
+    tree.list("train", "a")
+    voc = VocTree(tree.folder)
+    with pytest.raises(BadInput, match=r"test\.txt: no such list \(there are: train\)"):
+        voc.ids("test")
+    with pytest.raises(BadInput, match=r"a\.jpg: no such image"):
+        voc.image_path("a")
+    with pytest.raises(BadInput, match=r"a\.xml: no such file"):
+        read_annotation(voc.annotation_path("a"), box_origin=1)
+
+
+def test_lists_keep_their_order_and_ignore_the_flag_column(tree):
+    tree.list("dog_train", "b  1", "a -1", "")
+    assert VocTree(tree.folder).ids("dog_train") == ["b", "a"]
+
+
+def test_reading_agrees_with_torchvision_on_real_voc(voc_root):
+    from torchvision.datasets import VOCDetection
+
+    reference = VOCDetection(str(voc_root), year="2007", image_set="val", download=False)
+    tree = VocTree(voc_root / "VOCdevkit" / "VOC2007")
+    ids = tree.ids("val")
+    assert len(ids) == len(reference) == 193
+    for image_id, number in zip(ids, range(len(reference)), strict=True):
+        theirs = reference.parse_voc_xml(ElementTree.parse(reference.annotations[number]).getroot())
+        mine = read_annotation(tree.annotation_path(image_id), box_origin=1)
+        expected = [
+            (item["name"], tuple(float(item["bndbox"][edge]) for edge in ("xmin", "ymin", "xmax", "ymax")))
+            for item in theirs["annotation"]["object"]
+        ]
+        assert [(o.name, (o.box_px[0] + 1, o.box_px[1] + 1, *o.box_px[2:])) for o in mine.objects] == expected

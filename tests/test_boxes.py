@@ -1,0 +1,51 @@
+import pytest
+import torch
+
+from onebox import boxes
+
+EMPTY = torch.zeros(0, 4)
+# The notebook's image: 500 x 333 px, one aeroplane at xywh (39, 119, 454, 133).
+XYWH_PX = torch.tensor([[39.0, 119.0, 454.0, 133.0]])
+SHAPE = (333, 500)
+
+
+@pytest.mark.parametrize(
+    ("convert", "given", "expected"),
+    [
+        (boxes.xywh_to_xyxy, EMPTY, EMPTY),
+        (boxes.xywh_to_xyxy, XYWH_PX, torch.tensor([[39.0, 119.0, 493.0, 252.0]])),
+        (boxes.xyxy_to_xywh, torch.tensor([[39.0, 119.0, 493.0, 252.0]]), XYWH_PX),
+        (
+            boxes.xyxy_to_cxcywh,
+            torch.tensor([[39.0, 119.0, 493.0, 252.0]]),
+            torch.tensor([[266.0, 185.5, 454.0, 133.0]]),
+        ),
+        (
+            boxes.cxcywh_to_xyxy,
+            torch.tensor([[266.0, 185.5, 454.0, 133.0]]),
+            torch.tensor([[39.0, 119.0, 493.0, 252.0]]),
+        ),
+        (boxes.clip, torch.tensor([[-0.1, 0.2, 1.5, 0.9]]), torch.tensor([[0.0, 0.2, 1.0, 0.9]])),
+    ],
+)
+def test_conversion_gives_expected_box(convert, given, expected):
+    torch.testing.assert_close(convert(given), expected)
+
+
+def test_norm_gives_the_notebooks_numbers():
+    expected = torch.tensor([[0.078, 0.35735736, 0.908, 0.3993994]])
+    torch.testing.assert_close(boxes.norm(XYWH_PX, SHAPE), expected)
+    torch.testing.assert_close(boxes.unnorm(expected, SHAPE), XYWH_PX)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (333, 500), (500, 333)])
+def test_unnorm_undoes_norm_of_one_box_and_of_none(shape):
+    torch.testing.assert_close(boxes.unnorm(boxes.norm(XYWH_PX[0], shape), shape), XYWH_PX[0])
+    assert boxes.norm(EMPTY, shape).shape == (0, 4)
+
+
+def test_paired_iou_compares_row_by_row():
+    left = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.1, 0.1]])
+    right = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 0.5, 1.0], [0.5, 0.5, 1.0, 1.0]])
+    torch.testing.assert_close(boxes.paired_iou(left, right), torch.tensor([1.0, 0.5, 0.0]))
+    assert boxes.paired_iou(EMPTY, EMPTY).shape == (0,)

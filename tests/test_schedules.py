@@ -1,0 +1,35 @@
+import pytest
+import torch
+
+from onebox.schedules import cosine, one_cycle
+
+
+def rates(schedule, num_steps: int, **options) -> list[float]:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5, momentum=0.9)
+    scheduler = schedule(optimizer, num_steps, **options)
+    seen = []
+    for _ in range(num_steps):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return seen
+
+
+def test_cosine_rises_to_the_optimizers_rate_and_falls_to_the_final_one():
+    seen = rates(cosine, 100, warmup=0.1, final_factor=0.1)
+    assert max(seen) == pytest.approx(0.5)
+    assert seen.index(max(seen)) == 10
+    assert seen[0] < 0.1
+    assert seen[-1] == pytest.approx(0.05, abs=1e-3)
+    assert seen[55] == pytest.approx((0.5 + 0.05) / 2, rel=1e-6)  # half-way down
+
+
+def test_cosine_without_warmup_starts_at_the_peak():
+    assert rates(cosine, 10, warmup=0.0, final_factor=0.0)[0] == 0.5
+
+
+def test_one_cycle_starts_peaks_and_ends_where_it_is_told():
+    seen = rates(one_cycle, 100, warmup=0.3, initial_factor=0.1, final_factor=0.001)
+    assert seen[0] == pytest.approx(0.05)
+    assert max(seen) == pytest.approx(0.5)
+    assert seen[-1] == pytest.approx(0.0005)
