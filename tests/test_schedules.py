@@ -16,7 +16,7 @@ def rates(schedule, num_steps: int, **options) -> list[float]:
 
 
 def test_cosine_rises_to_the_optimizers_rate_and_falls_to_the_final_one():
-    seen = rates(cosine, 100, warmup=0.1, final_factor=0.1)
+    seen = rates(cosine, 100, warmup=0.1, hold_steps=0, final_factor=0.1)
     assert max(seen) == pytest.approx(0.5)
     assert seen.index(max(seen)) == 10
     assert seen[0] < 0.1
@@ -25,7 +25,15 @@ def test_cosine_rises_to_the_optimizers_rate_and_falls_to_the_final_one():
 
 
 def test_cosine_without_warmup_starts_at_the_peak():
-    assert rates(cosine, 10, warmup=0.0, final_factor=0.0)[0] == 0.5
+    assert rates(cosine, 10, warmup=0.0, hold_steps=0, final_factor=0.0)[0] == 0.5
+
+
+def test_cosine_holds_the_peak_before_it_falls():
+    seen = rates(cosine, 100, warmup=0.0, hold_steps=30, final_factor=0.0)
+    assert seen[:31] == [0.5] * 31
+    assert seen[31] < 0.5
+    assert seen[65] == pytest.approx(0.25)
+    assert rates(cosine, 30, warmup=0.0, hold_steps=30, final_factor=0.0) == [0.5] * 30
 
 
 def test_one_cycle_starts_peaks_and_ends_where_it_is_told():

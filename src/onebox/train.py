@@ -38,6 +38,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell gives it
 IRRELEVANT_WARNINGS = (
     ".*does not have many workers.*",  # with the cache of decoded images, workers only make it slower
     ".*smaller than the logging interval.*",  # the module reads what is left at the end of each epoch
+    ".*Total length of .* across ranks is zero.*",  # an empty split is said on its own line
     ".*LeafSpec.*deprecated.*",  # Lightning's own use of torch
 )
 RESULT_TAGS = [

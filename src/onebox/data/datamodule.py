@@ -160,13 +160,13 @@ class VocDataModule(LightningDataModule):
         """Batches in an order of their own for each epoch."""
         return self._loader("train")
 
-    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        """Batches in the order of the lists; an empty list, which the trainer skips, when there are no images."""
-        return self._loader("val") if len(self.indexes["val"]) else []
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Batches in the order of the lists."""
+        return self._loader("val")
 
-    def test_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        """Batches in the order of the lists; an empty list when there are no images."""
-        return self._loader("test") if len(self.indexes["test"]) else []
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Batches in the order of the lists."""
+        return self._loader("test")
 
     def _dataset(self, split: str, *, augment: bool, cache: Literal["ram", "none"]) -> OneBoxDataset:
         return OneBoxDataset(self.indexes[split], self._transform, augment=augment, cache=cache, seed=self._seed)

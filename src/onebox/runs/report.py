@@ -1,2 +1,226 @@
+"""report.html: what a person looks at first in a run directory."""
+
+import base64
+import csv
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-def write_report(run_dir: Path) -> None: ...
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from omegaconf import OmegaConf
+
+import onebox
+from onebox.files import read_json, write_text
+
+# In the order of the table, with what each one says to a reader who does not know it.
+METRICS = {
+    "joint_acc": "Class and box (IoU ≥ 0.5) right in the same image: the task itself.",
+    "acc": "Class right, whatever the box.",
+    "iou": "Mean overlap of predicted and true box: intersection over union.",
+    "loc_acc": "Box right (IoU ≥ 0.5), whatever the class. Also known as CorLoc.",
+    "loc_acc70": "Box right by a stricter measure (IoU ≥ 0.7).",
+    "joint_acc_top5": "Box right, and the class among the five most likely.",
+    "joint_acc_50_95": "joint_acc, mean over IoU thresholds of 0.50 to 0.95: rewards tight boxes.",
+    "loc_l1": "Mean error of a box edge, as a share of the image side. Lower is better.",
+}
+PER_CLASS = ("joint_acc", "acc", "iou", "loc_acc")
+ERRORS = {
+    "right": "class and box right",
+    "error_cls": "only the class wrong",
+    "error_loc": "only the box wrong",
+    "error_both": "both wrong",
+}
+LOSSES = {"loss": "Total loss", "loss_loc": "Box term", "loss_cls": "Class term"}
+SCORES = {"joint_acc": "Class and box", "acc": "Class", "iou": "Overlap", "loc_acc": "Box"}
+
+SAME = 1e-6  # what differs by less differs only in the rounding of float32
+MAX_HOVERED_EPOCHS = 60  # more points would make the file large, and lie too close to be pointed at
+TOP, BOTTOM, LEFT, RIGHT = 10, 170, 38, 8  # a chart's upper and lower end, left and right margin, px
+
+Values = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One metric over epochs, ready to be drawn by the template.
+
+    Attributes:
+        name, title: of the metric.
+        width: px.
+        x_range, y_range: first and last of the plotting area, px; y_range from its lower end.
+        curves: for each split that has any, its points as (x px, y px, epoch from 1, value).
+        x_ticks, y_ticks: as (px, text).
+        best_x, floor_y: place of the best epoch and of the floor, px.
+        not_numbers: how many values were NaN or infinite, and are not among the points.
+    """
+
+    name: str
+    title: str
+    width: int
+    x_range: tuple[int, int]
+    y_range: tuple[int, int]
+    curves: dict[str, list[tuple[float, float, int, float]]]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    best_x: float | None
+    floor_y: float | None
+    not_numbers: int
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `report.html`, one file that needs neither network nor scripts, from what lies in a run directory.
+
+    Only run.json must be there; what else is missing is left out or said to be missing.
+
+    Raises:
+        FileNotFoundError: `run_dir` has no run.json.
+    """
+    run = read_json(run_dir / "run.json")
+    metrics = read_json(run_dir / "metrics.json") if (run_dir / "metrics.json").exists() else {}
+    final, best, test, floor = (metrics.get(key, {}) for key in ("final", "best", "test", "floor"))
+    per_class = sorted(metrics.get("per_class", {}).items(), key=lambda item: (-item[1]["images"], item[0]))
+    images = sum(values["images"] for _, values in per_class)
+    config_path, picture = run_dir / "config.yaml", run_dir / "predictions.png"
+    config = config_path.read_text(encoding="utf-8") if config_path.exists() else ""
+    epochs = read_epochs(run_dir / "metrics.csv")
+    level, standard_error = judge(test, floor, images) if test else ("", 0.0)
+
+    environment = Environment(
+        loader=PackageLoader("onebox.runs", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    html = environment.get_template("report.html").render(
+        version=onebox.__version__,
+        run=run,
+        started=datetime.fromisoformat(run["started"]),
+        command=repeat_command(run),
+        config=config,
+        monitor=OmegaConf.select(OmegaConf.create(config), "monitor"),
+        metrics=METRICS,
+        losses=LOSSES,
+        errors=ERRORS,
+        class_columns=PER_CLASS,
+        final=final,
+        best=best,
+        best_epoch=best["epoch"] + 1 if best else None,
+        test=test,
+        floor=floor,
+        # Without a test split, the nearest thing to a result.
+        shown_split="val" if any(tag.startswith("val/") for tag in final) else "train",
+        better_than_floor=[name for name in METRICS if test and _gain(name, test, floor) > SAME],
+        level=level,
+        standard_error=standard_error,
+        shares=error_shares(test),
+        floor_shares=error_shares(floor),
+        images=images,
+        per_class=per_class,
+        picture=base64.b64encode(picture.read_bytes()).decode() if picture.exists() else None,
+        epochs=len(epochs),
+        hover=len(epochs) <= MAX_HOVERED_EPOCHS,
+        loss_charts=draw_charts(LOSSES, epochs, best, {}, width=344),
+        score_charts=draw_charts(SCORES, epochs, best, floor, width=254),
+    )
+    path = run_dir / "report.html"
+    write_text(path, html)
+    return path
+
+
+def read_epochs(path: Path) -> list[Values]:
+    """The rows of metrics.csv; what an epoch did not log is not in its row."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{tag: float(value) for tag, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def repeat_command(run: Mapping[str, Any]) -> str:
+    """The shell command that trains this run again, in another directory; of a job of a sweep, this job alone."""
+    overrides = [override for override in run["overrides"] if not override.startswith("run_dir=")]
+    alone = ["hydra.mode=RUN"] if run["choices"].get("sweep") else []
+    return shlex.join(["onebox-train", *overrides, *alone])
+
+
+def judge(test: Values, floor: Values, images: int) -> tuple[str, float]:
+    """Whether joint_acc is `below`, `near` or `above` the floor, and its standard error over `images` images.
+
+    Near is less than two standard errors above: another draw of test images could have put it at the floor.
+    """
+    result = test["joint_acc"]
+    error = math.sqrt(max(0.0, result * (1 - result)) / images) if images else 0.0
+    gain = _gain("joint_acc", test, floor)
+    return ("below" if gain <= SAME else "near" if gain < 2 * error else "above"), error
+
+
+def _gain(name: str, test: Values, floor: Values) -> float:
+    return (test[name] - floor[name]) * (-1 if name == "loc_l1" else 1)
+
+
+def error_shares(values: Values) -> Values:
+    """Share of images of each of `ERRORS`; empty without values."""
+    wrong = {name: values[name] for name in ERRORS if name in values}
+    return {"right": max(0.0, 1 - sum(wrong.values())), **wrong} if wrong else {}
+
+
+def draw_charts(
+    titles: Mapping[str, str], epochs: Sequence[Values], best: Values, floor: Values, width: int
+) -> list[Chart]:
+    """A chart of `width` px for each name of `titles` that any epoch logged."""
+    charts = [_chart(name, title, epochs, best, floor.get(name), width) for name, title in titles.items()]
+    return [chart for chart in charts if chart.curves or chart.not_numbers]
+
+
+def _chart(
+    name: str, title: str, epochs: Sequence[Values], best: Values, floor: float | None, width: int
+) -> Chart:
+    # Only the ticks are matplotlib's: a chart that the template draws follows the page's colours, light and dark.
+    from matplotlib.ticker import MaxNLocator
+
+    logged = [
+        (split, row["epoch"], row[f"{split}/{name}"])
+        for split in ("train", "val")
+        for row in epochs
+        if f"{split}/{name}" in row
+    ]
+    shown = [point for point in logged if math.isfinite(point[2])]
+    values = [value for _, _, value in shown] + ([] if floor is None else [floor])
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    if name in SCORES:
+        low, high = 0.0, high or 1.0  # an accuracy without its zero is hard to judge
+    elif high == low:
+        low, high = low - 0.5, high + 0.5
+    y_ticks = [float(tick) for tick in MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
+    low, high = y_ticks[0], y_ticks[-1]
+    decimals = max(len(f"{tick:g}".partition(".")[2]) for tick in y_ticks)
+    last = max((row["epoch"] for row in epochs), default=0.0)
+    x_locator = MaxNLocator(5, integer=True, steps=[1, 2, 5, 10])
+    x_ticks = [float(tick) for tick in x_locator.tick_values(1, last + 1) if 1 <= tick <= last + 1]
+
+    def x(epoch: float) -> float:
+        return round(LEFT + (epoch / last if last else 0.5) * (width - RIGHT - LEFT), 1)
+
+    def y(value: float) -> float:
+        return round(BOTTOM - (value - low) / (high - low) * (BOTTOM - TOP), 1)
+
+    curves: dict[str, list[tuple[float, float, int, float]]] = {}
+    for split, epoch, value in shown:
+        curves.setdefault(split, []).append((x(epoch), y(value), int(epoch) + 1, value))
+    return Chart(
+        name=name,
+        title=title,
+        width=width,
+        x_range=(LEFT, width - RIGHT),
+        y_range=(BOTTOM, TOP),
+        curves=curves,
+        x_ticks=[(x(tick - 1), f"{tick:g}") for tick in x_ticks],
+        y_ticks=[(y(tick), f"{tick:.{decimals}f}") for tick in y_ticks],
+        best_x=x(best["epoch"]) if best else None,
+        floor_y=None if floor is None else y(floor),
+        not_numbers=len(logged) - len(shown),
+    )

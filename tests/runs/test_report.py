@@ -1,0 +1,290 @@
+import json
+import shlex
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from onebox.files import write_json, write_text
+from onebox.runs.report import METRICS, write_report
+
+PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
+    "1f15c4890000000d49444154789c63f8ffff3f0005fe02fea7d6059b0000000049454e44ae426082"
+)
+ERRORS = {"error_cls": 0.25, "error_loc": 0.125, "error_both": 0.125}
+TEST = {
+    "joint_acc": 0.5,
+    "acc": 0.625,
+    "iou": 0.611,
+    "loc_acc": 0.75,
+    "loc_acc70": 0.402,
+    "joint_acc_top5": 0.703,
+    "joint_acc_50_95": 0.304,
+    "loc_l1": 0.081,
+    **ERRORS,
+}
+FLOOR = {
+    "joint_acc": 0.09,
+    "acc": 0.14,
+    "iou": 0.45,
+    "loc_acc": 0.54,
+    "loc_acc70": 0.13,
+    "joint_acc_top5": 0.35,
+    "joint_acc_50_95": 0.025,
+    "loc_l1": 0.135,
+    "error_cls": 0.45,
+    "error_loc": 0.05,
+    "error_both": 0.41,
+}
+TAGS = ("loss", "loss_loc", "loss_cls", "joint_acc", "acc", "iou", "loc_acc")
+
+
+class Page(HTMLParser):
+    """What a browser would load, run or show: `loads`, `tags`, all `text`, and the cells of each table row."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.loads, self.tags, self.rows, self.text, self.style, self.in_cell = [], [], [], "", "", False
+        self.html = path.read_text(encoding="utf-8")
+        self.feed(self.html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.loads += [
+            value for name, value in attrs if name in ("src", "srcset", "href", "xlink:href", "data")
+        ]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th") and self.rows:
+            self.rows[-1].append("")
+            self.in_cell = True
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self.in_cell = False
+
+    def handle_data(self, data):
+        if self.lasttag == "style":
+            self.style += data
+            return
+        self.text += data
+        if self.in_cell:
+            self.rows[-1][-1] += data.strip() + " "
+
+
+def make_run(
+    folder: Path,
+    *,
+    test=TEST,
+    floor=FLOOR,
+    splits=("train", "val"),
+    epochs=3,
+    classes=("cat", "dog"),
+    **facts,
+) -> Path:
+    rows = [
+        {f"{split}/{tag}": (i + 1) / 10 + epoch / 100 for split in splits for i, tag in enumerate(TAGS)}
+        for epoch in range(epochs)
+    ]
+    run = {
+        "schema": 1,
+        "status": "running",
+        "name": "baseline",
+        "seed": 7,
+        "fingerprint": "7e7b7ed9f3b9",
+        "choices": {"sweep": None, "data": "voc2007", "model/backbone": "tiny_cnn"},
+        "overrides": ["data=voc2007", "data.ids=['000028']"],
+        "started": "2026-11-23T15:37:56+00:00",
+        "command": ["onebox-train", "data=voc2007"],
+        "host": "vm",
+        "python": "3.11.7",
+        "git": {"sha": "da611e5737249490", "branch": "main", "dirty": True, "diff": "", "diff_cut": False},
+        "packages": {"onebox": "0.1.0", "torch": "2.14.1"},
+        "hardware": {"cpu": "Xeon", "cores": 2, "threads": 2, "gpus": []},
+        "data": {split: "8 of 9 images" for split in splits},
+        "parameters": 257553,
+    }
+    per_class = {name: {"images": 100 * (i + 1), **TEST} for i, name in enumerate(classes)} if test else {}
+    metrics = {
+        "schema": 1,
+        "final": rows[-1],
+        "best": {**rows[-1], "epoch": epochs - 1},
+        "test": test,
+        "floor": floor,
+        "per_class": per_class,
+    }
+    write_json(folder / "run.json", run | facts)
+    write_json(folder / "metrics.json", metrics)
+    write_text(folder / "config.yaml", "name: baseline\nmonitor: val/joint_acc\n")
+    header = ["epoch", *rows[0]]
+    lines = [",".join(header), *(f"{i}," + ",".join(map(str, row.values())) for i, row in enumerate(rows))]
+    write_text(folder / "metrics.csv", "\n".join(lines) + "\n")
+    return folder
+
+
+def test_report_loads_nothing_and_embeds_the_picture(tmp_path):
+    run = make_run(tmp_path)
+    (run / "predictions.png").write_bytes(PIXEL)
+    path = write_report(run)
+    page = Page(path)
+    assert path == run / "report.html"
+    assert len(page.loads) == 1
+    assert page.loads[0].startswith("data:image/png;base64,")
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert "url(" not in page.style
+    assert "@import" not in page.style
+
+
+def test_report_shows_each_test_metric_beside_its_floor(tmp_path):
+    rows = {row[0].split()[0]: row for row in Page(write_report(make_run(tmp_path))).rows if len(row) == 6}
+    for name in METRICS:
+        result, floor, difference = (cell.strip() for cell in rows[name][2:5])
+        assert result == f"{TEST[name]:.3f}"
+        assert floor == f"{FLOOR[name]:.3f}"
+        assert float(difference.replace("\N{MINUS SIGN}", "-")) == pytest.approx(
+            TEST[name] - FLOOR[name], abs=6e-4
+        )
+        assert rows[name][5].strip() == "better"  # loc_l1 too, where less is better
+
+
+def test_report_counts_errors_as_shares_of_all_images(tmp_path):
+    text = " ".join(Page(write_report(make_run(tmp_path))).text.split())
+    for share in ("50.0 % class and box right", "25.0 % only the class wrong", "12.5 % only the box wrong"):
+        assert share in text
+
+
+@pytest.mark.parametrize(
+    ("joint_acc", "images", "words"),
+    [
+        (0.05, 300, "Not above the floor."),
+        (0.09, 300, "Not above the floor."),
+        (0.10, 300, "too near to tell them apart"),
+        (0.50, 300, None),
+    ],
+)
+def test_report_says_when_a_result_is_no_result(tmp_path, joint_acc, images, words):
+    text = Page(write_report(make_run(tmp_path, test=TEST | {"joint_acc": joint_acc}))).text
+    assert f"{images} test images" in text
+    assert ("a number near the floor is no result" in text) is (words is not None)
+    assert words is None or words in text
+
+
+def test_report_marks_metrics_that_are_not_better_than_the_floor(tmp_path):
+    worse = TEST | {"acc": FLOOR["acc"], "loc_l1": 0.2}
+    rows = {row[0].split()[0]: row for row in Page(write_report(make_run(tmp_path, test=worse))).rows if row}
+    assert rows["acc"][5].strip() == "not better than the floor"
+    assert rows["loc_l1"][5].strip() == "not better than the floor"
+    assert rows["iou"][5].strip() == "better"
+
+
+def test_report_orders_classes_by_their_images(tmp_path):
+    page = Page(write_report(make_run(tmp_path, classes=("rare", "usual", "common"))))
+    assert [row[0].strip() for row in page.rows if row[0].strip() in ("rare", "usual", "common")] == [
+        "common",
+        "usual",
+        "rare",
+    ]
+
+
+def test_report_escapes_what_others_have_named(tmp_path):
+    evil = "<script>alert(1)</script>"
+    run = make_run(
+        tmp_path,
+        name=evil,
+        classes=(evil,),
+        overrides=[f"name={evil}"],
+        host=evil,
+        choices={evil: evil},
+        packages={evil: evil, "onebox": evil},
+        data={"train": evil},
+        git={"sha": evil, "branch": evil, "dirty": True},
+    )
+    write_text(run / "config.yaml", f"name: '</code></pre>{evil}'\nmonitor: {evil}\n")
+    page = Page(write_report(run))
+    assert "script" not in page.tags
+    assert "<script" not in page.html
+    assert page.text.count(evil) >= 10
+
+
+def test_report_gives_a_command_that_a_shell_reads_back(tmp_path):
+    overrides = ["data=voc2007", "data.ids=['000028']", "name=a b", "run_dir=/old/place"]
+    run = make_run(tmp_path, overrides=overrides, choices={"sweep": "lr"})
+    command = next(
+        line for line in Page(write_report(run)).text.splitlines() if line.strip().startswith("onebox-train")
+    )
+    # A job of a sweep is repeated alone, and never over the directory of the run that is shown.
+    assert shlex.split(command) == ["onebox-train", *overrides[:3], "hydra.mode=RUN"]
+
+
+def test_report_of_training_images_only_says_so(tmp_path):
+    page = Page(write_report(make_run(tmp_path, test={}, floor={}, splits=("train",))))
+    assert "There is no test split" in page.text
+    assert "training images themselves" in page.text
+    assert "validation" not in page.text
+    rows = {row[0].split()[0]: row for row in page.rows}
+    assert rows["train/joint_acc"][-1].strip() == "0.420"
+
+
+def test_report_of_validation_without_test_says_that_it_chose_the_epoch(tmp_path):
+    page = Page(write_report(make_run(tmp_path, test={}, floor={})))
+    assert "also chose the best epoch" in page.text
+    assert any(row[0].startswith("val/iou") for row in page.rows)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 400])
+def test_report_draws_curves_for_any_number_of_epochs(tmp_path, epochs):
+    path = write_report(make_run(tmp_path, epochs=epochs))
+    page = Page(path)
+    assert page.html.count('<figure class="card chart">') == len(TAGS)
+    assert f"epoch {epochs}: val" in page.text
+    assert "nan" not in page.html
+    assert path.stat().st_size < 400_000
+
+
+def test_report_leaves_out_values_that_are_not_numbers_and_says_so(tmp_path):
+    run = make_run(tmp_path)
+    write_text(run / "metrics.csv", "epoch,train/loss,val/loss\n0,1.5,\n1,nan,2.5\n2,inf,3.5\n")
+    page = Page(write_report(run))
+    assert "2 values are not numbers" in page.text
+    assert "epoch 3: val 3.5" in page.text
+    assert page.html.count('<figure class="card chart">') == 1
+
+
+def test_report_of_a_failed_run_shows_the_reason(tmp_path):
+    run = make_run(
+        tmp_path, status="failed", error={"type": "BadInput", "message": "no <such> folder"}, git=None
+    )
+    for name in ("metrics.json", "metrics.csv", "config.yaml"):
+        (run / name).unlink()
+    text = Page(write_report(run)).text
+    assert "no <such> folder" in text
+    assert "No metrics were recorded" in text
+
+
+def test_report_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    run = make_run(tmp_path)
+    write_text(run / "report.html", "the old one")
+    before = sorted(path.name for path in run.iterdir())
+
+    def full_disk(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("onebox.files.os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_report(run)
+    assert (run / "report.html").read_text() == "the old one"
+    assert sorted(path.name for path in run.iterdir()) == before
+
+
+def test_report_imports_neither_torch_nor_pyplot(tmp_path):
+    run = make_run(tmp_path)
+    code = (
+        "import json, pathlib, sys; from onebox.runs.report import write_report; "
+        "write_report(pathlib.Path(sys.argv[1])); "
+        "print(json.dumps([m for m in ('torch', 'lightning', 'torchvision', 'matplotlib.pyplot') if m in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []

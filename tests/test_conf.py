@@ -1,0 +1,104 @@
+"""Every file of conf/ composes and instantiates; a misspelt key is an error."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+from hydra.errors import ConfigCompositionException
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from onebox.runs.fingerprint import fingerprint
+from onebox.train import build_data, build_module, build_trainer
+
+CONF = Path(__file__).parent.parent / "conf"
+FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
+
+# What is handed over when an object is built, not configured.
+GIVEN_AT_RUN_TIME = {"self", "transform", "feature_shape", "out_features", "optimizer", "num_steps", "root"}
+
+
+def choose(file: str) -> list[str]:
+    """The overrides that choose a file of conf/ in its group."""
+    group, _, option = file.rpartition("/")
+    return [f"{group}={option}"] if group else []
+
+
+def build(cfg: DictConfig) -> None:
+    data = build_data(cfg)
+    data.class_names = ["background", "cat", "dog"]
+    cfg.model.num_classes = data.num_classes
+    module = build_module(cfg, data)
+    trainer = build_trainer(cfg)
+    trainer.strategy._lightning_module = module
+    module.make_optimizer(module.parameters())
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_file_composes_and_instantiates(composed, tmp_path, file):
+    cfg = composed(*choose(file), f"data.root={tmp_path}", "data.splits={train:['*']}", small=False)
+    build(cfg)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_file_says_in_its_first_lines_what_it_is_for(file):
+    lines = [line for line in (CONF / f"{file}.yaml").read_text().splitlines() if not line.startswith("# @package")]
+    assert lines[0].startswith("# ")
+    assert len(lines[0]) > 10
+    if file.startswith("experiment/"):
+        assert lines[0].startswith("# Claim: ")
+        assert "# Run:   onebox-train experiment=" in "\n".join(lines)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_argument_of_our_own_classes_is_spelled_in_yaml(composed, tmp_path, file):
+    cfg = composed(*choose(file), f"data.root={tmp_path}", "data.splits={train:['*']}", small=False)
+
+    def walk(node):
+        if isinstance(node, dict):
+            target = node.get("_target_")
+            if isinstance(target, str) and target.startswith("onebox."):
+                given = {key for key in node if not key.startswith("_")}
+                parameters = inspect.signature(get_object(target)).parameters.values()
+                wanted = {item.name: item for item in parameters if item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)}
+                assert given | GIVEN_AT_RUN_TIME >= set(wanted), target
+                defaults = [name for name, item in wanted.items() if item.default is not inspect.Parameter.empty]
+                assert not defaults, f"{target} has second defaults in Python: {defaults}"
+            for value in node.values():
+                walk(value)
+        elif isinstance(node, list):
+            for value in node:
+                walk(value)
+
+    walk(OmegaConf.to_container(cfg, resolve=True))
+
+
+@pytest.mark.parametrize("key", ["data.batchsize=8", "optimizer.learning_rate=1", "loss.weights.box=3", "sede=1"])
+def test_a_misspelt_key_is_an_error(composed, key):
+    with pytest.raises(ConfigCompositionException, match=key.partition("=")[0]):
+        composed(key)
+
+
+def test_interpolations_reach_only_top_level_scalars():
+    for file in FILES:
+        for line in (CONF / f"{file}.yaml").read_text().splitlines():
+            if "${" in line and not line.lstrip().startswith(("#", "$", "{")) and not file.startswith("hydra/"):
+                for name in line.replace("}", "").split("${")[1:]:
+                    assert "." not in name.split(",")[0].split("/")[0] or name.startswith(("oc.env", "hydra")), line
+
+
+def test_fingerprint_ignores_what_cannot_change_a_result_and_nothing_else(composed):
+    def of(*overrides):
+        cfg = composed(*overrides)
+        return fingerprint(OmegaConf.to_container(cfg, resolve=True), cfg.fingerprint_ignore)
+
+    assert of() == of("run_dir=elsewhere", "data.num_workers=2", "logger=csv", "callbacks/progress=lines", "name=other")
+    changes = ["seed=1", "optimizer.lr=0.0010001", "model/box_coder=xywh", "data.limit=10", "model.backbone.dropout=0.1"]
+    assert len({of(), *(of(change) for change in changes)}) == 1 + len(changes)
+
+
+def test_fingerprint_ignores_only_keys_that_exist(composed):
+    cfg = composed()
+    for key in cfg.fingerprint_ignore:
+        parent, _, last = key.rpartition(".")
+        assert last in (OmegaConf.select(cfg, parent) if parent else cfg).keys(), key  # noqa: SIM118 (a missing value counts)

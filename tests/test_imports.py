@@ -1,0 +1,68 @@
+"""The layout of the package: which layer may import which."""
+
+import ast
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "onebox"
+
+# Imports point down only, to a lower number or to the layer itself.
+LAYERS = {
+    "errors": 0, "files": 0, "boxes": 0, "draw": 0, "schedules": 0,
+    "data": 1, "model": 1,
+    "losses": 2, "metrics": 2,
+    "module": 3,
+    "callbacks": 4, "runs": 4, "sweep": 4,
+    "train": 5, "cli": 5,
+}
+CONFIG_LIBRARIES = {"hydra", "omegaconf"}
+MAY_IMPORT_CONFIG = {"train", "cli", "runs", "sweep"}
+HEAVY = {"torch", "lightning", "torchvision", "albumentations", "torchmetrics", "matplotlib"}
+
+
+def modules():
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        if parts != ("__init__",):
+            yield path, parts[0]
+
+
+def imported(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+
+
+def test_imports_point_down_only():
+    for path, layer in modules():
+        for name in imported(path):
+            if name.startswith("onebox."):
+                below = name.split(".")[1]
+                assert below == layer or LAYERS[below] < LAYERS[layer], f"{path} imports {name}"
+
+
+def test_only_the_top_knows_config_objects():
+    for path, layer in modules():
+        if layer not in MAY_IMPORT_CONFIG:
+            assert not CONFIG_LIBRARIES & {name.split(".")[0] for name in imported(path)}, path
+
+
+def test_a_run_directory_can_be_read_without_torch():
+    code = "import onebox.runs.record, onebox.runs.fingerprint, onebox.runs.report, onebox.train, sys; print(*sys.modules)"
+    import subprocess
+
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert not HEAVY & set(loaded)
+
+
+def test_every_folder_of_the_package_is_in_the_wheel():
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    folders = {
+        ".".join(("onebox", *path.parent.relative_to(SOURCE).parts)) for path in SOURCE.rglob("__init__.py")
+    }
+    assert listed == folders | {"onebox.conf"}
