@@ -60,7 +60,9 @@ def test_every_argument_of_our_own_classes_is_spelled_in_yaml(composed, tmp_path
             if isinstance(target, str) and target.startswith("onebox."):
                 given = {key for key in node if not key.startswith("_")}
                 parameters = inspect.signature(get_object(target)).parameters.values()
-                wanted = {item.name: item for item in parameters if item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)}
+                wanted = {
+                    item.name: item for item in parameters if item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)
+                }
                 assert given | GIVEN_AT_RUN_TIME >= set(wanted), target
                 defaults = [name for name, item in wanted.items() if item.default is not inspect.Parameter.empty]
                 assert not defaults, f"{target} has second defaults in Python: {defaults}"
@@ -93,7 +95,13 @@ def test_fingerprint_ignores_what_cannot_change_a_result_and_nothing_else(compos
         return fingerprint(OmegaConf.to_container(cfg, resolve=True), cfg.fingerprint_ignore)
 
     assert of() == of("run_dir=elsewhere", "data.num_workers=2", "logger=csv", "callbacks/progress=lines", "name=other")
-    changes = ["seed=1", "optimizer.lr=0.0010001", "model/box_coder=xywh", "data.limit=10", "model.backbone.dropout=0.1"]
+    changes = [
+        "seed=1",
+        "optimizer.lr=0.0010001",
+        "model/box_coder=xywh",
+        "data.limit=10",
+        "model.backbone.dropout=0.1",
+    ]
     assert len({of(), *(of(change) for change in changes)}) == 1 + len(changes)
 
 

@@ -17,9 +17,7 @@ def count(picture: NDArray[np.uint8], colour: str) -> int:
     return int((picture == ImageColor.getrgb(colour)).all(axis=2).sum())
 
 
-def changed(
-    picture: NDArray[np.uint8], original: NDArray[np.uint8] = GREY
-) -> tuple[int, int, int, int] | None:
+def changed(picture: NDArray[np.uint8], original: NDArray[np.uint8] = GREY) -> tuple[int, int, int, int] | None:
     """Extent x1, y1, x2, y2 (px, end exclusive) of what differs from the original."""
     ys, xs = np.nonzero((picture != original).any(axis=2))
     return (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1) if len(xs) else None
@@ -96,9 +94,7 @@ def test_long_text_stays_inside_and_is_shortened() -> None:
     words = "a very long class name that no picture has room for " * 3
     x1, _, x2, _ = label_extent(Mark(MIDDLE, words, TRUE_COLOUR))
     assert 100 < x2 - x1 <= 200
-    long, longer = (
-        draw_marks(GREY, [Mark(MIDDLE, text, TRUE_COLOUR)], width=None) for text in (words, words * 2)
-    )
+    long, longer = (draw_marks(GREY, [Mark(MIDDLE, text, TRUE_COLOUR)], width=None) for text in (words, words * 2))
     assert (long == longer).all()  # both are cut at the same letter
 
 
@@ -154,9 +150,7 @@ def test_other_arrays_are_refused(image: NDArray[np.uint8]) -> None:
 
 def test_true_and_predicted_differ_in_lightness_or_blue_yellow() -> None:
     # Red-green blindness leaves blue against yellow: that difference must be large.
-    true, predicted = (
-        np.array(ImageColor.getrgb(colour), float) for colour in (TRUE_COLOUR, PREDICTED_COLOUR)
-    )
+    true, predicted = (np.array(ImageColor.getrgb(colour), float) for colour in (TRUE_COLOUR, PREDICTED_COLOUR))
     blueness = [colour[2] - colour[:2].mean() for colour in (true, predicted)]
     assert blueness[0] - blueness[1] > 200
 
@@ -190,9 +184,7 @@ def test_grid_shows_title_and_legend_above_the_tiles() -> None:
 
 def test_grid_header_fits_a_narrow_grid() -> None:
     legend = [("a long explanation of a colour", TRUE_COLOUR), ("another one", PREDICTED_COLOUR)]
-    grid = draw_grid(
-        [tile(90, 90, 10)], columns=1, legend=legend, title="a title longer than the grid is wide"
-    )
+    grid = draw_grid([tile(90, 90, 10)], columns=1, legend=legend, title="a title longer than the grid is wide")
     assert count(grid, TRUE_COLOUR) > 50 and count(grid, PREDICTED_COLOUR) > 50
     assert (grid[:, -8:] == 255).all()  # the margin stays free
 

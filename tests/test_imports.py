@@ -10,12 +10,21 @@ SOURCE = ROOT / "src" / "onebox"
 
 # Imports point down only, to a lower number or to the layer itself.
 LAYERS = {
-    "errors": 0, "files": 0, "boxes": 0, "draw": 0, "schedules": 0,
-    "data": 1, "model": 1,
-    "losses": 2, "metrics": 2,
+    "errors": 0,
+    "files": 0,
+    "boxes": 0,
+    "draw": 0,
+    "schedules": 0,
+    "data": 1,
+    "model": 1,
+    "losses": 2,
+    "metrics": 2,
     "module": 3,
-    "callbacks": 4, "runs": 4, "sweep": 4,
-    "train": 5, "cli": 5,
+    "callbacks": 4,
+    "runs": 4,
+    "sweep": 4,
+    "train": 5,
+    "cli": 5,
 }
 CONFIG_LIBRARIES = {"hydra", "omegaconf"}
 MAY_IMPORT_CONFIG = {"train", "cli", "runs", "sweep"}
@@ -53,7 +62,9 @@ def test_only_the_top_knows_config_objects():
 
 
 def test_a_run_directory_can_be_read_without_torch():
-    code = "import onebox.runs.record, onebox.runs.fingerprint, onebox.runs.report, onebox.train, sys; print(*sys.modules)"
+    code = (
+        "import onebox.runs.record, onebox.runs.fingerprint, onebox.runs.report, onebox.train, sys; print(*sys.modules)"
+    )
     import subprocess
 
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
@@ -62,7 +73,5 @@ def test_a_run_directory_can_be_read_without_torch():
 
 def test_every_folder_of_the_package_is_in_the_wheel():
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    folders = {
-        ".".join(("onebox", *path.parent.relative_to(SOURCE).parts)) for path in SOURCE.rglob("__init__.py")
-    }
+    folders = {".".join(("onebox", *path.parent.relative_to(SOURCE).parts)) for path in SOURCE.rglob("__init__.py")}
     assert listed == folders | {"onebox.conf"}

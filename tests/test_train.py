@@ -57,12 +57,21 @@ def run(composed, tmp_path):
 
 
 def test_a_run_directory_has_what_is_promised(run):
-    folder = run("run", "trainer.max_epochs=3", "experiment=baseline", "trainer.max_epochs=3", "callbacks.pictures.every_n_epochs=1")
+    folder = run(
+        "run",
+        "trainer.max_epochs=3",
+        "experiment=baseline",
+        "trainer.max_epochs=3",
+        "callbacks.pictures.every_n_epochs=1",
+    )
     record, metrics = read(folder, "run.json"), read(folder, "metrics.json")
     assert record["status"] == "completed"
     assert record["schema"] == metrics["schema"] == 1
     assert len(record["fingerprint"]) == 12
-    assert record["packages"]["torch"] == torch.__version__.split("+")[0] or record["packages"]["torch"] == torch.__version__
+    assert (
+        record["packages"]["torch"] == torch.__version__.split("+")[0]
+        or record["packages"]["torch"] == torch.__version__
+    )
     assert record["data_fingerprint"].keys() == {"classes", "train", "val", "test"}
     assert record["seed"] == 0
     assert record["choices"]["experiment"] == "baseline"
@@ -89,13 +98,28 @@ def test_a_run_directory_has_what_is_promised(run):
 def test_tensorboard_shows_terms_metrics_rate_images_and_hparams(run):
     from tensorboard.plugins.hparams import plugin_data_pb2
 
-    overrides = ["loss.weights.loc=7", "optimizer.lr=0.002", "trainer.max_epochs=2", "callbacks.pictures.every_n_epochs=1"]
+    overrides = [
+        "loss.weights.loc=7",
+        "optimizer.lr=0.002",
+        "trainer.max_epochs=2",
+        "callbacks.pictures.every_n_epochs=1",
+    ]
     folder = run("run", *overrides)
     events = scalars(folder)
     tags = events.Tags()
     assert set(tags["scalars"]) >= {
-        "step/loss", "step/loss_loc", "step/loss_loc_weighted", "step/lr", "train/loss", "train/loss_cls_weighted",
-        "val/loss_loc", "val/iou", "val/joint_acc", "val/acc_macro", "best/joint_acc", "test/joint_acc",
+        "step/loss",
+        "step/loss_loc",
+        "step/loss_loc_weighted",
+        "step/lr",
+        "train/loss",
+        "train/loss_cls_weighted",
+        "val/loss_loc",
+        "val/iou",
+        "val/joint_acc",
+        "val/acc_macro",
+        "best/joint_acc",
+        "test/joint_acc",
     }
     assert tags["images"] == ["val/predictions"]
     assert events.Scalars("step/lr")[0].value == pytest.approx(0.002)
@@ -116,11 +140,20 @@ def test_tensorboard_shows_terms_metrics_rate_images_and_hparams(run):
 
 @pytest.mark.parametrize("augment", ["none", "strong"])
 def test_the_same_seed_gives_the_same_bits_whatever_the_workers(run, augment):
-    common = ["trainer.max_epochs=2", f"augment={augment}", "model.backbone.dropout=0.3", "data.batch_size=16", PICTURES_OFF]
+    common = [
+        "trainer.max_epochs=2",
+        f"augment={augment}",
+        "model.backbone.dropout=0.3",
+        "data.batch_size=16",
+        PICTURES_OFF,
+    ]
     first = run("first", *common)
     torch.rand(7)  # what happened before in the process must not matter
     for name, overrides in {
-        "again": [], "one": ["data.num_workers=1"], "two": ["data.num_workers=2"], "uncached": ["data.cache=none"],
+        "again": [],
+        "one": ["data.num_workers=1"],
+        "two": ["data.num_workers=2"],
+        "uncached": ["data.cache=none"],
     }.items():
         assert_same_run(first, run(name, *common, *overrides))
     other = run("other", *common, "seed=1")
@@ -136,7 +169,9 @@ def test_checkpoints_are_plain_data(run):
 
 def test_the_best_checkpoint_is_the_one_that_is_tested(run, composed):
     # A learning rate that destroys the network after the first epochs: best and last differ for sure.
-    folder = run("run", "trainer.max_epochs=6", "optimizer=sgd", "optimizer.lr=0.05", "scheduler=one_cycle", PICTURES_OFF)
+    folder = run(
+        "run", "trainer.max_epochs=6", "optimizer=sgd", "optimizer.lr=0.05", "scheduler=one_cycle", PICTURES_OFF
+    )
     best = read(folder, "metrics.json")["best"]
     checkpoint = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
     assert checkpoint["epoch"] == best["epoch"]
@@ -162,21 +197,35 @@ def test_weight_zero_leaves_the_head_as_it_was(run, head, other):
     ],
 )
 def test_options_train_together_and_loss_falls(run, overrides):
-    folder = run("run", "trainer.max_epochs=4", "data.background_class=false", "augment=flip", "data.batch_size=8", PICTURES_OFF, *overrides)
+    folder = run(
+        "run",
+        "trainer.max_epochs=4",
+        "data.background_class=false",
+        "augment=flip",
+        "data.batch_size=8",
+        PICTURES_OFF,
+        *overrides,
+    )
     losses = [float(row["train/loss"]) for row in table(folder)]
     assert losses[-1] < losses[0]
 
 
 def test_early_stopping_stops(run):
     folder = run(
-        "run", "trainer.max_epochs=20", "callbacks/early_stopping=default", "callbacks.early_stopping.patience=2",
-        "optimizer.lr=0", PICTURES_OFF,
+        "run",
+        "trainer.max_epochs=20",
+        "callbacks/early_stopping=default",
+        "callbacks.early_stopping.patience=2",
+        "optimizer.lr=0",
+        PICTURES_OFF,
     )
     assert len((folder / "metrics.csv").read_text().splitlines()) == 1 + 3
 
 
 def test_the_baseline_recipe_learns_the_embedded_data_above_the_floor(run):
-    folder = run("run", "experiment=baseline", "trainer.max_epochs=40", "augment=none", "data.batch_size=8", PICTURES_OFF)
+    folder = run(
+        "run", "experiment=baseline", "trainer.max_epochs=40", "augment=none", "data.batch_size=8", PICTURES_OFF
+    )
     metrics = read(folder, "metrics.json")
     assert metrics["final"]["train/iou"] > 0.7
     assert metrics["final"]["train/acc"] > 0.8
@@ -263,8 +312,13 @@ class TestOverfitOne:
 
 def test_real_voc_trains_above_the_floor_in_a_few_epochs(run, voc_root):
     folder = run(
-        "run", "experiment=baseline", "data=voc2007", f"data.root={voc_root / 'VOCdevkit'}", "data.source=null",
-        "augment=none", "trainer.max_epochs=8",
+        "run",
+        "experiment=baseline",
+        "data=voc2007",
+        f"data.root={voc_root / 'VOCdevkit'}",
+        "data.source=null",
+        "augment=none",
+        "trainer.max_epochs=8",
     )
     metrics = read(folder, "metrics.json")
     assert metrics["best"]["val/joint_acc"] > 0.12

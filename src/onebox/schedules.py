@@ -6,9 +6,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 
-def cosine(
-    optimizer: Optimizer, num_steps: int, *, warmup: float, hold_steps: int, final_factor: float
-) -> LRScheduler:
+def cosine(optimizer: Optimizer, num_steps: int, *, warmup: float, hold_steps: int, final_factor: float) -> LRScheduler:
     """Linear warm-up to the optimizer's learning rate, then half a cosine down (arXiv:1608.03983, equation 5).
 
     Args:

@@ -146,7 +146,7 @@ def test_an_exif_turn_is_not_applied(folder_data, tree):
     assert len(folder_data("data.holdout={val:0,test:0}").dataset("train")) == 1
 
 
-@pytest.mark.parametrize("augment", ["none", "strong"])
+@pytest.mark.parametrize("augment", ["none", "strong", "batched_strong"])
 def test_batches_do_not_depend_on_workers_or_cache(shapes_data, augment):
     variants = [
         shapes_data("data.batch_size=16", f"augment={augment}", *overrides)

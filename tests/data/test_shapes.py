@@ -53,9 +53,7 @@ def test_same_settings_give_the_same_bytes(tree: Path, tmp_path: Path) -> None:
 
 def test_other_seed_gives_other_images(tree: Path, tmp_path: Path) -> None:
     other = files(write_shapes(tmp_path / "other", **SETTINGS | {"seed": 8}))
-    assert not {
-        path for path, content in files(tree).items() if path.endswith(".jpg") and other[path] == content
-    }
+    assert not {path for path, content in files(tree).items() if path.endswith(".jpg") and other[path] == content}
 
 
 def test_an_image_does_not_depend_on_how_many_there_are(tree: Path, tmp_path: Path) -> None:
@@ -72,9 +70,7 @@ def test_splits_are_disjoint_and_of_the_asked_size(tree: Path) -> None:
     every = train + val + test
     assert len(set(every)) == 48
     for folder, ending in (("JPEGImages", "jpg"), ("Annotations", "xml")):
-        assert sorted(path.name for path in (tree / folder).iterdir()) == sorted(
-            f"{i}.{ending}" for i in every
-        )
+        assert sorted(path.name for path in (tree / folder).iterdir()) == sorted(f"{i}.{ending}" for i in every)
 
 
 def test_annotations_are_voc_and_agree_with_their_images(tree: Path) -> None:
@@ -156,9 +152,7 @@ def test_second_call_writes_nothing(tree: Path) -> None:
 
 def test_other_settings_are_refused_and_named(tree: Path) -> None:
     before = files(tree)
-    with pytest.raises(
-        BadInput, match=r"num_val is 8, not 9.*remove the folder or point data\.root"
-    ) as error:
+    with pytest.raises(BadInput, match=r"num_val is 8, not 9.*remove the folder or point data\.root") as error:
         write_shapes(tree, **SETTINGS | {"num_val": 9})
     assert "seed" not in str(error.value)  # only what differs
     assert files(tree) == before

@@ -53,9 +53,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        self.loads += [
-            value for name, value in attrs if name in ("src", "srcset", "href", "xlink:href", "data")
-        ]
+        self.loads += [value for name, value in attrs if name in ("src", "srcset", "href", "xlink:href", "data")]
         if tag == "tr":
             self.rows.append([])
         if tag in ("td", "th") and self.rows:
@@ -144,9 +142,7 @@ def test_report_shows_each_test_metric_beside_its_floor(tmp_path):
         result, floor, difference = (cell.strip() for cell in rows[name][2:5])
         assert result == f"{TEST[name]:.3f}"
         assert floor == f"{FLOOR[name]:.3f}"
-        assert float(difference.replace("\N{MINUS SIGN}", "-")) == pytest.approx(
-            TEST[name] - FLOOR[name], abs=6e-4
-        )
+        assert float(difference.replace("\N{MINUS SIGN}", "-")) == pytest.approx(TEST[name] - FLOOR[name], abs=6e-4)
         assert rows[name][5].strip() == "better"  # loc_l1 too, where less is better
 
 
@@ -254,9 +250,7 @@ def test_report_leaves_out_values_that_are_not_numbers_and_says_so(tmp_path):
 
 
 def test_report_of_a_failed_run_shows_the_reason(tmp_path):
-    run = make_run(
-        tmp_path, status="failed", error={"type": "BadInput", "message": "no <such> folder"}, git=None
-    )
+    run = make_run(tmp_path, status="failed", error={"type": "BadInput", "message": "no <such> folder"}, git=None)
     for name in ("metrics.json", "metrics.csv", "config.yaml"):
         (run / name).unlink()
     text = Page(write_report(run)).text

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from onebox.data.augment import BoxTransform
+from onebox.data.augment import Transform
 from onebox.data.dataset import Batch, EpochSampler, OneBoxDataset
 from onebox.data.index import Index, Select, build_index, check_disjoint, class_names
 from onebox.data.voc import VocTree
@@ -67,7 +67,7 @@ class VocDataModule(LightningDataModule):
         box_origin: Literal[0, 1],
         ids: Sequence[str] | None,
         limit: int | None,
-        transform: BoxTransform,
+        transform: Transform,
         cache: Literal["ram", "none"],
         batch_size: int,
         eval_batch_size: int,

@@ -14,7 +14,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from onebox.data.augment import BoxTransform, Image
+from onebox.data.augment import Image, Transform
 from onebox.data.index import Index
 from onebox.errors import BadInput
 
@@ -66,7 +66,7 @@ class OneBoxDataset(Dataset[Batch]):
     """
 
     def __init__(
-        self, index: Index, transform: BoxTransform, *, augment: bool, cache: Literal["ram", "none"], seed: int
+        self, index: Index, transform: Transform, *, augment: bool, cache: Literal["ram", "none"], seed: int
     ) -> None:
         self.index = index
         self._transform = transform
@@ -81,24 +81,19 @@ class OneBoxDataset(Dataset[Batch]):
         """The batch of these (epoch, row) keys."""
         rows = [row for _, row in keys]
         boxes = self.index.boxes[rows]
-        if self._augment:
-            drawn = [self._draw(epoch, row) for epoch, row in keys]
-            images = torch.from_numpy(np.stack([image for image, _ in drawn]))
-            boxes = torch.from_numpy(np.stack([box for _, box in drawn]))
-        elif self._images is not None:
+        if self._images is not None:
             images = self._images[rows]
         else:
             images = torch.from_numpy(np.stack([self._decode(row) for row in rows]))
+        if self._augment:
+            drawn = self._transform.augment(images.numpy(), boxes.numpy(), self._seed, keys[0][0], rows)
+            images, boxes = (torch.from_numpy(column) for column in drawn)
         ids = tuple(self.index.ids[row] for row in rows)
         return Batch(images.permute(0, 3, 1, 2), boxes, self.index.labels[rows], ids)
 
     def __getitem__(self, row: int) -> Batch:
         """One image of epoch 0, as a batch of one."""
         return self.__getitems__([(0, row)])
-
-    def _draw(self, epoch: int, row: int) -> tuple[Image, np.ndarray]:
-        image = self._decode(row) if self._images is None else self._images[row].numpy()
-        return self._transform.augment(image, self.index.boxes[row].numpy(), (self._seed, epoch, row))
 
     def _decode(self, row: int) -> Image:
         path = self.index.image_paths[row]

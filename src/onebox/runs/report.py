@@ -176,9 +176,7 @@ def draw_charts(
     return [chart for chart in charts if chart.curves or chart.not_numbers]
 
 
-def _chart(
-    name: str, title: str, epochs: Sequence[Values], best: Values, floor: float | None, width: int
-) -> Chart:
+def _chart(name: str, title: str, epochs: Sequence[Values], best: Values, floor: float | None, width: int) -> Chart:
     # Only the ticks are matplotlib's: a chart that the template draws follows the page's colours, light and dark.
     from matplotlib.ticker import MaxNLocator
 
