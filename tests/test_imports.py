@@ -25,9 +25,10 @@ LAYERS = {
     "sweep": 4,
     "train": 5,
     "cli": 5,
+    "spelling": 4,
 }
 CONFIG_LIBRARIES = {"hydra", "omegaconf"}
-MAY_IMPORT_CONFIG = {"train", "cli", "runs", "sweep"}
+MAY_IMPORT_CONFIG = {"train", "cli", "spelling", "runs", "sweep"}
 HEAVY = {"torch", "lightning", "torchvision", "albumentations", "torchmetrics", "matplotlib"}
 
 

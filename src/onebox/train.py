@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import ConfigCompositionException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from onebox.errors import BadInput
+from onebox.spelling import explain_unknown_keys
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -162,10 +163,16 @@ def build_data(cfg: DictConfig) -> VocDataModule:
 
 
 def build_module(cfg: DictConfig, data: VocDataModule) -> LocalizationModule:
-    """The network, its loss and its optimizer."""
+    """The network, its loss and its optimizer.
+
+    Raises:
+        BadInput: optimizer or schedule refuse their arguments.
+    """
+    import torch
+
     from onebox.module import LocalizationModule
 
-    return LocalizationModule(
+    module = LocalizationModule(
         localizer=hydra.utils.instantiate(cfg.model, _convert_="all"),
         loss=hydra.utils.instantiate(cfg.loss, _convert_="all"),
         optimizer=hydra.utils.instantiate(cfg.optimizer, _convert_="all"),
@@ -174,6 +181,15 @@ def build_module(cfg: DictConfig, data: VocDataModule) -> LocalizationModule:
         seed=cfg.seed,
         log_every_n_steps=cfg.trainer.log_every_n_steps,
     )
+    # Both are made from partials when the fit starts; a wrong value is to be found now.
+    try:
+        optimizer = module.make_optimizer([torch.nn.Parameter(torch.zeros(1))])
+        if module.make_scheduler is not None:
+            module.make_scheduler(optimizer, 100)
+    except (TypeError, ValueError) as error:
+        given = {key: value for group in ("optimizer", "scheduler") for key, value in (cfg[group] or {}).items()}
+        raise BadInput(f"optimizer or scheduler: {error}; correct one of {given}") from error
+    return module
 
 
 def build_trainer(cfg: DictConfig) -> Trainer:
@@ -225,8 +241,12 @@ def _exit_with(error: Exception) -> NoReturn:
     if os.environ.get("ONEBOX_DEBUG") == "1":
         raise error
     if isinstance(error.__cause__, BadInput):  # raised in a constructor, wrapped by Hydra
-        error = error.__cause__
-    line = " ".join(part.strip() for part in str(error).splitlines() if part.strip())
+        text = str(error.__cause__)
+    elif isinstance(error, ConfigCompositionException):
+        text = explain_unknown_keys(sys.argv[1:]) or str(error)
+    else:
+        text = str(error)
+    line = " ".join(part.strip() for part in text.splitlines() if part.strip())
     print(f"onebox-train: {line}", file=sys.stderr)
     sys.exit(EXIT_BAD_INPUT)
 

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import torch
 from hydra.utils import instantiate
 from torch import nn
@@ -9,7 +11,7 @@ class NotebookModel(nn.Module):
     def __init__(self, n_classes: int) -> None:
         super().__init__()
         widths = [3, 8, 16, 32, 64]
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False))
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
         self.fc = nn.Linear(64 * 6 * 6, 100)
         self.loc = nn.Linear(100, 4)
         self.cls = nn.Linear(100, n_classes)

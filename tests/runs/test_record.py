@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from onebox.errors import BadInput
 from onebox.runs.record import RunRecord
 
 
@@ -16,6 +17,15 @@ def test_a_record_says_running_until_it_says_completed(tmp_path):
     facts = read(tmp_path)
     assert (facts["status"], facts["name"], facts["parameters"]) == ("completed", "x", 3)
     assert facts["ended"] >= facts["started"]
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):
+    with RunRecord(tmp_path):
+        pass
+    before = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(BadInput, match="holds a run already"), RunRecord(tmp_path):
+        pass
+    assert (tmp_path / "run.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(("error", "status"), [(ValueError("broken"), "failed"), (KeyboardInterrupt(), "interrupted")])

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from onebox.errors import BadInput
 from onebox.files import write_json
 from onebox.runs.provenance import git_state, packages
 
@@ -35,6 +36,10 @@ class RunRecord:
         write_json(self._path, self._facts)
 
     def __enter__(self) -> Self:
+        if self._path.exists():
+            raise BadInput(
+                f"{self._path.parent}: holds a run already; choose another hydra.run.dir or remove the folder"
+            )
         self._started = datetime.now(UTC)
         self.add(
             started=self._started.isoformat(timespec="seconds"),

@@ -1,0 +1,48 @@
+"""What a user may have meant by a key that the config does not have."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+
+def explain_unknown_keys(overrides: Sequence[str]) -> str | None:
+    """One line that names all overridden keys that do not exist, each with the nearest ones that do.
+
+    Args:
+        overrides: the command line's arguments, such as `data.batchsize=8` or `experiment=baseline`.
+
+    Returns:
+        None when every key exists, or when the groups alone cannot be composed either.
+    """
+    # `+key` adds and `~key` deletes: whoever writes that knows the key is not there, or is.
+    pairs = [item.partition("=") for item in overrides if "=" in item and not item.startswith(("-", "+", "~", "hydra"))]
+    chosen = [key + sep + value for key, sep, value in pairs if files("onebox.conf").joinpath(key).is_dir()]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module("onebox.conf", version_base="1.3"):
+            known = sorted(_keys(compose("train", overrides=chosen)))
+    except HydraException:
+        return None
+    unknown = [key for key, sep, value in pairs if key not in known and key + sep + value not in chosen]
+    if not unknown:
+        return None
+    parts = []
+    for key in unknown:
+        parent = key.rpartition(".")[0]
+        siblings = [other for other in known if other.rpartition(".")[0] == parent]
+        near = difflib.get_close_matches(key, known, n=3, cutoff=0.8) or siblings
+        parts.append(f"no key {key}" + (f", did you mean {' or '.join(near)}?" if near else ""))
+    return "; ".join(parts) + " (--cfg job shows all keys; +KEY=VALUE adds a new one)"
+
+
+def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in map(str, node):
+        yield prefix + key
+        value = None if OmegaConf.is_missing(node, key) else node._get_node(key)
+        if isinstance(value, DictConfig) and not value._is_none():
+            yield from _keys(value, prefix + key + ".")

@@ -1,0 +1,171 @@
+"""The installed command, as a user starts it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMAND = Path(sys.executable).parent / "onebox-train"
+
+
+def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [str(COMMAND), *arguments],
+        cwd=folder,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    process = start(folder, *arguments, **environment)
+    out, err = process.communicate(timeout=240)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def fast(shapes_root: Path) -> list[str]:
+    return ["debug=fast", f"data.root={shapes_root}", "data.source=null", "callbacks/progress=lines"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--cfg", "job"], ["experiment=baseline", "--cfg", "job", "--resolve"]]
+)
+def test_help_and_config_never_import_torch(tmp_path, arguments):
+    code = (
+        "import sys, atexit; from onebox.train import main\n"
+        "atexit.register(lambda: print('HEAVY', {'torch', 'lightning', 'torchvision', 'albumentations'} & set(sys.modules)))\n"
+        f"sys.argv = ['onebox-train', *{arguments!r}]; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "HEAVY set()"
+
+
+def test_completion_offers_options_and_never_imports_torch(tmp_path):
+    # What a shell's completion asks: Hydra's completion plugin with the line typed so far.
+    script = tmp_path / "complete.py"
+    script.write_text(
+        "import sys; from onebox.train import main\n"
+        "try:\n    sys.argv = ['onebox-train', '-sc', 'query=bash']; main()\n"
+        "finally:\n    print('HEAVY', {'torch', 'lightning'} & set(sys.modules))\n"
+    )
+    environment = {**os.environ, "COMP_LINE": "onebox-train model/box_coder=", "COMP_POINT": "29"}
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert "model/box_coder=cxcywh_sigmoid" in done.stdout
+    assert "HEAVY set()" in done.stdout
+
+
+def test_help_shows_examples_and_groups(tmp_path):
+    done = run(tmp_path, "--help")
+    assert done.returncode == 0
+    assert "onebox-train experiment=baseline" in done.stdout
+    assert "model/box_coder: cxcywh_sigmoid, xywh" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["data.batchsize=8"], ["data.batchsize", "batch_size"]),
+        (["model/backbone=tinycnn"], ["model/backbone/tinycnn", "tiny_cnn"]),
+        (["sede=1", "data.batchsize=8", "experiment=baseline"], ["no key sede", "seed", "data.batchsize"]),
+        (["loss.weights.box=3"], ["loss.weights.loc", "loss.weights.cls"]),
+        (["data=folder"], ["data.root"]),
+        (["data=voc2007", "voc_root=nowhere"], ["nowhere", "ONEBOX_VOC_ROOT"]),
+        (["optimizer.lr=fast", "data.limit=2"], ["optimizer", "'lr': 'fast'"]),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_2(tmp_path, arguments, told):
+    done = run(tmp_path, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("onebox-train: ")
+    assert "Traceback" not in done.stdout + done.stderr
+    for text in told:
+        assert text in done.stderr
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    done = run(tmp_path, "data=voc2007", "voc_root=nowhere", ONEBOX_DEBUG="1")
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+
+
+def test_bad_data_leaves_a_run_that_says_failed_and_why(tmp_path):
+    run(tmp_path, "data=voc2007", "voc_root=nowhere")
+    (record,) = tmp_path.glob("outputs/default/*/run.json")
+    facts = json.loads(record.read_text())
+    assert facts["status"] == "failed"
+    assert "nowhere" in facts["error"]["message"]
+
+
+def test_a_run_ends_with_its_table_and_where_to_look(tmp_path, shapes_root):
+    done = run(tmp_path, *fast(shapes_root))
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "outputs/default").iterdir()
+    relative = folder.relative_to(tmp_path)
+    for text in (
+        "joint_acc",
+        "floor",
+        f"{relative}/report.html",
+        f"{relative}/predictions.png",
+        f"tensorboard --logdir {relative}",
+    ):
+        assert text in done.stdout
+    assert "train 26 of 60 images" in done.stdout or "train" in done.stdout
+    assert {path.name for path in (folder / ".hydra").iterdir()} == {"config.yaml", "overrides.yaml", "hydra.yaml"}
+    assert not done.stderr.strip(), done.stderr
+
+
+def test_a_sweep_runs_each_job_into_its_own_directory(tmp_path, shapes_root):
+    done = run(tmp_path, "sweep=loss_weights", "hydra.sweeper.params={loss.weights.loc:'1,10'}", *fast(shapes_root))
+    assert done.returncode == 0, done.stderr
+    records = [
+        json.loads(path.read_text()) for path in sorted(tmp_path.glob("outputs/sweeps/loss_weights/*/*/run.json"))
+    ]
+    assert [record["status"] for record in records] == ["completed"] * 2
+    assert len({record["fingerprint"] for record in records}) == 2
+
+
+def test_ctrl_c_leaves_a_run_that_says_interrupted(tmp_path, shapes_root):
+    process = start(
+        tmp_path,
+        f"data.root={shapes_root}",
+        "data.source=null",
+        "trainer.max_epochs=100000",
+        "callbacks/progress=lines",
+        PYTHONUNBUFFERED="1",
+    )
+    for line in process.stdout:
+        if line.startswith("Epoch 2/"):
+            break
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    (record,) = tmp_path.glob("outputs/default/*/run.json")
+    assert json.loads(record.read_text())["status"] == "interrupted"
+    assert (record.parent / "checkpoints" / "last.ckpt").exists()
+    assert not list(record.parent.rglob("*.tmp"))
+
+
+def test_two_runs_in_one_second_do_not_share_a_directory(tmp_path, shapes_root):
+    both = [start(tmp_path, *fast(shapes_root)) for _ in range(2)]
+    for process in both:
+        process.communicate(timeout=240)
+    assert [process.returncode for process in both] == [0, 0]
+    assert len(list((tmp_path / "outputs/default").iterdir())) == 2
+
+
+def test_a_run_directory_that_is_taken_is_refused(tmp_path, shapes_root):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/run.json").write_text("{}")
+    done = run(tmp_path, "hydra.run.dir=mine", *fast(shapes_root))
+    assert done.returncode == 2
+    assert "holds a run already" in done.stderr
+    assert (tmp_path / "mine/run.json").read_text() == "{}"
