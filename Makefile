@@ -17,7 +17,7 @@ setup: .venv/ready  ## make .venv with the locked packages and this checkout (do
 	touch $@
 
 demo: setup  ## train and test the baseline on the embedded data set
-	$(BIN)/onebox-train experiment=baseline
+	$(BIN)/onebox-train experiment=baseline trainer.max_epochs=30
 
 test: setup  ## run the tests (ONEBOX_VOC_ROOT=FOLDER, which holds VOCdevkit, adds those on real data)
 	$(BIN)/pytest

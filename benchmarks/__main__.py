@@ -1,0 +1,101 @@
+"""`make bench`: speed as ratios of things measured in the same run, written to outputs/bench.json.
+
+Every measurement is a process of its own with the same number of threads. Rounds go through all of them in turn, so
+that a slow minute of the machine hits all alike; a ratio is taken within a round, and the median over rounds counts.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+from rich.table import Table
+
+from onebox.files import write_json
+
+# name: (numerator, denominators of which the fastest counts, target, unit)
+RATIOS = {
+    "feed_none": ("onebox none", ["bare none"], None),
+    "seed_loop_w0": ("onebox seed", ["notebook 0"], None),
+    "seed_loop_best": ("onebox seed", ["notebook 0", "notebook 1", "notebook 2"], None),
+}
+
+
+def measure(what: str, *, epochs: int) -> dict[str, float]:
+    """Run one measurement in a new process; returns what it printed, with `images_per_s`."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.training", *what.split(), "--epochs", str(epochs), "--folder", folder],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=6, help="of each measurement; the first one is not counted")
+    parser.add_argument("--only", nargs="*", choices=RATIOS, default=list(RATIOS))
+    arguments = parser.parse_args()
+    console = Console()
+    if "ONEBOX_VOC_ROOT" not in os.environ:
+        console.print("without ONEBOX_VOC_ROOT: the embedded data set, and no comparison with the notebook's VOC loop")
+        arguments.only = [name for name in arguments.only if not name.startswith("seed_loop")]
+    needed = list(dict.fromkeys(part for name in arguments.only for part in (RATIOS[name][0], *RATIOS[name][1])))
+
+    rounds: list[dict[str, dict[str, float]]] = []
+    for number in range(arguments.rounds):
+        rounds.append({})
+        for what in needed:
+            rounds[-1][what] = measure(what, epochs=arguments.epochs)
+            console.print(
+                f"round {number + 1}: {what:12} {rounds[-1][what]['images_per_s']:7.0f} images/s", highlight=False
+            )
+    for results in rounds:
+        check_same_work(results)
+
+    rows = []
+    table = Table(
+        "", "median", "min", "max", "target", title=f"ratios over {arguments.rounds} rounds, {os.cpu_count()} cores"
+    )
+    for name in arguments.only:
+        above, below, target = RATIOS[name]
+        ratios = [
+            results[above]["images_per_s"] / max(results[other]["images_per_s"] for other in below)
+            for results in rounds
+        ]
+        row = {
+            "name": name,
+            "target": target,
+            "median": median(ratios),
+            "min": min(ratios),
+            "max": max(ratios),
+            "unit": "ratio",
+        }
+        rows.append(row)
+        table.add_row(name, *(f"{row[key]:.3f}" for key in ("median", "min", "max")), str(target or "-"))
+    write_json(Path("outputs/bench.json"), rows)
+    console.print(table, "written to outputs/bench.json")
+
+
+def check_same_work(results: dict[str, dict[str, float]]) -> None:
+    """The same number of images, and for the same batches the same loss."""
+    images = {result["images"] for result in results.values()}
+    assert len(images) == 1, f"different numbers of images: {results}"
+    for what, result in results.items():
+        assert result["loss"] < result["first_loss"], f"{what} did not learn: {result}"
+    if {"onebox none", "bare none"} <= set(results):
+        one, bare = (results[what]["loss"] for what in ("onebox none", "bare none"))
+        assert abs(one - bare) < 1e-4, f"fit and bare step trained differently: {one} and {bare}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Every command that README and docs show is one that works."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+ROOT = Path(__file__).parent.parent
+TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands(prefix: str) -> list[str]:
+    found = []
+    for text in TEXTS:
+        for block in re.findall(r"```(?:bash|sh)\n(.*?)```", text.read_text(), re.S):
+            lines = block.replace("\\\n", " ").splitlines()
+            found += [line.partition("  #")[0].strip() for line in lines if line.strip().startswith(prefix)]
+    for file in sorted((ROOT / "conf").rglob("*.yaml")):
+        found += re.findall(rf"^#.*?({prefix} [^(\n]*?)(?: {{2,}}.*)?$", file.read_text(), re.M)
+    return found
+
+
+def test_the_readme_is_short_and_shows_commands():
+    assert len((ROOT / "README.md").read_text().splitlines()) < 200
+    assert len(commands("onebox-train")) > 8
+
+
+@pytest.mark.parametrize("command", commands("onebox-train"))
+def test_every_training_command_composes(composed, command):
+    words = [word for word in shlex.split(command)[1:] if not word.startswith("-")]
+    single = []
+    for override in OverridesParser.create().parse_overrides(words):
+        if override.is_sweep_override():
+            override_value = next(iter(override.sweep_string_iterator()))
+            single.append(f"{override.key_or_group}={override_value}")
+        else:
+            single.append(override.input_line)
+    composed(*single, small=False)
+
+
+@pytest.mark.parametrize("target", {line.split()[1] for line in commands("make")} | {"setup", "bench"})
+def test_every_make_target_exists(target):
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda path: path.name)
+def test_every_linked_file_exists(text):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text.read_text()):
+        assert (text.parent / target).exists(), target
+
+
+def test_every_path_of_the_where_table_exists():
+    for target in re.findall(r"^\|[^|]*\| `([^`*<]+)`", (ROOT / "README.md").read_text(), re.M):
+        assert (ROOT / target.rstrip("/")).exists(), target

@@ -1,0 +1,63 @@
+"""What a user who installs the wheel gets: the commands with all their YAML, in an environment without the checkout."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+UV = Path(sys.executable).parent / "uv"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of executables of a fresh environment that has the locked packages and the wheel, nothing else."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    # Building leaves files behind: build a copy.
+    ignore = shutil.ignore_patterns(".*", "outputs", "data", "build", "tests", "*.egg-info")
+    shutil.copytree(ROOT, source, ignore=lambda path, names: ignore(path, names) if Path(path) == ROOT else set())
+
+    def uv(*arguments: str) -> None:
+        subprocess.run([str(UV), *arguments], check=True, cwd=folder, capture_output=True, text=True)
+
+    python = sys.executable
+    subprocess.run(
+        [python, "-c", "from setuptools.build_meta import build_wheel; build_wheel('..')"], check=True, cwd=source, capture_output=True
+    )
+    (wheel,) = folder.glob("onebox-*.whl")
+    uv("venv", "--python", python, "fresh")
+    fresh = str(folder / "fresh/bin/python")
+    uv("pip", "install", "--python", fresh, "--require-hashes", "-r", str(ROOT / "requirements.lock"))
+    uv("pip", "install", "--python", fresh, "--no-deps", str(wheel))
+    return folder / "fresh/bin"
+
+
+def run(folder: Path, *command: str) -> str:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_wheel_finds_its_config(installed, tmp_path):
+    assert "pkg://onebox.conf" in run(tmp_path, str(installed / "onebox-train"), "--info", "searchpath")
+    where = run(tmp_path, str(installed / "python"), "-c", "import onebox.conf; print(onebox.conf.__file__)")
+    assert "site-packages" in where
+
+
+def test_the_wheel_has_every_file_of_conf(installed, tmp_path):
+    code = "import importlib.resources as r; print(*(str(p) for p in __import__('pathlib').Path(str(r.files('onebox.conf'))).rglob('*.yaml')), sep=chr(10))"
+    shipped = {line.split("onebox/conf/")[1] for line in run(tmp_path, str(installed / "python"), "-c", code).split()}
+    assert shipped == {path.relative_to(ROOT / "conf").as_posix() for path in (ROOT / "conf").rglob("*.yaml")}
+
+
+def test_the_wheel_trains_and_reports(installed, tmp_path):
+    sizes = ["data.source.num_train=30", "data.source.num_val=10", "data.source.num_test=10"]
+    out = run(tmp_path, str(installed / "onebox-train"), "debug=fast", *sizes)
+    assert "report.html" in out
+    (report,) = tmp_path.glob("outputs/default/*/report.html")
+    assert report.stat().st_size > 10_000
