@@ -193,7 +193,7 @@ def test_weight_zero_leaves_the_head_as_it_was(run, head, other):
         ["model/box_coder=xywh", "loss/loc=giou", "optimizer=sgd", "scheduler=cosine"],
         ["loss/loc=smooth_l1", "optimizer=adamw", "scheduler=one_cycle"],
         ["loss/loc=mse", "loss.cls.criterion.label_smoothing=0.1", "callbacks/early_stopping=default"],
-        ["loss/loc=giou", "trainer=debug", "logger=csv"],
+        ["loss/loc=giou", "trainer=debug", "trainer.limit_train_batches=1.0", "logger=csv"],
     ],
 )
 def test_options_train_together_and_loss_falls(run, overrides):
@@ -208,6 +208,14 @@ def test_options_train_together_and_loss_falls(run, overrides):
     )
     losses = [float(row["train/loss"]) for row in table(folder)]
     assert losses[-1] < losses[0]
+
+
+def test_without_the_csv_logger_the_results_are_all_there(run):
+    folder = run("run", "trainer.max_epochs=2", "logger=tensorboard", PICTURES_OFF)
+    assert not (folder / "metrics.csv").exists()
+    metrics = read(folder, "metrics.json")
+    assert metrics["best"]["val/joint_acc"] >= 0
+    assert metrics["final"]["train/loss"] > 0
 
 
 def test_early_stopping_stops(run):

@@ -124,7 +124,7 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord) -> float | None:
 
     module = build_module(cfg, data)
     trainer = build_trainer(cfg)
-    rows = next((logger.rows for logger in trainer.loggers if isinstance(logger, EpochCsvLogger)), {})
+    rows = next(logger.rows for logger in trainer.loggers if isinstance(logger, EpochCsvLogger))
     record.add(
         hardware=hardware(),
         data={split: str(index) for split, index in data.indexes.items()},
@@ -142,8 +142,9 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord) -> float | None:
         _run(trainer, trainer.test, module, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
         test = {tag.removeprefix("test/"): value.item() for tag, value in trainer.callback_metrics.items()}
         floor = floor_metrics(data.indexes["train"], data.indexes["test"], data.class_names)
+    shown = {tag: best.get(tag.replace("best/", "val/")) for tag in RESULT_TAGS if tag.startswith("best/")}
     for logger in trainer.loggers:
-        logger.log_metrics({f"best/{tag.removeprefix('val/')}": best[tag] for tag in best if tag.startswith("val/")})
+        logger.log_metrics({tag: value for tag, value in shown.items() if value is not None}, step=trainer.global_step)
         logger.finalize("success")
 
     metrics = metrics_json(rows, best, test, floor, module.test_per_class)
@@ -196,12 +197,15 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     """The trainer with all callbacks and loggers that are not null."""
     from lightning.pytorch.callbacks import ProgressBar
 
+    from onebox.callbacks.epoch_csv import EpochCsvLogger
     from onebox.callbacks.hparams import HParams
 
     callbacks, loggers = (
         [hydra.utils.instantiate(part, _convert_="all") for part in group.values() if part is not None]
         for group in (cfg.callbacks, cfg.logger)
     )
+    if not any(isinstance(logger, EpochCsvLogger) for logger in loggers):
+        loggers.append(EpochCsvLogger(path=None))  # metrics.json is made from its rows
     trainer: Trainer = hydra.utils.instantiate(
         cfg.trainer,
         callbacks=[*callbacks, HParams(_hparams(cfg), RESULT_TAGS)],
@@ -229,11 +233,11 @@ def _choices() -> dict[str, str | None]:
 
 
 def _hparams(cfg: DictConfig) -> dict[str, bool | float | str]:
-    """What the HPARAMS tab shows: the groups' choices, the keys of `cfg.hparams`, and what was overridden by hand."""
+    """What the HPARAMS tab shows: the groups and keys of `cfg.hparams`, and what was overridden by hand."""
     by_hand = [override.partition("=")[0].lstrip("+~") for override in HydraConfig.get().overrides.task]
-    values = {key: OmegaConf.select(cfg, key) for key in [*cfg.hparams, *by_hand]}
-    scalars = {key: value for key, value in values.items() if isinstance(value, bool | int | float | str)}
-    return {group: str(option) for group, option in _choices().items()} | scalars
+    choices = _choices()
+    values = {key: choices.get(key) or OmegaConf.select(cfg, key) for key in [*cfg.hparams, *by_hand]}
+    return {key: value for key, value in values.items() if isinstance(value, bool | int | float | str)}
 
 
 def _exit_with(error: Exception) -> NoReturn:

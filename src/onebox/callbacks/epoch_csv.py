@@ -18,12 +18,12 @@ class EpochCsvLogger(Logger):
     What is logged by step, and the results of a test, are no business of an epoch and are passed over.
 
     Args:
-        path: the CSV file; columns are `epoch` and the logged tags.
+        path: the CSV file; columns are `epoch` and the logged tags. None keeps the rows in memory only.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str | None) -> None:
         super().__init__()
-        self._path = Path(path)
+        self._path = None if path is None else Path(path)
         self.rows: dict[int, dict[str, float]] = {}  # by epoch
 
     @property
@@ -50,7 +50,7 @@ class EpochCsvLogger(Logger):
     @rank_zero_only
     def save(self) -> None:
         """Write the file."""
-        if not self.rows:
+        if self._path is None or not self.rows:
             return
         tags = sorted({tag for row in self.rows.values() for tag in row})
         text = io.StringIO()
