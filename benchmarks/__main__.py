@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from statistics import median
 
@@ -18,12 +19,20 @@ from rich.table import Table
 
 from onebox.files import write_json
 
-# name: (numerator, denominators of which the fastest counts, target, unit)
-RATIOS = {
+# name: (numerator, denominators of which the fastest counts, target); images per second
+RATIOS: dict[str, tuple[str, list[str], float | None]] = {
     "feed_none": ("onebox none", ["bare none"], None),
     "seed_loop_w0": ("onebox seed", ["notebook 0"], None),
     "seed_loop_best": ("onebox seed", ["notebook 0", "notebook 1", "notebook 2"], None),
 }
+# Seconds of the command over those of a Hydra app that does nothing, asked the same.
+STARTUPS = {"startup_help": (["--help"], 1.3), "startup_cfg": (["--cfg", "job"], 1.3)}
+BARE_APP = """
+import hydra
+@hydra.main(version_base="1.3", config_path=None)
+def main(cfg): pass
+main()
+"""
 
 
 def measure(what: str, *, epochs: int) -> dict[str, float]:
@@ -39,20 +48,34 @@ def measure(what: str, *, epochs: int) -> dict[str, float]:
     return result
 
 
+def startup(arguments: list[str]) -> float:
+    """Seconds of `onebox-train ARGUMENTS` over seconds of a bare Hydra app with the same arguments."""
+    with tempfile.TemporaryDirectory() as folder:
+        app = Path(folder) / "app.py"
+        app.write_text(BARE_APP)
+        seconds = []
+        for command in ([str(Path(sys.executable).parent / "onebox-train")], [sys.executable, str(app)]):
+            start = time.perf_counter()
+            subprocess.run([*command, *arguments], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+            seconds.append(time.perf_counter() - start)
+    return seconds[0] / seconds[1]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=6, help="of each measurement; the first one is not counted")
-    parser.add_argument("--only", nargs="*", choices=RATIOS, default=list(RATIOS))
+    parser.add_argument("--only", nargs="*", choices=[*RATIOS, *STARTUPS], default=[*RATIOS, *STARTUPS])
     arguments = parser.parse_args()
     console = Console()
     if "ONEBOX_VOC_ROOT" not in os.environ:
         console.print("without ONEBOX_VOC_ROOT: the embedded data set, and no comparison with the notebook's VOC loop")
         arguments.only = [name for name in arguments.only if not name.startswith("seed_loop")]
-    needed = list(dict.fromkeys(part for name in arguments.only for part in (RATIOS[name][0], *RATIOS[name][1])))
+    wanted = {name: RATIOS[name] for name in arguments.only if name in RATIOS}
+    needed = list(dict.fromkeys(part for above, below, _ in wanted.values() for part in (above, *below)))
 
     rounds: list[dict[str, dict[str, float]]] = []
-    for number in range(arguments.rounds):
+    for number in range(arguments.rounds if needed else 0):
         rounds.append({})
         for what in needed:
             rounds[-1][what] = measure(what, epochs=arguments.epochs)
@@ -62,26 +85,23 @@ def main() -> None:
     for results in rounds:
         check_same_work(results)
 
+    measured: dict[str, tuple[list[float], float | None]] = {}
+    for name, (above, below, target) in wanted.items():
+        speed = [{what: result["images_per_s"] for what, result in results.items()} for results in rounds]
+        measured[name] = [row[above] / max(row[other] for other in below) for row in speed], target
+    for name, (command, target) in STARTUPS.items():
+        if name in arguments.only:
+            startup(command)  # the first one reads files from the disk
+            measured[name] = [startup(command) for _ in range(3 * arguments.rounds)], target
+
     rows = []
     table = Table(
         "", "median", "min", "max", "target", title=f"ratios over {arguments.rounds} rounds, {os.cpu_count()} cores"
     )
-    for name in arguments.only:
-        above, below, target = RATIOS[name]
-        ratios = [
-            results[above]["images_per_s"] / max(results[other]["images_per_s"] for other in below)
-            for results in rounds
-        ]
-        row = {
-            "name": name,
-            "target": target,
-            "median": median(ratios),
-            "min": min(ratios),
-            "max": max(ratios),
-            "unit": "ratio",
-        }
-        rows.append(row)
-        table.add_row(name, *(f"{row[key]:.3f}" for key in ("median", "min", "max")), str(target or "-"))
+    for name, (ratios, target) in measured.items():
+        values = {"median": median(ratios), "min": min(ratios), "max": max(ratios)}
+        rows.append({"name": name, "target": target, **values, "unit": "ratio"})
+        table.add_row(name, *(f"{value:.3f}" for value in values.values()), str(target or "-"))
     write_json(Path("outputs/bench.json"), rows)
     console.print(table, "written to outputs/bench.json")
 

@@ -26,6 +26,7 @@ LAYERS = {
     "train": 5,
     "cli": 5,
     "spelling": 4,
+    "help": 4,
 }
 CONFIG_LIBRARIES = {"hydra", "omegaconf"}
 MAY_IMPORT_CONFIG = {"train", "cli", "spelling", "runs", "sweep"}

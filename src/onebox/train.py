@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from onebox.errors import BadInput
+from onebox.help import help_text
 from onebox.spelling import explain_unknown_keys
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ RESULT_TAGS = [
 
 def main() -> None:
     """The console command. Exit codes: 0 done, 1 a fault of onebox, 2 bad input, 130 stopped by hand."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(help_text(), end="")
+        return
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here instead of being printed by Hydra
     try:
         _app()
