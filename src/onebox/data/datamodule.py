@@ -3,9 +3,9 @@
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -25,12 +25,20 @@ SPLITS = ("train", "val", "test")
 Entry = tuple[VocTree, str]
 
 
+class Source(Protocol):
+    """Where trees come from."""
+
+    def __call__(self, root: str, *, download: bool) -> object:
+        """Make or fetch the trees below `root` that are missing; ask the network only if `download` is true."""
+
+
 class VocDataModule(LightningDataModule):
     """Single-object images of one or several VOC trees.
 
     Args:
         root: folder that the trees of `splits` lie in.
         source: called with `root` before the first use; makes or fetches the trees. None: they are there.
+        download: whether `source` may fetch what is missing from the network.
         splits: for train, val and test the lists that make it up, as `TREE/LIST` (`VOC2007/train`) or `LIST` when
             root itself is the tree; the list `*` is every image of the tree.
         holdout: for val and test, the share of the training images in [0, 1] that a seeded draw takes away for it when
@@ -56,7 +64,8 @@ class VocDataModule(LightningDataModule):
         self,
         *,
         root: str,
-        source: Callable[[str], Any] | None,
+        source: Source | None,
+        download: bool,
         splits: Mapping[str, Sequence[str]],
         holdout: Mapping[str, float],
         only_train: bool,
@@ -78,6 +87,7 @@ class VocDataModule(LightningDataModule):
         super().__init__()
         self._root = Path(root)
         self._source = source
+        self._download = download
         self._splits = {split: list(splits.get(split, [])) for split in SPLITS}
         self._holdout = dict(holdout)
         self._only_train = only_train
@@ -102,7 +112,7 @@ class VocDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Make or fetch the trees, on one process a machine."""
         if self._source is not None:
-            self._source(str(self._root))
+            self._source(str(self._root), download=self._download)
 
     def setup(self, stage: str | None = None) -> None:
         """Read the annotations and split them. Called again, it does nothing.

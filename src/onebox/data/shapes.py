@@ -93,6 +93,21 @@ def write_shapes(
     return root
 
 
+class ShapesSource:
+    """`write_shapes` as the `source` of a data module: it draws, so it never needs to download.
+
+    Args:
+        settings: the arguments of `write_shapes` but `root`.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self._settings = settings
+
+    def __call__(self, root: str, *, download: bool) -> None:
+        """Write the data set at `root`, unless it is there already."""
+        write_shapes(root, **self._settings)
+
+
 def _is_written(root: Path, settings: dict[str, Any]) -> bool:
     """Whether `root` holds these settings: False if absent or empty, BadInput if it holds anything else."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):

@@ -1,0 +1,126 @@
+"""`onebox`: what is done beside training, before it and after it.
+
+Nothing heavy is imported at the top, nor anywhere on the way to `--help`.
+"""
+
+import enum
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from onebox.errors import BadInput
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell gives it
+
+EPILOG = (
+    "Exit codes: 0 done, 1 a fault of onebox, 2 something to put right, 130 stopped by hand. "
+    "ONEBOX_DEBUG=1 shows tracebacks."
+)
+# \b keeps the line breaks of a paragraph.
+DOWNLOAD_HELP = """Fetch PASCAL VOC, unless it is there already.
+
+Stopped or cut off, the same command goes on where it stopped. What is there is never changed.
+Without a network, put the official tar files beside VOCdevkit: they are verified and unpacked.
+
+\b
+Examples
+  onebox data download voc2007
+  onebox data download voc0712 --root /data/pascal
+  onebox data download voc2012 data.source.timeout_s=120
+  onebox data download voc2012 data.source.archives.voc2012_trainval.urls=[http://localhost/voc.tar]
+"""
+
+app = typer.Typer(
+    help="What is done beside training (onebox-train): get the data.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Get the data.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+
+class VocName(enum.StrEnum):
+    """The options of conf/data that can be downloaded."""
+
+    voc2007 = "voc2007"
+    voc2012 = "voc2012"
+    voc0712 = "voc0712"
+
+
+@app.callback()
+def _app() -> None:
+    """Keeps `data` a group of its own, also while it is the only one."""
+
+
+@data_app.callback()
+def _data() -> None:
+    """Keeps `download` a command of its own, also while it is the only one."""
+
+
+@data_app.command(help=DOWNLOAD_HELP, epilog=EPILOG)
+def download(
+    name: Annotated[VocName, typer.Argument(help="What to fetch: 0.9, 2.0 or 2.9 GB.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Changes to the config, as onebox-train takes them."),
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            file_okay=False,
+            help="Folder that receives VOCdevkit. [default: $ONEBOX_VOC_ROOT, or $ONEBOX_DATA_DIR, or ./data]",
+        ),
+    ] = None,
+) -> None:
+    """Compose the config, so that mirrors and places are the same as for training, and run its source."""
+    from hydra import compose, initialize_config_module
+    from hydra.errors import HydraException
+    from hydra.utils import instantiate
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with initialize_config_module("onebox.conf", version_base="1.3"):
+            cfg = compose("train", overrides=[f"data={name.value}", *(overrides or [])])
+        if root is not None:
+            cfg.voc_root = str(root)
+        # Only this part: the rest of cfg.data would import torch.
+        source = instantiate(cfg.data.source, _convert_="all")
+        folder = cfg.data.root
+    except (HydraException, OmegaConfBaseException) as error:
+        # A constructor's own complaint says more than Hydra's around it.
+        raise BadInput(str(error.__cause__ if isinstance(error.__cause__, BadInput) else error)) from error
+    try:
+        source(folder, download=True)
+    except KeyboardInterrupt:
+        print("stopped by hand; the same command goes on where it stopped", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    print(f"{name.value} is in {Path(folder).resolve()}")
+
+
+def main() -> None:
+    """The console command."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)  # stderr is for errors
+    try:
+        app()
+    except BadInput as error:
+        _exit_with(error)
+
+
+def _exit_with(error: BadInput) -> NoReturn:
+    """Print one line and leave with the exit code of bad input; with ONEBOX_DEBUG=1 show the traceback."""
+    if os.environ.get("ONEBOX_DEBUG") == "1":
+        raise error
+    line = " ".join(part.strip() for part in str(error).splitlines() if part.strip())
+    print(f"onebox: {line}", file=sys.stderr)
+    sys.exit(EXIT_BAD_INPUT)
+
+
+if __name__ == "__main__":
+    main()

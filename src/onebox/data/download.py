@@ -1,0 +1,329 @@
+"""PASCAL VOC from its mirrors: resumed, verified, unpacked where nothing can escape, and put in place in one step."""
+
+import hashlib
+import itertools
+import logging
+import re
+import shutil
+import tarfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import requests
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from onebox.errors import BadInput
+
+log = logging.getLogger(__name__)
+
+INSIDE = "VOCdevkit"  # the folder that every official archive holds its tree in
+CHUNK = 1 << 16  # bytes; what a broken connection costs at most
+SPARE = 1.05  # unpacked files take up whole blocks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """One official tar file.
+
+    Attributes:
+        name: file name.
+        urls: mirrors, the best first.
+        checksum: `md5:...` or `sha256:...` of the file.
+        size: bytes of the file.
+        unpacks_to: `TREE/PATH` of a file that the archive brings; once it is there, the archive is not needed.
+    """
+
+    name: str
+    urls: Sequence[str]
+    checksum: str
+    size: int
+    unpacks_to: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}", self.checksum):
+            raise BadInput(f"{self.name}: checksum '{self.checksum}' is neither md5:<32 digits> nor sha256:<64 digits>")
+
+    @property
+    def tree(self) -> str:
+        """The folder below VOCdevkit that the archive is a part of."""
+        return self.unpacks_to.partition("/")[0]
+
+
+class VocDownload:
+    """Fetches VOC trees that are missing: the `source` of a data module.
+
+    Archives lie beside VOCdevkit; one that was put there by hand is taken without asking the network. A tree
+    appears under its name only when it is complete, whenever the process is killed, and files that are there are never
+    changed. Several processes may call this at once; one fetches, the others wait.
+
+    Args:
+        archives: by any name; several may make up one tree.
+        timeout_s: a connection that gives no byte for so long is given up, seconds.
+        rounds: how often all mirrors may fail without a new byte.
+        pause_s: between two rounds, seconds.
+        keep_archives: whether the archives that were fetched stay after they are unpacked.
+    """
+
+    def __init__(
+        self, *, archives: Mapping[str, Archive], timeout_s: float, rounds: int, pause_s: float, keep_archives: bool
+    ) -> None:
+        self._archives = list(archives.values())
+        self._timeout_s = timeout_s
+        self._rounds = rounds
+        self._pause_s = pause_s
+        self._keep_archives = keep_archives
+
+    def __call__(self, root: str, *, download: bool) -> None:
+        """Have every tree below `root`.
+
+        Args:
+            root: the VOCdevkit folder. A folder that is a tree itself was brought by hand and is left alone.
+            download: whether the network may be asked. If not, a tree that is there counts as whole.
+
+        Raises:
+            BadInput: a tree is missing and cannot be had; the message says which file to put where by hand.
+        """
+        devkit = Path(root).resolve()
+        missing = self._missing(devkit, download)
+        if not missing:
+            return
+        if not download and (by_hand := _by_hand(missing, devkit.parent)):
+            raise BadInput(
+                f"{devkit / missing[0].tree}: no such tree; set data.download=true, or {by_hand}, "
+                "or set ONEBOX_VOC_ROOT to the folder that holds VOCdevkit"
+            )
+        try:
+            devkit.mkdir(parents=True, exist_ok=True)
+            with _alone(devkit.parent / ".voc-download.lock"):
+                missing = self._missing(devkit, download)  # less, if another process was at it
+                _check_disk(missing, devkit)
+                for _, parts in itertools.groupby(sorted(missing, key=lambda item: item.tree), lambda item: item.tree):
+                    archives = list(parts)
+                    fetched = [item for item in archives if self._provide(item, devkit.parent, download)]
+                    _unpack(archives, devkit)
+                    for archive in [] if self._keep_archives else fetched:
+                        (devkit.parent / archive.name).unlink()
+        except _NoMirror as error:
+            raise BadInput(f"{error}; try again later, or {_by_hand(missing, devkit.parent)}") from error
+        except OSError as error:
+            raise BadInput(f"{devkit}: VOC cannot be written there ({error}); free or change the folder") from error
+
+    def _missing(self, devkit: Path, download: bool) -> list[Archive]:
+        """Archives to unpack, those of half a tree only when the network may be asked."""
+        if (devkit / "JPEGImages").is_dir():
+            return []
+        found = {archive.tree: _is_filled(devkit / archive.tree) for archive in self._archives}
+        return [
+            archive
+            for archive in self._archives
+            if not found[archive.tree] or (download and not (devkit / archive.unpacks_to).exists())
+        ]
+
+    def _provide(self, archive: Archive, folder: Path, download: bool) -> bool:
+        """Have a verified archive in `folder`; whether it had to be fetched."""
+        path = folder / archive.name
+        if path.is_file():
+            found = _checksum(path, archive)
+            if found == archive.checksum:
+                return False
+            wrong = f"{path} has {found} instead of {archive.checksum}"
+            if not download:
+                raise BadInput(f"{wrong}: replace the file, or set data.download=true")
+            log.warning("%s: now %s.wrong, fetching another", wrong, path.name)
+            path.replace(folder / f"{path.name}.wrong")
+        part = folder / f"{archive.name}.part"
+        self._fetch(archive, part)
+        part.replace(path)
+        return True
+
+    def _fetch(self, archive: Archive, part: Path) -> None:
+        """Fill `part`, going round the mirrors but staying with one as long as it brings new bytes."""
+        problems = ["no mirror is named"]
+        failures, limit = 0, self._rounds * len(archive.urls)
+        furthest = _size(part)
+        while failures < limit:
+            url = archive.urls[failures % len(archive.urls)]
+            try:
+                self._transfer(url, archive, part)
+                found = _checksum(part, archive)
+                if found == archive.checksum:
+                    return
+                part.unlink()
+                problem = f"{url}: {found} instead of {archive.checksum}"
+            except (requests.RequestException, _BadMirror) as error:
+                problem = f"{url}: {_reason(error)}"
+            if problem not in problems:
+                log.info("%s", problem)
+            problems.append(problem)
+            if _size(part) > furthest:
+                furthest = _size(part)
+                continue
+            failures += 1
+            if failures < limit and failures % len(archive.urls) == 0:
+                time.sleep(self._pause_s)
+        raise _NoMirror(f"{archive.name} cannot be fetched ({problems[-1]})")
+
+    def _transfer(self, url: str, archive: Archive, part: Path) -> None:
+        """Append to `part` what one mirror gives, until it has the archive's size."""
+        if _size(part) > archive.size:
+            part.unlink()
+        have = _size(part)
+        if have == archive.size:  # killed before it was verified
+            return
+        for start in dict.fromkeys((have, 0)):
+            headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+            with requests.get(url, headers=headers, stream=True, timeout=self._timeout_s) as response:
+                if response.status_code == 416 and start:
+                    continue  # from the beginning, then
+                response.raise_for_status()
+                begin, total = _extent(response)
+                if begin not in (0, start) or total not in (None, archive.size):
+                    raise _BadMirror(f"offers {total} bytes from {begin}, not {archive.size} from {start}")
+                log.info("%s: %.0f MB from %s", archive.name, (archive.size - begin) / 1e6, url)
+                with part.open("ab" if begin else "wb") as file, _progress(archive, begin) as advance:
+                    for chunk in response.iter_content(CHUNK):
+                        file.write(chunk)
+                        advance(len(chunk))
+                        if file.tell() > archive.size:
+                            raise _BadMirror(f"gives more than {archive.size} bytes")
+            if _size(part) < archive.size:
+                raise _BadMirror(f"ended after {_size(part)} of {archive.size} bytes")
+            return
+
+
+class _BadMirror(Exception):
+    """What a mirror sends is not the archive."""
+
+
+class _NoMirror(Exception):
+    """All mirrors failed."""
+
+
+def _by_hand(archives: Sequence[Archive], folder: Path) -> str:
+    """What to put where when there is no network; empty when all is there."""
+    names = [archive.name for archive in archives if not (folder / archive.name).is_file()]
+    return f"put {' and '.join(names)} by hand into {folder}" if names else ""
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a lock; say so when another process has it."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("Waiting for another process that fetches VOC (%s)", path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check_disk(archives: Sequence[Archive], devkit: Path) -> None:
+    """Refuse to start what would fill the disk."""
+    needed = 0.0
+    for archive in archives:
+        path = devkit.parent / archive.name
+        have = archive.size if path.is_file() else _size(path.with_name(f"{path.name}.part"))
+        needed += archive.size * SPARE + max(archive.size - have, 0)
+    free = shutil.disk_usage(devkit.parent).free
+    if free < needed:
+        names = " and ".join(archive.name for archive in archives)
+        raise BadInput(
+            f"{devkit.parent}: {names} needs {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free; "
+            "make room, or set ONEBOX_VOC_ROOT to a folder on a larger disk"
+        )
+
+
+def _unpack(archives: Sequence[Archive], devkit: Path) -> None:
+    """Unpack the archives of one tree into a folder aside, then move it into place."""
+    tree = devkit / archives[0].tree
+    partial = devkit / f".{tree.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed: nobody else holds the lock
+    whole = partial / INSIDE / tree.name
+    last = [partial / INSIDE / archive.unpacks_to for archive in archives]
+    try:
+        for archive, wanted in zip(archives, last, strict=True):
+            path = devkit.parent / archive.name
+            log.info("Unpacking %s", path)
+            try:
+                with tarfile.open(path) as tar:
+                    tar.extractall(partial, filter=_inside)
+            except (tarfile.TarError, EOFError) as error:
+                raise BadInput(f"{path}: not safe to unpack, or damaged ({error}); get it from elsewhere") from None
+            if not wanted.is_file():
+                raise BadInput(f"{path}: holds no {INSIDE}/{archive.unpacks_to}; get the archive from elsewhere")
+        if not _is_filled(tree):
+            whole.replace(tree)
+            return
+        # Half a tree is there: add files and change none, and show last what says that a part is there.
+        files = [path for path in whole.rglob("*") if not path.is_dir()]
+        for path in sorted(files, key=lambda path: path in last):
+            target = tree / path.relative_to(whole)
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _inside(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+    """Tarfile's filter for data, which refuses links and places outside and devices; stricter with names."""
+    name = PurePosixPath(member.name)
+    if name.is_absolute() or ".." in name.parts:
+        raise tarfile.TarError(f"{member.name!r} points outside")
+    return tarfile.data_filter(member, folder)
+
+
+def _is_filled(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _checksum(path: Path, archive: Archive) -> str:
+    """The checksum of a file, of the archive's kind."""
+    kind = archive.checksum.partition(":")[0]
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False))
+    return f"{kind}:{digest.hexdigest()}"
+
+
+def _extent(response: requests.Response) -> tuple[int, int | None]:
+    """The first byte that a response brings, and the size of the whole file where the server says it."""
+    if response.status_code != 206:
+        length = response.headers.get("Content-Length", "")
+        return 0, int(length) if length.isdigit() else None
+    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+    if not match:
+        raise _BadMirror("answers a range without saying which")
+    return int(match[1]), None if match[2] == "*" else int(match[2])
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without the layers of urllib3 around it."""
+    if isinstance(error, _BadMirror):
+        return str(error)
+    if isinstance(error, requests.HTTPError):
+        return f"HTTP {error.response.status_code}"
+    cause = error.args[0] if error.args else error
+    return str(getattr(cause, "reason", cause)).rpartition(": ")[2]
+
+
+@contextmanager
+def _progress(archive: Archive, done: int) -> Iterator[Callable[[int], None]]:
+    """A bar with speed and time left on a terminal, nothing elsewhere; gives what moves it on by some bytes."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
+    with bar:
+        task = bar.add_task(archive.name, total=archive.size, completed=done)
+        yield lambda count: bar.advance(task, count)

@@ -1,0 +1,182 @@
+"""The installed command `onebox`, as a user starts it."""
+
+import hashlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+COMMAND = Path(sys.executable).parent / "onebox"
+NAME = "VOCtrainval_11-May-2012.tar"
+KEY = "data.source.archives.voc2012_trainval"
+CLOSED = "http://127.0.0.1:9/voc.tar"  # the discard port: nobody listens
+
+
+def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("ONEBOX_")}
+    return subprocess.Popen(
+        [str(COMMAND), *arguments],
+        cwd=folder,
+        env=plain | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(folder: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:
+    """Exit code, standard output, standard error."""
+    process = start(folder, *arguments, **environment)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def tar() -> bytes:
+    """A VOC 2012 of one list and one file."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name in ("ImageSets/Main/trainval.txt", "JPEGImages/1.jpg"):
+            member = tarfile.TarInfo(f"VOCdevkit/VOC2012/{name}")
+            member.size = 2
+            archive.addfile(member, io.BytesIO(b"1\n"))
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def server(tar: bytes) -> Iterator[ThreadingHTTPServer]:
+    """Serves the archive at /voc.tar; at /slow.tar it stops in the middle and sets `stalled`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(tar)))
+            self.end_headers()
+            slow = self.path == "/slow.tar"
+            self.wfile.write(tar[:100] if slow else tar)
+            if slow:
+                self.wfile.flush()
+                self.server.stalled.set()
+                self.server.end.wait(20)
+
+        def log_message(self, *_) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.stalled, server.end = threading.Event(), threading.Event()
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    yield server
+    server.end.set()
+    server.shutdown()
+    server.server_close()
+
+
+def serve(server: ThreadingHTTPServer, tar: bytes, path: str = "voc.tar") -> list[str]:
+    """Overrides that put the server in place of the mirrors."""
+    return [
+        f"{KEY}.urls=[http://127.0.0.1:{server.server_port}/{path}]",
+        f"{KEY}.checksum='md5:{hashlib.md5(tar).hexdigest()}'",
+        f"{KEY}.size={len(tar)}",
+    ]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["data", "--help"], ["data", "download", "--help"]])
+def test_help_says_what_there_is(tmp_path, arguments):
+    code, out, err = run(tmp_path, *arguments)
+    assert code == 0
+    assert err == ""
+    expected = {1: "data", 2: "download", 3: "onebox data download voc0712 --root /data/pascal"}
+    assert expected[len(arguments)] in out
+
+
+def test_nothing_heavy_is_imported(tmp_path, tar, server):
+    arguments = ["data", "download", "voc2012", *serve(server, tar)]
+    code = (
+        "import atexit, sys; from onebox.cli import main\n"
+        "heavy = {'torch', 'lightning', 'torchvision', 'albumentations', 'matplotlib', 'cv2'}\n"
+        "atexit.register(lambda: print('HEAVY', heavy & set(sys.modules)))\n"
+        f"sys.argv = ['onebox', *{arguments!r}]; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "HEAVY set()"
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "folder"),
+    [
+        ([], {}, "data"),
+        ([], {"ONEBOX_DATA_DIR": "elsewhere"}, "elsewhere"),
+        ([], {"ONEBOX_DATA_DIR": "elsewhere", "ONEBOX_VOC_ROOT": "voc"}, "voc"),
+        (["--root", "my folder, {so} = called"], {"ONEBOX_VOC_ROOT": "voc"}, "my folder, {so} = called"),
+    ],
+)
+def test_a_download_ends_where_it_says(tmp_path, tar, server, options, environment, folder):
+    code, out, err = run(tmp_path, "data", "download", "voc2012", *options, *serve(server, tar), **environment)
+    assert (code, err) == (0, "")
+    devkit = tmp_path / folder / "VOCdevkit"
+    assert (devkit / "VOC2012/JPEGImages/1.jpg").read_bytes() == b"1\n"
+    assert out.splitlines()[-1] == f"voc2012 is in {devkit}"
+
+
+def test_what_is_there_is_not_asked_for_again(tmp_path):
+    devkit = tmp_path / "data" / "VOCdevkit"
+    (devkit / "VOC2012/ImageSets/Main").mkdir(parents=True)
+    (devkit / "VOC2012/ImageSets/Main/trainval.txt").write_text("")
+    code, out, err = run(tmp_path, "data", "download", "voc2012", f"{KEY}.urls=[{CLOSED}]")
+    assert (code, out, err) == (0, f"voc2012 is in {devkit}\n", "")
+
+
+def test_without_a_network_one_line_says_where_to_put_the_file(tmp_path):
+    code, _, err = run(tmp_path, "data", "download", "voc2012", f"{KEY}.urls=[{CLOSED}]", "data.source.pause_s=0")
+    assert code == 2
+    assert err.startswith("onebox: VOCtrainval_11-May-2012.tar cannot be fetched (http://127.0.0.1:9/voc.tar: ")
+    assert err.endswith(f"put {NAME} by hand into {tmp_path / 'data'}\n")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "word"),
+    [
+        ("data.source.timeout=3", "data.source.timeout"),
+        (f"{KEY}.checksum='crc:0'", "neither md5"),
+        ("data=nonsense", "nonsense"),
+        ("data.source.rounds=[", "override"),
+    ],
+)
+def test_a_mistake_in_an_override_is_one_line(tmp_path, override, word):
+    code, out, err = run(tmp_path, "data", "download", "voc2012", override)
+    assert (code, out) == (2, "")
+    assert err.startswith("onebox: ")
+    assert word in err
+    assert err.count("\n") == 1
+
+
+def test_an_unknown_data_set_lists_those_there_are(tmp_path):
+    code, _, err = run(tmp_path, "data", "download", "voc2008")
+    assert code == 2
+    assert "'voc2007', 'voc2012', 'voc0712'" in err
+    assert "Traceback" not in err
+
+
+def test_a_traceback_is_shown_when_asked_for(tmp_path):
+    code, _, err = run(tmp_path, "data", "download", "voc2012", f"{KEY}.urls=[]", ONEBOX_DEBUG="1")
+    assert code == 1
+    assert "Traceback" in err
+    assert "BadInput" in err
+
+
+def test_stopped_by_hand_it_leaves_with_130_and_keeps_what_it_has(tmp_path, tar, server):
+    process = start(tmp_path, "data", "download", "voc2012", *serve(server, tar, "slow.tar"))
+    assert server.stalled.wait(20)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert err == "stopped by hand; the same command goes on where it stopped\n"
