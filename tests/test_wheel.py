@@ -26,7 +26,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     python = sys.executable
     subprocess.run(
-        [python, "-c", "from setuptools.build_meta import build_wheel; build_wheel('..')"], check=True, cwd=source, capture_output=True
+        [python, "-c", "from setuptools.build_meta import build_wheel; build_wheel('..')"],
+        check=True,
+        cwd=source,
+        capture_output=True,
     )
     (wheel,) = folder.glob("onebox-*.whl")
     uv("venv", "--python", python, "fresh")

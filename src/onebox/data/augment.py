@@ -150,8 +150,8 @@ class BatchedTransform:
         flip = uniform[:, 0] < self._flip
         mirrored = np.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], axis=1)
         boxes = np.where(flip[:, None], mirrored, boxes)
-        zoom, shift, boxes = self._place(boxes, uniform[:, 4:].reshape(len(rows), draws, 4))
         if self._moves:
+            zoom, shift, boxes = self._place(boxes, uniform[:, 4:].reshape(len(rows), draws, 4))
             painted = self._move(images, flip, zoom, shift)
         else:
             painted = images.copy()
