@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from onebox.data import shapes
-from onebox.data.shapes import SHAPE_CLASSES, write_shapes
+from onebox.data import shape_images, shapes
+from onebox.data.shape_images import SHAPE_CLASSES
+from onebox.data.shapes import write_shapes
 from onebox.errors import BadInput
 
 SETTINGS: dict[str, Any] = {
@@ -102,7 +103,7 @@ def test_box_is_the_visible_extent(name: str) -> None:
         boxes = set()
         for paper in (0, 255):
             canvas = np.full((80, 100, 3), paper, np.uint8)
-            boxes.add(shapes._paint_object(np.random.default_rng(seed), canvas, name, 15 + 4 * seed, []))
+            boxes.add(shape_images._paint_object(np.random.default_rng(seed), canvas, name, 15 + 4 * seed, []))
             shown |= (abs(canvas.astype(int) - paper) >= 12).any(axis=2)  # less, nobody sees
         ys, xs = np.nonzero(shown)
         assert boxes == {(xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)}
@@ -117,7 +118,7 @@ def test_classes_are_balanced(tree: Path) -> None:
 def test_objects_stand_out_from_their_background() -> None:
     for seed in range(250):
         canvas = np.full((80, 80, 3), seed, np.uint8)
-        x1, y1, x2, y2 = shapes._paint_object(np.random.default_rng(seed), canvas, "square", 40, [])
+        x1, y1, x2, y2 = shape_images._paint_object(np.random.default_rng(seed), canvas, "square", 40, [])
         inside = canvas[y1 + 10 : y2 - 10, x1 + 10 : x2 - 10].astype(float)
         assert abs(inside - seed).mean() > 25
 
@@ -135,7 +136,7 @@ def test_several_objects_do_not_cover_each_other() -> None:
     settings = SETTINGS | {"multi_object_fraction": 1.0}
     pairs = overlapping = 0
     for index in range(60):
-        boxes = [box for _, box in shapes._draw_sample(index, settings)[1]]
+        boxes = [box for _, box in shapes.draw_sample(index, settings)[1]]
         for i, a in enumerate(boxes):
             for b in boxes[:i]:
                 pairs += 1
@@ -201,7 +202,7 @@ def test_settings_out_of_range_are_refused(tmp_path: Path, wrong: dict[str, Any]
 
 def test_a_killed_run_leaves_nothing_that_looks_whole(tree: Path, tmp_path: Path) -> None:
     root = tmp_path / "shapes"
-    die = "draw = shapes._draw_sample\nshapes._draw_sample = lambda i, s: os._exit(9) if i == 20 else draw(i, s)"
+    die = "draw = shapes.draw_sample\nshapes.draw_sample = lambda i, s: os._exit(9) if i == 20 else draw(i, s)"
     assert start(root, die).wait() == 9
     assert not root.exists()
     assert any(tmp_path.rglob("*.jpg"))  # it was in the middle of writing
@@ -210,7 +211,7 @@ def test_a_killed_run_leaves_nothing_that_looks_whole(tree: Path, tmp_path: Path
 
 
 def test_two_processes_at_once_both_find_it_whole(tree: Path, tmp_path: Path) -> None:
-    slow = "import time\ndraw = shapes._draw_sample\nshapes._draw_sample = lambda i, s: time.sleep(0.03) or draw(i, s)"
+    slow = "import time\ndraw = shapes.draw_sample\nshapes.draw_sample = lambda i, s: time.sleep(0.03) or draw(i, s)"
     both = [start(tmp_path / "shapes", slow) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert files(tmp_path / "shapes") == files(tree)
