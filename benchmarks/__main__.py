@@ -17,7 +17,7 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from onebox.files import write_json
+from onebox.files import read_json, write_json
 
 # name: (numerator, denominators of which the fastest counts, target); images per second
 RATIOS: dict[str, tuple[str, list[str], float | None]] = {
@@ -102,7 +102,10 @@ def main() -> None:
         values = {"median": median(ratios), "min": min(ratios), "max": max(ratios)}
         rows.append({"name": name, "target": target, **values, "unit": "ratio"})
         table.add_row(name, *(f"{value:.3f}" for value in values.values()), str(target or "-"))
-    write_json(Path("outputs/bench.json"), rows)
+    file = Path("outputs/bench.json")
+    before = read_json(file) if file.exists() else []
+    names = {row["name"] for row in rows}
+    write_json(file, [row for row in before if row["name"] not in names] + rows)  # --only keeps the others
     console.print(table, "written to outputs/bench.json")
 
 
@@ -110,6 +113,8 @@ def check_same_work(results: dict[str, dict[str, float]]) -> None:
     """The same number of images, and for the same batches the same loss."""
     images = {result["images"] for result in results.values()}
     assert len(images) == 1, f"different numbers of images: {results}"
+    threads = {result["threads"] for result in results.values()}
+    assert len(threads) == 1, f"different numbers of threads: {results}"
     for what, result in results.items():
         assert result["loss"] < result["first_loss"], f"{what} did not learn: {result}"
     if {"onebox none", "bare none"} <= set(results):

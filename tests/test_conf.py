@@ -95,6 +95,7 @@ def test_fingerprint_ignores_what_cannot_change_a_result_and_nothing_else(compos
         return fingerprint(OmegaConf.to_container(cfg, resolve=True), cfg.fingerprint_ignore)
 
     assert of() == of("run_dir=elsewhere", "data.num_workers=2", "logger=csv", "callbacks/progress=lines", "name=other")
+    assert of("loss.weights.loc=10") == of("loss.weights.loc=10.0")
     changes = [
         "seed=1",
         "optimizer.lr=0.0010001",

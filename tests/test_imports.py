@@ -26,10 +26,11 @@ LAYERS = {
     "train": 5,
     "cli": 5,
     "spelling": 4,
+    "validation": 4,
     "help": 4,
 }
 CONFIG_LIBRARIES = {"hydra", "omegaconf"}
-MAY_IMPORT_CONFIG = {"train", "cli", "spelling", "runs", "sweep"}
+MAY_IMPORT_CONFIG = {"train", "cli", "spelling", "validation", "runs", "sweep"}
 HEAVY = {"torch", "lightning", "torchvision", "albumentations", "torchmetrics", "matplotlib"}
 
 

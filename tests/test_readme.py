@@ -22,6 +22,11 @@ def commands(prefix: str) -> list[str]:
     return found
 
 
+def test_no_placeholder_is_left():
+    for path in [*TEXTS, *(ROOT / "conf").rglob("*.yaml")]:
+        assert not re.search(r"@[A-Z]+@", path.read_text()), path
+
+
 def test_the_readme_is_short_and_shows_commands():
     assert len((ROOT / "README.md").read_text().splitlines()) < 200
     assert len(commands("onebox-train")) > 8

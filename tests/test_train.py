@@ -2,16 +2,19 @@
 
 import csv
 import json
+import shutil
 import statistics
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from hydra.errors import HydraException
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from onebox.boxes import xyxy_to_xywh
 from onebox.errors import BadInput
+from onebox.module import LocalizationModule
 from onebox.train import build_data, build_module, train
 
 QUIET = ["callbacks/progress=lines", "trainer.log_every_n_steps=1"]
@@ -168,7 +171,6 @@ def test_checkpoints_are_plain_data(run):
 
 
 def test_the_best_checkpoint_is_the_one_that_is_tested(run, composed):
-    # A learning rate that destroys the network after the first epochs: best and last differ for sure.
     folder = run(
         "run", "trainer.max_epochs=6", "optimizer=sgd", "optimizer.lr=0.05", "scheduler=one_cycle", PICTURES_OFF
     )
@@ -257,6 +259,112 @@ def test_bad_data_leaves_a_run_that_says_why(composed, tmp_path):
     assert not (tmp_path / "run" / "metrics.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["seed=-1"], "seed must be"),
+        (
+            ["seed=null", "image_size=0", "monitor_mode=best"],
+            "seed must be.*; image_size must be.*; monitor_mode must be",
+        ),
+        (["monitor=val/joint_ac"], "monitor=val/joint_ac is nothing that is logged; it must be one of .*val/joint_acc"),
+        (["monitor=null"], "monitor=None is nothing"),
+        (["trainer.limit_val_batches=0"], "limit_val_batches=0; set monitor=train/loss"),
+        (["trainer.max_epochs=0", "trainer.log_every_n_steps=0"], "max_epochs must be .*log_every_n_steps must be"),
+        (
+            ["data.select=biggest", "data.cache=tape", "data.box_origin=2"],
+            "select must be.*box_origin must.*cache must",
+        ),
+        (
+            ["data.limit=-1", "data.batch_size=0", "data.num_workers=-1"],
+            "limit must.*batch_size must.*num_workers must",
+        ),
+        (["data.holdout.val=-0.5"], "holdout must be shares"),
+        (["data.classes=[cat,cat]"], "classes must be names, each once"),
+        (["data.ids=['000000',nope]"], r"no list of data.splits names nope \(an unquoted number"),
+        (["data.ids=28"], "data.ids must be a list"),
+        (["data.batch_size=1000", "data.drop_last=true"], "drop_last leaves no batch of 1000"),
+        (["loss.weights.loc=-1"], "loss.weights.loc must be"),
+        (["loss.weights.loc=null"], "loss.weights.loc must be"),
+        (["loss.weights={loc:0,cls:0}"], "both are 0"),
+        (["augment=batched_strong", "augment.scale=[0,1000]", "augment.fill=999"], "fill must be.*scale must be"),
+        (["augment=batched_strong", "augment.scale=2"], "scale must be two rising numbers"),
+        (["augment.min_visibility=5"], "min_visibility must be"),
+        (
+            ["augment.transforms=[{_target_:albumentations.Resize,height:50,width:50}]"],
+            "turn .100, 100. px into .50, 50.",
+        ),
+        (["model.std=[0,1,1]"], "model.std needs three numbers > 0"),
+        (["image_size=8"], "image_size must be a number >= 16"),
+        (["model.backbone.widths=[]"], "widths must name at least one"),
+        (["callbacks.pictures.columns=0"], "pictures.columns must be"),
+        (["callbacks/early_stopping=default", "callbacks.early_stopping.monitor=val/nothing"], "val/nothing"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_refused_with_what_to_do(composed, tmp_path, overrides, told):
+    with pytest.raises((BadInput, HydraException), match=f"(?s){told}"):
+        train(composed(*QUIET, PICTURES_OFF if "pictures" not in overrides[0] else "debug=fast", *overrides))
+    assert read(tmp_path / "run", "run.json")["status"] == "failed"
+
+
+def test_a_bad_test_image_is_found_before_the_fit(composed, tmp_path, shapes_root):
+    root = tmp_path / "shapes"
+    shutil.copytree(shapes_root, root)
+    first = (root / "ImageSets/Main/test.txt").read_text().split()[0]
+    (root / f"JPEGImages/{first}.jpg").write_bytes(b"")
+    with pytest.raises(BadInput, match=f"{first}.jpg: not a readable image"):
+        train(composed(f"data.root={root}", "data.select=largest", *QUIET))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_diverged_run_writes_null_and_is_not_called_better(run, capsys):
+    folder = run("run", "optimizer=sgd", "optimizer.lr=1e30", "trainer.max_epochs=2")
+    metrics = json.loads((folder / "metrics.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert metrics["test"]["loc_l1"] is None
+    assert "nan" in capsys.readouterr().out
+
+
+def test_result_and_floor_are_taken_on_the_same_images(run):
+    cut = run("cut", "trainer.max_epochs=1", "trainer.limit_test_batches=1", "data.eval_batch_size=4", PICTURES_OFF)
+    whole = run("whole", "trainer.max_epochs=1", PICTURES_OFF)
+    assert sum(row["images"] for row in read(cut, "metrics.json")["per_class"].values()) == 4
+    assert read(cut, "metrics.json")["floor"]["iou"] != read(whole, "metrics.json")["floor"]["iou"]
+
+
+def test_the_fit_gives_each_epoch_an_order_and_draws_of_its_own(composed, monkeypatch):
+    seen = []
+    step = LocalizationModule.training_step
+
+    def spy(module, batch, batch_idx):
+        seen.append((module.current_epoch, batch.ids, batch.images.float().mean().item()))
+        return step(module, batch, batch_idx)
+
+    monkeypatch.setattr(LocalizationModule, "training_step", spy)
+    train(composed(*QUIET, PICTURES_OFF, "trainer.max_epochs=2", "augment=batched_strong", "data.batch_size=64"))
+    (first, ids, mean), (second, other_ids, other_mean) = seen
+    assert (first, second) == (0, 1)
+    assert sorted(ids) == sorted(other_ids)
+    assert ids != other_ids
+    assert mean != other_mean
+
+
+def test_pictures_are_drawn_without_dropout_and_leave_the_mode(composed, monkeypatch):
+    modes = []
+    forward = LocalizationModule.forward
+    monkeypatch.setattr(LocalizationModule, "forward", lambda self, x: modes.append(self.training) or forward(self, x))
+    train(composed(*QUIET, "experiment=overfit_one", "trainer.max_epochs=2", "model.backbone.dropout=0.5"))
+    assert modes == [True, True, False]
+
+
+def test_objects_below_min_area_are_dropped_as_the_notebooks_pipeline_does(composed):
+    data = build_data(composed("augment.min_area=600"))
+    data.setup()
+    index = data.indexes["train"]
+    assert index.dropped["below augment.min_area"] > 0
+    areas = (index.boxes[:, 2:] - index.boxes[:, :2]).prod(1) * 100 * 100
+    assert areas.min() >= 600
+
+
 def test_monitoring_validation_without_validation_images_says_what_to_do(composed):
     cfg = composed("data.splits={train:[train],val:[],test:[test]}", "data.holdout={val:0,test:0}")
     with pytest.raises(BadInput, match=r"monitor=val/joint_acc but there is no validation image.*monitor=train/loss"):
@@ -314,13 +422,18 @@ class TestOverfitOne:
         loc, cls, iou = ([row[f"train/{name}"] for row in finals] for name in ("loss_loc", "loss_cls", "iou"))
         assert len(finals) == 10
         assert 0.04 < statistics.median(loc) < 0.2
-        assert max(loc) < 0.4
+        assert max(loc) < 0.3
         assert statistics.median(cls) < 0.03
-        assert max(cls) < 0.2
+        assert max(cls) < 0.1
         assert 0.2 < statistics.median(iou) < 0.8
 
     def test_three_hundred_epochs_find_the_object(self, run):
         folder = run("run", "experiment=overfit_one", "trainer.max_epochs=300", PICTURES_OFF)
+        assert read(folder, "metrics.json")["final"]["train/iou"] > 0.9
+
+    def test_three_hundred_epochs_find_the_object_on_real_voc(self, run, voc_root):
+        data = ["data=voc2007", f"data.root={voc_root / 'VOCdevkit'}", "data.source=null", "data.ids=['000028']"]
+        folder = run("run", *data, "experiment=overfit_one", "trainer.max_epochs=300", PICTURES_OFF)
         assert read(folder, "metrics.json")["final"]["train/iou"] > 0.9
 
 

@@ -1,5 +1,7 @@
 """Errors that a user can put right."""
 
+from collections.abc import Mapping
+
 
 class BadInput(Exception):
     """Something the user gave cannot be used.
@@ -7,3 +9,24 @@ class BadInput(Exception):
     The message is one line that says what is wrong, where, and what to do. The entry points print it without
     a traceback and exit with code 2.
     """
+
+
+def refuse(problems: Mapping[str, bool]) -> None:
+    """Raise one `BadInput` that names all problems which are so.
+
+    Args:
+        problems: what is wrong and what to do -> whether it is so.
+    """
+    found = [text for text, is_so in problems.items() if is_so]
+    if found:
+        raise BadInput("; ".join(found))
+
+
+def is_number(value: object, low: float, high: float = float("inf")) -> bool:
+    """Whether `value` is a number, not a truth value, in [low, high]."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def is_integer(value: object, low: int, high: float = float("inf")) -> bool:
+    """Whether `value` is a whole number, not a truth value, in [low, high]."""
+    return isinstance(value, int) and is_number(value, low, high)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from onebox.errors import is_number, refuse
 from onebox.model.localizer import Prediction, Target
 
 Criterion = Callable[[Tensor, Tensor], Tensor]  # (predicted, true) -> scalar
@@ -69,6 +70,15 @@ class WeightedLoss(nn.Module):
 
     def __init__(self, *, loc: nn.Module, cls: nn.Module, weights: Mapping[str, float]) -> None:
         super().__init__()
+        refuse(
+            {
+                f"loss.weights.{name} must be a number >= 0, not {weights.get(name)}": not is_number(
+                    weights.get(name), 0
+                )
+                for name in ("loc", "cls")
+            }
+            | {"loss.weights: both are 0, so there is nothing to learn": not any(weights.values())}
+        )
         self.terms = nn.ModuleDict({"loc": loc, "cls": cls})
         self.weights = {name: float(weights[name]) for name in self.terms}
 

@@ -3,9 +3,11 @@
 import difflib
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
+from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,6 +22,7 @@ def explain_unknown_keys(overrides: Sequence[str]) -> str | None:
         None when every key exists, or when the groups alone cannot be composed either.
     """
     # `+key` adds and `~key` deletes: whoever writes that knows the key is not there, or is.
+    overrides = [flat for item in overrides for flat in _flat(item)]
     pairs = [item.partition("=") for item in overrides if "=" in item and not item.startswith(("-", "+", "~", "hydra"))]
     chosen = [key + sep + value for key, sep, value in pairs if files("onebox.conf").joinpath(key).is_dir()]
     GlobalHydra.instance().clear()
@@ -46,3 +49,14 @@ def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
         value = None if OmegaConf.is_missing(node, key) else node._get_node(key)
         if isinstance(value, DictConfig) and not value._is_none():
             yield from _keys(value, prefix + key + ".")
+
+
+def _flat(override: str) -> Iterator[str]:
+    """`a={b:1}` as `a.b=1`; anything else as it is."""
+    key, _, value = override.partition("=")
+    if not value.startswith("{"):
+        yield override
+        return
+    parsed: Any = OverridesParser.create().parse_override(override).value()
+    for name, item in parsed.items():
+        yield from _flat(f"{key}.{name}={item}")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException
+from hydra.experimental.callback import Callback as HydraCallback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -23,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from onebox.errors import BadInput
 from onebox.help import help_text
 from onebox.spelling import explain_unknown_keys
+from onebox.validation import validate
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -60,9 +62,28 @@ def main() -> None:
         _app()
     except USER_ERRORS as error:
         _exit_with(error)
+    except ValueError as error:
+        if not str(error).startswith("Config group override"):  # Hydra's word for GROUP=null
+            raise
+        _exit_with(BadInput("a group cannot be null; choose one of its options, such as scheduler=none (see --help)"))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _exit_with(BadInput(f"{error.filename}: {error.strerror}; free it, or choose another hydra.run.dir"))
     except KeyboardInterrupt:
         print("stopped by hand", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+
+
+class RefuseTakenDirectory(HydraCallback):
+    """Stops before Hydra writes into a directory that holds a run already, so that nothing of that run is lost."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called once before a single run."""
+        folder = Path(config.hydra.run.dir)
+        if (folder / "run.json").exists():
+            # Hydra turns other exceptions of a callback into warnings.
+            _exit_with(BadInput(f"{folder}: holds a run already; choose another hydra.run.dir or remove the folder"))
 
 
 @hydra.main(version_base="1.3", config_path="pkg://onebox.conf", config_name="train")
@@ -98,6 +119,7 @@ def train(cfg: DictConfig) -> float | None:
         overrides=list(HydraConfig.get().overrides.task),
     )
     with record:
+        validate(cfg)
         return _train(cfg, run_dir, record)
 
 
@@ -123,6 +145,7 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord) -> float | None:
             f"monitor={cfg.monitor} but there is no validation image; name a list in data.splits.val, give "
             "data.holdout.val a share of the training images, or set monitor=train/loss monitor_mode=min"
         )
+    data.decode()
     cfg.model.num_classes = data.num_classes
     write_text(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
 
@@ -142,19 +165,19 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord) -> float | None:
     floor: dict[str, float] = {}
     if len(data.indexes["test"]):
         checkpoint = run_dir / "checkpoints" / "best.ckpt"
-        path = str(checkpoint) if checkpoint.exists() else None
+        path = str(checkpoint) if checkpoint.exists() else None  # callbacks.checkpoint_best=null: the last weights
         _run(trainer, trainer.test, module, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
         test = {tag.removeprefix("test/"): value.item() for tag, value in trainer.callback_metrics.items()}
-        floor = floor_metrics(data.indexes["train"], data.indexes["test"], data.class_names)
+        num_tested = int(sum(row["images"] for row in module.test_per_class.values()))
+        floor = floor_metrics(data.indexes["train"], data.indexes["test"], data.class_names, num_tested)
     shown = {tag: best.get(tag.replace("best/", "val/")) for tag in RESULT_TAGS if tag.startswith("best/")}
     for logger in trainer.loggers:
         logger.log_metrics({tag: value for tag, value in shown.items() if value is not None}, step=trainer.global_step)
         logger.finalize("success")
 
-    metrics = metrics_json(rows, best, test, floor, module.test_per_class)
-    write_json(run_dir / "metrics.json", metrics)
+    write_json(run_dir / "metrics.json", metrics_json(rows, best, test, floor, module.test_per_class))
     write_report(run_dir)
-    print_results(run_dir, metrics)
+    print_results(run_dir)
     return best.get(cfg.monitor)
 
 
@@ -181,7 +204,7 @@ def build_module(cfg: DictConfig, data: VocDataModule) -> LocalizationModule:
         localizer=hydra.utils.instantiate(cfg.model, _convert_="all"),
         loss=hydra.utils.instantiate(cfg.loss, _convert_="all"),
         optimizer=hydra.utils.instantiate(cfg.optimizer, _convert_="all"),
-        scheduler=hydra.utils.instantiate(cfg.scheduler, _convert_="all"),
+        scheduler=hydra.utils.instantiate(cfg.scheduler, _convert_="all") if cfg.get("scheduler") else None,
         class_names=data.class_names,
         seed=cfg.seed,
         log_every_n_steps=cfg.trainer.log_every_n_steps,
@@ -192,7 +215,7 @@ def build_module(cfg: DictConfig, data: VocDataModule) -> LocalizationModule:
         if module.make_scheduler is not None:
             module.make_scheduler(optimizer, 100)
     except (TypeError, ValueError) as error:
-        given = {key: value for group in ("optimizer", "scheduler") for key, value in (cfg[group] or {}).items()}
+        given = {key: value for group in ("optimizer", "scheduler") for key, value in (cfg.get(group) or {}).items()}
         raise BadInput(f"optimizer or scheduler: {error}; correct one of {given}") from error
     return module
 
@@ -221,9 +244,17 @@ def build_trainer(cfg: DictConfig) -> Trainer:
 
 
 def _run(trainer: Trainer, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-    """Call fit or test; a Ctrl-C, which Lightning turns into an exit with code 1, stays a Ctrl-C."""
+    """Call fit or test; a Ctrl-C, which Lightning turns into an exit with code 1, stays a Ctrl-C.
+
+    Raises:
+        BadInput: Lightning refuses how it is configured.
+    """
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
     try:
         function(*args, **kwargs)
+    except MisconfigurationException as error:
+        raise BadInput(str(error)) from error
     except SystemExit:
         if trainer.interrupted:
             raise KeyboardInterrupt from None
@@ -254,6 +285,7 @@ def _exit_with(error: Exception) -> NoReturn:
         text = explain_unknown_keys(sys.argv[1:]) or str(error)
     else:
         text = str(error)
+    text = text.rpartition("onebox.errors.BadInput: ")[2]  # loader workers send the whole traceback as the message
     line = " ".join(part.strip() for part in text.splitlines() if part.strip())
     print(f"onebox-train: {line}", file=sys.stderr)
     sys.exit(EXIT_BAD_INPUT)

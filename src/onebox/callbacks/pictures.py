@@ -13,6 +13,7 @@ from torch import Tensor
 from onebox.data.datamodule import VocDataModule
 from onebox.data.dataset import read_image
 from onebox.draw import PREDICTED_COLOUR, TRUE_COLOUR, Mark, draw_grid, draw_marks
+from onebox.errors import is_integer, refuse
 from onebox.files import replacing
 from onebox.model.localizer import Prediction
 
@@ -32,6 +33,18 @@ class BoxPictures(Callback):
     """
 
     def __init__(self, path: str, num_images: int, columns: int, tile_width: int, every_n_epochs: int) -> None:
+        counts = {
+            "num_images": num_images,
+            "columns": columns,
+            "tile_width": tile_width,
+            "every_n_epochs": every_n_epochs,
+        }
+        refuse(
+            {
+                f"callbacks.pictures.{name} must be a number >= 1, not {value}": not is_integer(value, 1)
+                for name, value in counts.items()
+            }
+        )
         self._path = Path(path)
         self._num_images = num_images
         self._columns = columns
@@ -41,7 +54,8 @@ class BoxPictures(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the validation images to TensorBoard."""
         epoch = trainer.current_epoch + 1
-        if not trainer.is_global_zero or epoch % self._every_n_epochs:
+        is_due = epoch % self._every_n_epochs == 0 or epoch == trainer.max_epochs
+        if not trainer.is_global_zero or not is_due:
             return
         writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if writers:
@@ -64,8 +78,11 @@ class BoxPictures(Callback):
         index = data.indexes[split]
         rows = np.unique(np.linspace(0, len(index) - 1, self._num_images).round().astype(int)).tolist()
         batch = data.plain_batch(split, rows).to(pl_module.device)
+        was_training = pl_module.training
+        pl_module.eval()
         with torch.inference_mode():
             preds: Prediction = pl_module(batch.images)
+        pl_module.train(was_training)
         confidence, predicted = preds.logits.softmax(1).max(1)
         tiles = [
             draw_marks(

@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from onebox.errors import BadInput, is_integer, is_number, refuse
+
 Image = NDArray[np.uint8]  # [H, W, 3], RGB
 Images = NDArray[np.uint8]  # [B, H, W, 3], RGB
 Boxes = NDArray[np.float32]  # [B, 4], xyxy in [0, 1]
@@ -30,6 +32,9 @@ class Transform(Protocol):
     def resize(self, image: Image) -> Image:
         """Bring an image to the model's size."""
 
+    def keeps(self, boxes: Boxes) -> NDArray[np.bool_]:
+        """For each box ([B, 4]) whether the resize keeps it."""
+
     def augment(self, images: Images, boxes: Boxes, seed: int, epoch: int, rows: Sequence[int]) -> tuple[Images, Boxes]:
         """Draw the random changes of a batch of resized images; their size stays."""
 
@@ -40,7 +45,7 @@ class AlbumentationsTransform:
     Args:
         resize: albumentations transform that brings every image to the model's size; it must not be random.
         transforms: albumentations transforms for training images, applied after `resize`; they must keep the size.
-        min_area: a transformed box below this area is lost, px^2.
+        min_area: a box below this area is lost, px^2; its image is dropped if that is so after the resize already.
         min_visibility: a transformed box is lost when less than this share of its area stays inside the image, [0, 1].
         max_redraws: how often the transforms are drawn again when they lose the box.
     """
@@ -53,7 +58,15 @@ class AlbumentationsTransform:
         min_visibility: float,
         max_redraws: int,
     ) -> None:
+        refuse(
+            {
+                f"augment.min_area must be a number >= 0, not {min_area}": not is_number(min_area, 0),
+                f"augment.min_visibility must be in [0, 1], not {min_visibility}": not is_number(min_visibility, 0, 1),
+                f"augment.max_redraws must be a number >= 0, not {max_redraws}": not is_integer(max_redraws, 0),
+            }
+        )
         self._resize = A.Compose([resize])
+        self._min_area = min_area
         bbox_params = A.BboxParams(
             format="albumentations",  # xyxy in [0, 1]
             label_fields=[],
@@ -74,6 +87,12 @@ class AlbumentationsTransform:
         resized: Image = self._resize(image=image)["image"]
         return resized
 
+    def keeps(self, boxes: Boxes) -> NDArray[np.bool_]:
+        """See `Transform.keeps`."""
+        height, width = self.resize(np.zeros((8, 8, 3), dtype=np.uint8)).shape[:2]
+        kept: NDArray[np.bool_] = (boxes[:, 2:] - boxes[:, :2]).prod(1) * height * width >= self._min_area
+        return kept
+
     def augment(self, images: Images, boxes: Boxes, seed: int, epoch: int, rows: Sequence[int]) -> tuple[Images, Boxes]:
         """See `Transform.augment`."""
         if self._pipeline is None:
@@ -86,6 +105,11 @@ class AlbumentationsTransform:
         for draw in range(self._max_redraws + 1):
             self._pipeline.set_random_seed(int(np.random.SeedSequence([*key, draw]).generate_state(1)[0]))
             result: dict[str, Any] = self._pipeline(image=image, bboxes=box[None])
+            if result["image"].shape != image.shape:
+                raise BadInput(
+                    f"augment.transforms turn {image.shape[:2]} px into {result['image'].shape[:2]}; end them with a "
+                    "transform that keeps the size, such as a crop with height and width of image_size"
+                )
             if len(result["bboxes"]) == 1:
                 return result["image"], np.asarray(result["bboxes"][0][:4], dtype=np.float32)
         return image, box
@@ -122,6 +146,28 @@ class BatchedTransform:
         min_visibility: float,
         max_redraws: int,
     ) -> None:
+        zooms = list(scale) if isinstance(scale, list | tuple) else [scale]
+        refuse(
+            {
+                f"augment.{name} must be in [{low}, {high}], not {value}": not is_number(value, low, high)
+                for name, value, low, high in (
+                    ("flip", flip, 0, 1),
+                    ("stretch", stretch, 1, 10),
+                    ("translate", translate, 0, 1),
+                    ("brightness", brightness, 0, 1),
+                    ("contrast", contrast, 0, 1),
+                    ("saturation", saturation, 0, 1),
+                    ("fill", fill, 0, 255),
+                    ("min_visibility", min_visibility, 0, 1),
+                    ("max_redraws", max_redraws, 0, 1000),
+                )
+            }
+            | {
+                f"augment.scale must be two rising numbers in [0.01, 100], not {scale}": len(zooms) != 2
+                or not all(is_number(zoom, 0.01, 100) for zoom in zooms)
+                or zooms[0] > zooms[1]
+            }
+        )
         self._resize = A.Compose([resize])
         self._flip = flip
         self._log_scale = np.log(scale)
@@ -142,6 +188,10 @@ class BatchedTransform:
         """Bring an image to the model's size."""
         resized: Image = self._resize(image=image)["image"]
         return resized
+
+    def keeps(self, boxes: Boxes) -> NDArray[np.bool_]:
+        """Every box."""
+        return np.ones(len(boxes), dtype=bool)
 
     def augment(self, images: Images, boxes: Boxes, seed: int, epoch: int, rows: Sequence[int]) -> tuple[Images, Boxes]:
         """See `Transform.augment`."""

@@ -16,7 +16,7 @@ from onebox.data.augment import Transform
 from onebox.data.dataset import Batch, EpochSampler, OneBoxDataset
 from onebox.data.index import Index, Select, build_index, check_disjoint, class_names
 from onebox.data.voc import VocTree
-from onebox.errors import BadInput
+from onebox.errors import BadInput, is_integer, is_number, refuse
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +85,31 @@ class VocDataModule(LightningDataModule):
         seed: int,
     ) -> None:
         super().__init__()
+        shares = [holdout.get(split, 0.0) for split in ("val", "test")]
+        refuse(
+            {
+                f"data.splits has {sorted(set(splits) - set(SPLITS))}, but the splits are train, val and test": bool(
+                    set(splits) - set(SPLITS)
+                ),
+                f"data.holdout must be shares >= 0 that leave something to train, not {dict(holdout)}": not all(
+                    is_number(share, 0, 1) for share in shares
+                )
+                or sum(shares) >= 1,
+                "data.classes must be names, each once": classes is not None
+                and (not classes or isinstance(classes, str) or len(set(classes)) < len(classes)),
+                f"data.select must be single or largest, not {select}": select not in ("single", "largest"),
+                f"data.box_origin must be 1 or 0, not {box_origin}": box_origin not in (0, 1),
+                f"data.ids must be a list, such as ['000028'], not {ids}": isinstance(ids, str | int),
+                f"data.limit must be a number >= 1 or null, not {limit}": limit is not None
+                and not is_integer(limit, 1),
+                f"data.cache must be ram or none, not {cache}": cache not in ("ram", "none"),
+                f"data.batch_size must be >= 1, not {batch_size}": not is_integer(batch_size, 1),
+                f"data.eval_batch_size must be a number >= 1, not {eval_batch_size}": not is_integer(
+                    eval_batch_size, 1
+                ),
+                f"data.num_workers must be >= 0, not {num_workers}": not is_integer(num_workers, 0),
+            }
+        )
         self._root = Path(root)
         self._source = source
         self._download = download
@@ -124,6 +149,12 @@ class VocDataModule(LightningDataModule):
             return
         entries = self._entries()
         check_disjoint(entries)
+        unknown = set(self._ids or []) - {image_id for split in SPLITS for _, image_id in entries[split]}
+        if unknown:
+            raise BadInput(
+                f"data.ids: no list of data.splits names {', '.join(sorted(unknown))} "
+                "(an unquoted number loses its zeros: write \"data.ids=['000028']\")"
+            )
         everything = [entry for split in SPLITS for entry in entries[split]]
         if self._classes is None:
             self._classes = class_names(everything, box_origin=self._box_origin)
@@ -139,12 +170,24 @@ class VocDataModule(LightningDataModule):
                 ids=self._ids,
                 limit=self._limit,
             )
+            kept = self._transform.keeps(self.indexes[split].boxes.numpy())
+            self.indexes[split] = self.indexes[split].where(kept, "below augment.min_area")
             log.info("%-5s %s", split, self.indexes[split])
         if len(self.indexes["train"]) == 0:
             raise BadInput(
                 f"{self._root}: no training image is left ({self.indexes['train']}); "
                 "loosen data.select, data.ids or data.limit, or name other lists in data.splits"
             )
+        if self._drop_last and len(self.indexes["train"]) < self._batch_size:
+            raise BadInput(
+                f"data.drop_last leaves no batch of {self._batch_size} from {len(self.indexes['train'])} training "
+                "images; set data.drop_last=false or a smaller data.batch_size"
+            )
+
+    def decode(self) -> None:
+        """Decode all splits into the cache, if there is one, so that a bad image is found before the fit."""
+        for split in SPLITS:
+            self.dataset(split)
 
     @property
     def num_classes(self) -> int:

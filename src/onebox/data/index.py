@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from onebox.boxes import norm
@@ -38,6 +40,20 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def where(self, kept: NDArray[np.bool_], why_not: str) -> "Index":
+        """The rows that are kept ([N] bool); the others are counted as dropped for a reason."""
+        if kept.all():
+            return self
+        rows = np.flatnonzero(kept).tolist()
+        return Index(
+            ids=tuple(self.ids[row] for row in rows),
+            image_paths=tuple(self.image_paths[row] for row in rows),
+            sizes=self.sizes[rows],
+            boxes=self.boxes[rows],
+            labels=self.labels[rows],
+            dropped={**self.dropped, why_not: len(self) - len(rows)},
+        )
 
     def fingerprint(self) -> str:
         """Hash of which images are in, where their objects are and of which class."""

@@ -97,8 +97,12 @@ class VocTree:
                     f"{path}: no such folder; point data.root (or ONEBOX_VOC_ROOT, the folder that holds VOCdevkit) "
                     "at a tree with Annotations/ and JPEGImages/"
                 )
-        images = (path for path in (folder / "JPEGImages").iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        self._images = {path.stem: path for path in images}
+        self._images: dict[str, Path] = {}
+        for path in sorted((folder / "JPEGImages").iterdir()):
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                other = self._images.setdefault(path.stem, path)
+                if other != path:
+                    raise BadInput(f"{path}: {other.name} has the same id; keep one of the two")
 
     def ids(self, list_name: str) -> list[str]:
         """Ids that `ImageSets/Main/<list_name>.txt` names, in its order; for `*` every image or annotation here.

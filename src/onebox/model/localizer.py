@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from onebox.errors import refuse
 from onebox.model.features import Features, FeatureShape
 
 Head = Callable[[FeatureShape, int], nn.Module]
@@ -86,6 +87,12 @@ class Localizer(nn.Module):
         std: Sequence[float],
     ) -> None:
         super().__init__()
+        refuse(
+            {
+                f"model.mean needs three numbers, not {mean}": len(mean) != 3,
+                f"model.std needs three numbers > 0, not {std}": len(std) != 3 or min(std) <= 0,
+            }
+        )
         self.backbone = backbone
         self.loc_head = loc_head(backbone.feature_shape, 4)
         self.cls_head = cls_head(backbone.feature_shape, num_classes)

@@ -22,5 +22,14 @@ def fingerprint(config: dict[str, Any], ignore: Sequence[str]) -> str:
             node = node.get(parent) if isinstance(node, dict) else None
         if isinstance(node, dict):
             node.pop(last, None)
-    text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(_plain(kept), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _plain(value: Any) -> Any:
+    """The value with 10.0 written as 10: which of the two was typed cannot change a result."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -13,7 +13,9 @@ MAX_DIFF_CHARACTERS = 200_000
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit, branch and uncommitted changes of the checkout that onebox runs from, or else of the current folder.
+    """Commit, branch, changes of tracked files and names of untracked ones.
+
+    Of the checkout that onebox runs from, or else of the current folder.
 
     None outside git. A diff of more than `MAX_DIFF_CHARACTERS` is cut, and says so in `diff_cut`.
     """
@@ -32,6 +34,7 @@ def git_state() -> dict[str, Any] | None:
             "sha": git("rev-parse", "HEAD").strip(),
             "branch": git("rev-parse", "--abbrev-ref", "HEAD").strip(),
             "dirty": bool(status),
+            "untracked": [line[3:] for line in status.splitlines() if line.startswith("??")],
             "diff": diff[:MAX_DIFF_CHARACTERS],
             "diff_cut": len(diff) > MAX_DIFF_CHARACTERS,
         }

@@ -71,6 +71,18 @@ class Chart:
     not_numbers: int
 
 
+def read_metrics(run_dir: Path) -> dict[str, Any]:
+    """metrics.json, with NaN again where JSON has null."""
+
+    def numbers(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: numbers(item) for key, item in value.items()}
+        return math.nan if value is None else value
+
+    metrics: dict[str, Any] = numbers(read_json(run_dir / "metrics.json"))
+    return metrics
+
+
 def write_report(run_dir: Path) -> Path:
     """Write `report.html`, one file that needs neither network nor scripts, from what lies in a run directory.
 
@@ -80,7 +92,7 @@ def write_report(run_dir: Path) -> Path:
         FileNotFoundError: `run_dir` has no run.json.
     """
     run = read_json(run_dir / "run.json")
-    metrics = read_json(run_dir / "metrics.json") if (run_dir / "metrics.json").exists() else {}
+    metrics = read_metrics(run_dir) if (run_dir / "metrics.json").exists() else {}
     final, best, test, floor = (metrics.get(key, {}) for key in ("final", "best", "test", "floor"))
     per_class = sorted(metrics.get("per_class", {}).items(), key=lambda item: (-item[1]["images"], item[0]))
     images = sum(values["images"] for _, values in per_class)

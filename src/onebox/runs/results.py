@@ -8,8 +8,10 @@ from rich.console import Console
 from rich.table import Table
 
 from onebox.data.index import Index
+from onebox.runs.report import read_metrics
 
 SCHEMA = 1
+SAME = 1e-6  # what differs by less differs only in the rounding of float32
 
 Row = Mapping[str, float]
 
@@ -42,13 +44,20 @@ def best_row(rows: Mapping[int, Row], monitor: str, mode: str) -> dict[str, floa
     return {**rows[best], "epoch": best}
 
 
-def floor_metrics(train: Index, test: Index, class_names: list[str]) -> dict[str, float]:
-    """Metrics on `test` of the prediction that ignores the image: median box and most frequent class of `train`."""
+def floor_metrics(train: Index, test: Index, class_names: list[str], num_images: int) -> dict[str, float]:
+    """Metrics of the prediction that ignores the image: median box and most frequent class of `train`.
+
+    Args:
+        train: the training images.
+        test: the test images.
+        class_names: the name that belongs to each logit.
+        num_images: the first so many of `test` count.
+    """
     from onebox.metrics import LocalizationMetrics, floor_prediction
 
     metrics = LocalizationMetrics(class_names)
-    boxes, logits = floor_prediction(train.boxes, train.labels, len(class_names), len(test))
-    metrics.update(boxes, logits, test.boxes, test.labels)
+    boxes, logits = floor_prediction(train.boxes, train.labels, len(class_names), num_images)
+    metrics.update(boxes, logits, test.boxes[:num_images], test.labels[:num_images])
     return metrics.compute().tags()
 
 
@@ -74,19 +83,23 @@ def metrics_json(
     }
 
 
-def print_results(run_dir: Path, metrics: Mapping[str, Any]) -> None:
+def print_results(run_dir: Path) -> None:
     """Print test metrics beside the floor, and where to look next."""
     console = Console()
+    metrics = read_metrics(run_dir)
     test, floor, final = metrics["test"], metrics["floor"], metrics["final"]
     if test:
-        table = Table(title=f"test, best checkpoint (epoch {metrics['best'].get('epoch', -1) + 1})")
+        is_best = (run_dir / "checkpoints" / "best.ckpt").exists()
+        which = f"best checkpoint (epoch {metrics['best']['epoch'] + 1})" if is_best else "last weights"
+        table = Table(title=f"test, {which}")
         for column in ("", "result", "floor"):
             table.add_column(column, justify="left" if not column else "right")
         for name, more_is_better in SHOWN.items():
-            better = (test[name] > floor[name]) is more_is_better
+            value, low = test[name], floor[name]
+            gain = value - low if more_is_better else low - value
             style = "bold" if name == "joint_acc" else ""
-            colour = "green" if better else "red"
-            table.add_row(name, f"[{colour}]{test[name]:.3f}[/]", f"{floor[name]:.3f}", style=style)
+            colour = "green" if gain > SAME else "red"
+            table.add_row(name, f"[{colour}]{value:.3f}[/]", f"{low:.3f}", style=style)
         table.caption = "floor: the median box and the most frequent class, whatever the image"
     else:
         table = Table("", "result", title="training images, last epoch (there is no test split)")
