@@ -57,6 +57,7 @@ def test_a_wrong_box_is_refused_with_the_files_name(tree, box):
         "<annotation>",
         "<annotation/>",
         "not xml",
+        '<?xml version="1.0" encoding="none"?><annotation/>',
         '<!DOCTYPE a [<!ENTITY b "bbbb">]><annotation><folder>&b;</folder></annotation>',
         '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><annotation><folder>&b;</folder></annotation>',
     ],

@@ -54,7 +54,7 @@ def read_annotation(path: Path, *, box_origin: int) -> Annotation:
         root = parse(path).getroot()
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file; add the annotation, or take the image out of its list") from None
-    except (ParseError, DefusedXmlException, OSError, ValueError) as error:
+    except (ParseError, DefusedXmlException, OSError, ValueError, LookupError) as error:  # LookupError: encoding
         raise BadInput(f"{path}: not a readable VOC annotation ({error}); repair or remove the file") from None
     width, height = (int(_number(root, f"size/{side}", path)) for side in ("width", "height"))
     objects = tuple(_read_object(item, path, width, height, box_origin) for item in root.iterfind("object"))
