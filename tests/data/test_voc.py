@@ -42,6 +42,10 @@ def test_box_origin_0_takes_the_numbers_as_edges(tree):
         ("nan", 1, 5, 5),
         (1, 1, "inf", 5),
         (1, 1, "", 5),
+        ("1_0", 1, 20, 5),
+        ("\u0663", 1, 20, 5),
+        (1, 1, "20</xmax><xmax>30", 5),
+        (1, 1, "2<b/>0", 5),
     ],
 )
 def test_a_wrong_box_is_refused_with_the_files_name(tree, box):

@@ -152,12 +152,21 @@ def _read_object(item: Element, path: Path, width: int, height: int, box_origin:
 
 
 def _number(element: Element, tag: str, path: Path) -> float:
-    text = element.findtext(tag)
+    text = _text(element, tag, path)
     try:
-        number = float(text or "")
+        # Python would also read 1_0 and the digits of other scripts.
+        number = float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        problem = "is missing" if text is None else f"is '{text}', not a number"
-        raise BadInput(f"{path}: <{tag}> {problem}; correct or remove the annotation")
+        raise BadInput(f"{path}: <{tag}> is '{text}', not a number; correct or remove the annotation")
     return number
+
+
+def _text(element: Element, tag: str, path: Path) -> str:
+    """The text of the one element at `tag`: of several, nobody knows which is meant."""
+    found = element.findall(tag)
+    if len(found) != 1 or len(found[0]):
+        problem = f"is there {len(found)} times" if len(found) > 1 else "holds other tags" if found else "is missing"
+        raise BadInput(f"{path}: <{tag}> {problem}; correct or remove the annotation")
+    return (found[0].text or "").strip()
