@@ -54,6 +54,15 @@ def test_a_wrong_box_is_refused_with_the_files_name(tree, box):
         read_annotation(tree.folder / "Annotations/a.xml", box_origin=1)
 
 
+@pytest.mark.parametrize("width", ["0", "-60", "60.5", "1e300", "2147483648"])
+def test_a_size_that_no_image_has_is_refused(tree, width):
+    tree.add("a", size=(60, 40))
+    path = tree.folder / "Annotations/a.xml"
+    path.write_text(path.read_text().replace("<width>60<", f"<width>{width}<"))
+    with pytest.raises(BadInput, match=r"a\.xml: <size/width> is .*not a number of pixels; correct it"):
+        read_annotation(path, box_origin=1)
+
+
 @pytest.mark.parametrize(
     "text",
     [

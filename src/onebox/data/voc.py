@@ -56,7 +56,7 @@ def read_annotation(path: Path, *, box_origin: int) -> Annotation:
         raise BadInput(f"{path}: no such file; add the annotation, or take the image out of its list") from None
     except (ParseError, DefusedXmlException, OSError, ValueError, LookupError) as error:  # LookupError: encoding
         raise BadInput(f"{path}: not a readable VOC annotation ({error}); repair or remove the file") from None
-    width, height = (int(_number(root, f"size/{side}", path)) for side in ("width", "height"))
+    width, height = (_side(root, f"size/{side}", path) for side in ("width", "height"))
     objects = tuple(_read_object(item, path, width, height, box_origin) for item in root.iterfind("object"))
     return Annotation(path, width, height, objects)
 
@@ -149,6 +149,13 @@ def _read_object(item: Element, path: Path, width: int, height: int, box_origin:
         box_px=box_px,
         difficult=(item.findtext("difficult") or "0").strip() == "1",
     )
+
+
+def _side(root: Element, tag: str, path: Path) -> int:
+    number = _number(root, tag, path)
+    if not (number.is_integer() and 1 <= number < 2**31):
+        raise BadInput(f"{path}: <{tag}> is {number:g}, not a number of pixels; correct it to the image's size")
+    return int(number)
 
 
 def _number(element: Element, tag: str, path: Path) -> float:
