@@ -63,6 +63,15 @@ def test_a_size_that_no_image_has_is_refused(tree, width):
         read_annotation(path, box_origin=1)
 
 
+@pytest.mark.parametrize("name", ["<name> </name>", ""])
+def test_an_object_without_a_class_is_refused(tree, name):
+    tree.add("a", ("dog", (1, 1, 10, 10)))
+    path = tree.folder / "Annotations/a.xml"
+    path.write_text(path.read_text().replace("<name>dog</name>", name))
+    with pytest.raises(BadInput, match=r"a\.xml: <name> is (empty|missing); "):
+        read_annotation(path, box_origin=1)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -104,6 +113,12 @@ def test_a_missing_folder_list_image_or_annotation_is_named(tree, tmp_path):
 def test_lists_keep_their_order_and_ignore_the_flag_column(tree):
     tree.list("dog_train", "b  1", "a -1", "")
     assert VocTree(tree.folder).ids("dog_train") == ["b", "a"]
+
+
+def test_a_list_that_is_no_text_is_refused(tree):
+    (tree.folder / "ImageSets/Main/train.txt").write_bytes(b"a\xff\n")
+    with pytest.raises(BadInput, match=r"train\.txt: not a list of ids in UTF-8"):
+        VocTree(tree.folder).ids("train")
 
 
 def test_reading_agrees_with_torchvision_on_real_voc(voc_root):

@@ -111,6 +111,8 @@ class VocTree:
         path = self.folder / "ImageSets" / "Main" / f"{list_name}.txt"
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise BadInput(f"{path}: not a list of ids in UTF-8; write it anew, one id a line") from None
         except OSError:
             lists = sorted(item.stem for item in path.parent.glob("*.txt")) or ["none"]
             raise BadInput(
@@ -144,8 +146,11 @@ def _read_object(item: Element, path: Path, width: int, height: int, box_origin:
             f"{path}: box xmin={x1:g} ymin={y1:g} xmax={x2:g} ymax={y2:g} is empty or outside the image of "
             f"{width}x{height}; correct it (if its pixels count from 0, set data.box_origin=0)"
         )
+    name = _text(item, "name", path)
+    if not name:
+        raise BadInput(f"{path}: <name> is empty; name the object's class")
     return VocObject(
-        name=(item.findtext("name") or "").strip(),
+        name=name,
         box_px=box_px,
         difficult=(item.findtext("difficult") or "0").strip() == "1",
     )
