@@ -91,6 +91,23 @@ def test_a_broken_or_hostile_file_is_refused_with_its_name(tmp_path, text):
         read_annotation(path, box_origin=1)
 
 
+def test_utf_16_is_read_like_utf_8(tree):
+    tree.add("a", ("dog", (1, 1, 30, 20)))
+    path = tree.folder / "Annotations/a.xml"
+    expected = read_annotation(path, box_origin=1)
+    path.write_text(path.read_text(), encoding="utf-16")
+    assert read_annotation(path, box_origin=1) == expected
+
+
+@pytest.mark.parametrize("name", ["../../../etc/passwd", "/etc/passwd", "other.png", ""])
+def test_the_file_name_in_the_annotation_is_not_followed(tree, name):
+    tree.add("a", ("dog", (1, 1, 30, 20)))
+    path = tree.folder / "Annotations/a.xml"
+    path.write_text(path.read_text().replace("a.jpg", name))
+    assert read_annotation(path, box_origin=1).objects[0].box_px == (0, 0, 30, 20)
+    assert VocTree(tree.folder).image_path("a") == tree.folder / "JPEGImages/a.jpg"
+
+
 def test_an_unknown_class_is_refused_with_the_known_ones(tree):
     tree.add("a", ("unicorn", (1, 1, 10, 10)))
     with pytest.raises(BadInput, match=r"a\.xml: class 'unicorn' is not in data\.classes \(background, aeroplane"):
