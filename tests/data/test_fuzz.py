@@ -213,6 +213,7 @@ def jpeg_path(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzz") / "a.jpg"
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # on EXIF data, which only Pillow reads
 @cases(few=300, many=5_000)
 @given(data=broken_jpeg())
 def test_an_accepted_image_is_the_one_that_pillow_sees(jpeg_path, data):
