@@ -126,7 +126,7 @@ def _read_all(
                 zero_based += 1
             except BadInput:
                 pass
-    return (width, height), objects, zero_based, errors
+    return (width, height), objects, zero_based, errors or [first]
 
 
 def _look_at(path: Path, size: tuple[int, int], annotated: tuple[int, int] | None) -> Iterator[Problem]:
