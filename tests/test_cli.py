@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 COMMAND = Path(sys.executable).parent / "onebox"
 NAME = "VOCtrainval_11-May-2012.tar"
@@ -97,6 +100,51 @@ def test_help_says_what_there_is(tmp_path, arguments):
     assert expected[len(arguments)] in out
 
 
+def test_help_of_check_shows_examples_and_its_exit_codes(tmp_path):
+    code, out, err = run(tmp_path, "data", "check", "--help")
+    assert (code, err) == (0, "")
+    assert "onebox data check my_folder --classes cat,dog --montage my_folder.png" in out
+    assert "1 there are errors" in " ".join(out.split())
+
+
+def test_check_of_good_data_prints_tables_and_writes_the_montage(tmp_path, shapes_root):
+    code, out, err = run(tmp_path, "data", "check", str(shapes_root), "--montage", "sub/picture.png")
+    assert (code, err) == (0, "")
+    assert out.endswith("0 errors, 0 warnings: training accepts this\n")
+    assert "hexagon" in out
+    with Image.open(tmp_path / "sub" / "picture.png") as picture:
+        assert picture.format == "PNG" and picture.width > 1000
+
+
+@pytest.mark.parametrize(
+    ("classes", "code"),
+    [("circle,square,triangle,star,ring,cross,crescent,hexagon", 0), ("names.txt", 0), ("circle", 1), ("voc", 1)],
+)
+def test_check_knows_the_classes_that_it_is_given(tmp_path, shapes_root, classes, code):
+    (tmp_path / "names.txt").write_text("circle\nsquare\ntriangle\nstar\nring\ncross\ncrescent\nhexagon\n")
+    got, out, err = run(tmp_path, "data", "check", str(shapes_root), "--json", "--classes", classes)
+    assert (got, err) == (code, "")
+    document = json.loads(out)
+    assert document["schema"] == 1
+    assert {problem["kind"] for problem in document["problems"]} == ({"unknown class"} if code else set())
+
+
+@pytest.mark.parametrize("arguments", [["nowhere"], ["."], [".", "--classes", "no/such.txt"], [".", "--classes", ","]])
+def test_check_of_an_unusable_folder_is_one_line(tmp_path, arguments):
+    code, out, err = run(tmp_path, "data", "check", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("onebox: ") and err.count("\n") == 1
+
+
+def test_check_shows_progress_only_on_a_terminal(tmp_path, shapes_root):
+    terminal, end = pty.openpty()
+    process = subprocess.Popen([COMMAND, "data", "check", shapes_root], stdout=subprocess.DEVNULL, stderr=end)
+    assert process.wait(60) == 0
+    os.close(end)
+    assert b"checking" in os.read(terminal, 10_000)
+    os.close(terminal)
+
+
 def test_nothing_heavy_is_imported(tmp_path, tar, server):
     arguments = ["data", "download", "voc2012", *serve(server, tar)]
     code = (
@@ -104,6 +152,17 @@ def test_nothing_heavy_is_imported(tmp_path, tar, server):
         "heavy = {'torch', 'lightning', 'torchvision', 'albumentations', 'matplotlib', 'cv2'}\n"
         "atexit.register(lambda: print('HEAVY', heavy & set(sys.modules)))\n"
         f"sys.argv = ['onebox', *{arguments!r}]; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "HEAVY set()"
+
+
+def test_check_imports_nothing_heavy(tmp_path, shapes_root):
+    code = (
+        "import atexit, sys; from onebox.cli import main\n"
+        "heavy = {'torch', 'lightning', 'torchvision', 'albumentations', 'matplotlib'}\n"
+        "atexit.register(lambda: print('HEAVY', heavy & set(sys.modules)))\n"
+        f"sys.argv = ['onebox', 'data', 'check', {str(shapes_root)!r}, '--montage', 'a.png']; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "HEAVY set()"

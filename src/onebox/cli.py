@@ -14,6 +14,7 @@ import typer
 
 from onebox.errors import BadInput
 
+EXIT_FAULT = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell gives it
 
@@ -35,14 +36,29 @@ Examples
   onebox data download voc2012 data.source.archives.voc2012_trainval.urls=[http://localhost/voc.tar]
 """
 
+CHECK_HELP = """Say what is in VOC data and what is wrong with them.
+
+ROOT is a folder with Annotations/ and JPEGImages/, or one that holds such folders or VOCdevkit.
+All problems are listed, each with its file and what to do. Nothing is changed.
+
+\b
+Examples
+  onebox data check data
+  onebox data check my_folder --classes cat,dog --montage my_folder.png
+  onebox data check data/VOCdevkit/VOC2007 --json > voc2007.json
+"""
+CHECK_EPILOG = (
+    "Exit codes: 0 training accepts the data (there may be warnings), 1 there are errors, 2 ROOT cannot be used."
+)
+
 app = typer.Typer(
-    help="What is done beside training (onebox-train): get the data.",
+    help="What is done beside training (onebox-train): get the data, and look at it.",
     epilog=EPILOG,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Get the data.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(help="Get the data, and look at it.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 
 
@@ -102,6 +118,79 @@ def download(
         print("stopped by hand; the same command goes on where it stopped", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     print(f"{name.value} is in {Path(folder).resolve()}")
+
+
+@data_app.command(help=CHECK_HELP, epilog=CHECK_EPILOG)
+def check(
+    root: Annotated[Path, typer.Argument(help="Where the data are.", show_default=False)],
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="voc|FILE|NAME,NAME",
+            help="The known classes: VOC's 20, a file with one a line, or a list. [default: VOC's in folders named "
+            "VOC..., any in others]",
+        ),
+    ] = None,
+    box_origin: Annotated[
+        int, typer.Option(min=0, max=1, help="As data.box_origin: pixels count from 1 (VOC) or from 0.")
+    ] = 1,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
+    montage: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Write a picture of some images with their boxes.")
+    ] = None,
+) -> None:
+    """Check, then print."""
+    from onebox.data import check_report
+    from onebox.data.check import check as check_trees
+
+    voc = _voc_classes()
+    try:
+        survey = check_trees(root, box_origin=box_origin, classes=_class_names(classes, voc), voc_classes=voc)
+        if montage is not None:
+            from PIL import Image
+
+            from onebox.files import replacing
+
+            with replacing(montage) as temporary:
+                Image.fromarray(check_report.montage(survey)).save(temporary, "PNG")
+    except KeyboardInterrupt:
+        print("stopped by hand", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    if json_:
+        import json
+
+        print(json.dumps(check_report.as_json(survey), indent=2, ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        check_report.show(survey, Console())
+    raise typer.Exit(EXIT_FAULT if survey.has_errors else 0)
+
+
+def _voc_classes() -> list[str]:
+    """The one list of them that there is, in conf/data."""
+    from importlib.resources import files
+
+    from omegaconf import OmegaConf
+
+    with (files("onebox.conf") / "data" / "voc_tree.yaml").open(encoding="utf-8") as file:
+        return [str(name) for name in OmegaConf.load(file).classes]
+
+
+def _class_names(option: str | None, voc: list[str]) -> list[str] | None:
+    if option is None:
+        return None
+    if option == "voc":
+        return voc
+    if Path(option).is_file():
+        try:
+            option = ",".join(Path(option).read_text(encoding="utf-8").splitlines())
+        except (OSError, UnicodeDecodeError):
+            raise BadInput(f"{option}: not a list of classes in UTF-8; write one class a line") from None
+    names = [name.strip() for name in option.split(",") if name.strip()]
+    if not names or any(os.sep in name for name in names):
+        raise BadInput(f"--classes {option}: no such file, and no list of names; write voc, a file, or cat,dog")
+    return names
 
 
 def main() -> None:

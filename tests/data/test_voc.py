@@ -42,12 +42,34 @@ def test_box_origin_0_takes_the_numbers_as_edges(tree):
         ("nan", 1, 5, 5),
         (1, 1, "inf", 5),
         (1, 1, "", 5),
+        ("1_0", 1, 20, 5),
+        ("\u0663", 1, 20, 5),
+        (1, 1, "20</xmax><xmax>30", 5),
+        (1, 1, "2<b/>0", 5),
     ],
 )
 def test_a_wrong_box_is_refused_with_the_files_name(tree, box):
     tree.add("a", ("dog", box))
     with pytest.raises(BadInput, match=r"a\.xml: .*(box_origin|correct or remove)"):
         read_annotation(tree.folder / "Annotations/a.xml", box_origin=1)
+
+
+@pytest.mark.parametrize("width", ["0", "-60", "60.5", "1e300", "2147483648"])
+def test_a_size_that_no_image_has_is_refused(tree, width):
+    tree.add("a", size=(60, 40))
+    path = tree.folder / "Annotations/a.xml"
+    path.write_text(path.read_text().replace("<width>60<", f"<width>{width}<"))
+    with pytest.raises(BadInput, match=r"a\.xml: <size/width> is .*not a number of pixels; correct it"):
+        read_annotation(path, box_origin=1)
+
+
+@pytest.mark.parametrize("name", ["<name> </name>", ""])
+def test_an_object_without_a_class_is_refused(tree, name):
+    tree.add("a", ("dog", (1, 1, 10, 10)))
+    path = tree.folder / "Annotations/a.xml"
+    path.write_text(path.read_text().replace("<name>dog</name>", name))
+    with pytest.raises(BadInput, match=r"a\.xml: <name> is (empty|missing); "):
+        read_annotation(path, box_origin=1)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +79,7 @@ def test_a_wrong_box_is_refused_with_the_files_name(tree, box):
         "<annotation>",
         "<annotation/>",
         "not xml",
+        '<?xml version="1.0" encoding="none"?><annotation/>',
         '<!DOCTYPE a [<!ENTITY b "bbbb">]><annotation><folder>&b;</folder></annotation>',
         '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><annotation><folder>&b;</folder></annotation>',
     ],
@@ -66,6 +89,23 @@ def test_a_broken_or_hostile_file_is_refused_with_its_name(tmp_path, text):
     path.write_text(text)
     with pytest.raises(BadInput, match=r"a\.xml: "):
         read_annotation(path, box_origin=1)
+
+
+def test_utf_16_is_read_like_utf_8(tree):
+    tree.add("a", ("dog", (1, 1, 30, 20)))
+    path = tree.folder / "Annotations/a.xml"
+    expected = read_annotation(path, box_origin=1)
+    path.write_text(path.read_text(), encoding="utf-16")
+    assert read_annotation(path, box_origin=1) == expected
+
+
+@pytest.mark.parametrize("name", ["../../../etc/passwd", "/etc/passwd", "other.png", ""])
+def test_the_file_name_in_the_annotation_is_not_followed(tree, name):
+    tree.add("a", ("dog", (1, 1, 30, 20)))
+    path = tree.folder / "Annotations/a.xml"
+    path.write_text(path.read_text().replace("a.jpg", name))
+    assert read_annotation(path, box_origin=1).objects[0].box_px == (0, 0, 30, 20)
+    assert VocTree(tree.folder).image_path("a") == tree.folder / "JPEGImages/a.jpg"
 
 
 def test_an_unknown_class_is_refused_with_the_known_ones(tree):
@@ -90,6 +130,12 @@ def test_a_missing_folder_list_image_or_annotation_is_named(tree, tmp_path):
 def test_lists_keep_their_order_and_ignore_the_flag_column(tree):
     tree.list("dog_train", "b  1", "a -1", "")
     assert VocTree(tree.folder).ids("dog_train") == ["b", "a"]
+
+
+def test_a_list_that_is_no_text_is_refused(tree):
+    (tree.folder / "ImageSets/Main/train.txt").write_bytes(b"a\xff\n")
+    with pytest.raises(BadInput, match=r"train\.txt: not a list of ids in UTF-8"):
+        VocTree(tree.folder).ids("train")
 
 
 def test_reading_agrees_with_torchvision_on_real_voc(voc_root):

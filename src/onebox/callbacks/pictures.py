@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from onebox.data.datamodule import VocDataModule
-from onebox.data.dataset import read_image
+from onebox.data.image import read_image
 from onebox.draw import PREDICTED_COLOUR, TRUE_COLOUR, Mark, draw_grid, draw_marks
 from onebox.errors import is_integer, refuse
 from onebox.files import replacing

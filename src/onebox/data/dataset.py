@@ -4,10 +4,8 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-import cv2
 import numpy as np
 import torch
 from rich.progress import track
@@ -15,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from onebox.data.augment import Image, Transform
+from onebox.data.image import read_image
 from onebox.data.index import Index
 from onebox.errors import BadInput
 
@@ -149,21 +148,3 @@ class EpochSampler(Sampler[Key]):
             np.random.default_rng([self._seed, self._epoch]).shuffle(rows)
         mine = np.resize(rows, len(self) * self._num_replicas)[self._rank :: self._num_replicas]
         return ((self._epoch, row) for row in mine.tolist())
-
-
-def read_image(path: Path) -> Image:
-    """Decode an image file to [H, W, 3] uint8 RGB, without the turn that its EXIF data may ask for: VOC boxes are
-    given in the pixels as they are stored.
-
-    Raises:
-        BadInput: the file cannot be read as an image.
-    """
-    try:
-        data = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror}); restore the file") from None
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(data, flags) if data.size else None
-    if image is None:
-        raise BadInput(f"{path}: not a readable image; restore the file or take it out of its list")
-    return image.astype(np.uint8, copy=False)

@@ -54,9 +54,9 @@ def read_annotation(path: Path, *, box_origin: int) -> Annotation:
         root = parse(path).getroot()
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file; add the annotation, or take the image out of its list") from None
-    except (ParseError, DefusedXmlException, OSError, ValueError) as error:
+    except (ParseError, DefusedXmlException, OSError, ValueError, LookupError) as error:  # LookupError: encoding
         raise BadInput(f"{path}: not a readable VOC annotation ({error}); repair or remove the file") from None
-    width, height = (int(_number(root, f"size/{side}", path)) for side in ("width", "height"))
+    width, height = (_side(root, f"size/{side}", path) for side in ("width", "height"))
     objects = tuple(_read_object(item, path, width, height, box_origin) for item in root.iterfind("object"))
     return Annotation(path, width, height, objects)
 
@@ -115,6 +115,8 @@ class VocTree:
         path = self.folder / "ImageSets" / "Main" / f"{list_name}.txt"
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise BadInput(f"{path}: not a list of ids in UTF-8; write it anew, one id a line") from None
         except OSError:
             lists = sorted(item.stem for item in path.parent.glob("*.txt")) or ["none"]
             raise BadInput(
@@ -148,20 +150,39 @@ def _read_object(item: Element, path: Path, width: int, height: int, box_origin:
             f"{path}: box xmin={x1:g} ymin={y1:g} xmax={x2:g} ymax={y2:g} is empty or outside the image of "
             f"{width}x{height}; correct it (if its pixels count from 0, set data.box_origin=0)"
         )
+    name = _text(item, "name", path)
+    if not name:
+        raise BadInput(f"{path}: <name> is empty; name the object's class")
     return VocObject(
-        name=(item.findtext("name") or "").strip(),
+        name=name,
         box_px=box_px,
         difficult=(item.findtext("difficult") or "0").strip() == "1",
     )
 
 
+def _side(root: Element, tag: str, path: Path) -> int:
+    number = _number(root, tag, path)
+    if not (number.is_integer() and 1 <= number < 2**31):
+        raise BadInput(f"{path}: <{tag}> is {number:g}, not a number of pixels; correct it to the image's size")
+    return int(number)
+
+
 def _number(element: Element, tag: str, path: Path) -> float:
-    text = element.findtext(tag)
+    text = _text(element, tag, path)
     try:
-        number = float(text or "")
+        # Python would also read 1_0 and the digits of other scripts.
+        number = float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        problem = "is missing" if text is None else f"is '{text}', not a number"
-        raise BadInput(f"{path}: <{tag}> {problem}; correct or remove the annotation")
+        raise BadInput(f"{path}: <{tag}> is '{text}', not a number; correct or remove the annotation")
     return number
+
+
+def _text(element: Element, tag: str, path: Path) -> str:
+    """The text of the one element at `tag`: of several, nobody knows which is meant."""
+    found = element.findall(tag)
+    if len(found) != 1 or len(found[0]):
+        problem = f"is there {len(found)} times" if len(found) > 1 else "holds other tags" if found else "is missing"
+        raise BadInput(f"{path}: <{tag}> {problem}; correct or remove the annotation")
+    return (found[0].text or "").strip()
