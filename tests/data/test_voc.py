@@ -127,6 +127,16 @@ def test_a_missing_folder_list_image_or_annotation_is_named(tree, tmp_path):
         read_annotation(voc.annotation_path("a"), box_origin=1)
 
 
+def test_two_images_of_one_id_are_refused_unless_the_first_will_do(tree):
+    tree.add("a")
+    (tree.folder / "JPEGImages/a.PNG").touch()
+    with pytest.raises(BadInput, match=r"a\.jpg: a\.PNG has the same id; keep one of the two"):
+        VocTree(tree.folder)
+    voc = VocTree(tree.folder, strict=False)
+    assert voc.image_path("a").name == "a.PNG"
+    assert [path.name for path in voc.ambiguous["a"]] == ["a.PNG", "a.jpg"]
+
+
 def test_lists_keep_their_order_and_ignore_the_flag_column(tree):
     tree.list("dog_train", "b  1", "a -1", "")
     assert VocTree(tree.folder).ids("dog_train") == ["b", "a"]

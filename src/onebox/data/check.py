@@ -5,7 +5,7 @@ It reads with the readers of training, so what is called right here is accepted 
 
 import os
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from onebox.data.check_image import SUFFIX_KIND, Checked, Problem, as_problem, check_image
+from onebox.data.check_image import Checked, Problem, as_problem, check_image
 from onebox.data.voc import VocTree
 from onebox.errors import BadInput
 
@@ -50,11 +50,11 @@ def find_trees(root: Path) -> list[VocTree]:
             f"{root}: no such folder; name a folder with Annotations/ and JPEGImages/, or one of such folders"
         )
     if any((root / name).is_dir() for name in ("Annotations", "JPEGImages")):
-        return [VocTree(root)]
+        return [VocTree(root, strict=False)]
     for folder in (root / "VOCdevkit", root):
         trees = sorted(path.parent for path in folder.glob("*/Annotations") if (path.parent / "JPEGImages").is_dir())
         if trees:
-            return [VocTree(tree) for tree in trees]
+            return [VocTree(tree, strict=False) for tree in trees]
     raise BadInput(f"{root}: no Annotations/ with JPEGImages/ here, below it or in its VOCdevkit/; name another folder")
 
 
@@ -140,14 +140,9 @@ def _repeated(path: Path, ids: Sequence[str]) -> Iterator[Problem]:
 
 
 def _ambiguous(tree: VocTree) -> Iterator[Problem]:
-    files = defaultdict(list)
-    for path in sorted((tree.folder / "JPEGImages").iterdir()):
-        if path.suffix.lower() in SUFFIX_KIND:
-            files[path.stem].append(path)
-    for paths in files.values():
-        if len(paths) > 1:
-            says = f"one id, several images ({', '.join(path.name for path in paths)})"
-            yield Problem("error", "ambiguous id", paths[0], says, "remove or rename all but one")
+    for paths in tree.ambiguous.values():
+        says = f"one id, several images ({', '.join(path.name for path in paths)})"
+        yield Problem("error", "ambiguous id", paths[0], says, "remove or rename all but one")
 
 
 def _bare(list_name: str) -> str:

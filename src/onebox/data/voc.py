@@ -85,11 +85,18 @@ def labels_and_boxes(
 class VocTree:
     """A folder with `Annotations/`, `JPEGImages/` and perhaps `ImageSets/Main/`.
 
+    Args:
+        folder: where it is.
+        strict: whether two images of one id are refused; otherwise the first by name is taken.
+
+    Attributes:
+        ambiguous: the images of each id that has several, sorted.
+
     Raises:
-        BadInput: the folder or one of the two sub-folders is missing.
+        BadInput: the folder or one of the two sub-folders is missing, or two images have one id.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, strict: bool = True) -> None:
         self.folder = folder
         for path in (folder, folder / "Annotations", folder / "JPEGImages"):
             if not path.is_dir():
@@ -98,11 +105,14 @@ class VocTree:
                     "at a tree with Annotations/ and JPEGImages/"
                 )
         self._images: dict[str, Path] = {}
+        self.ambiguous: dict[str, list[Path]] = {}
         for path in sorted((folder / "JPEGImages").iterdir()):
             if path.suffix.lower() in IMAGE_SUFFIXES:
-                other = self._images.setdefault(path.stem, path)
-                if other != path:
-                    raise BadInput(f"{path}: {other.name} has the same id; keep one of the two")
+                first = self._images.setdefault(path.stem, path)
+                if first != path:
+                    self.ambiguous.setdefault(path.stem, [first]).append(path)
+        for one, other, *_ in self.ambiguous.values() if strict else ():
+            raise BadInput(f"{other}: {one.name} has the same id; keep one of the two")
 
     def ids(self, list_name: str) -> list[str]:
         """Ids that `ImageSets/Main/<list_name>.txt` names, in its order; for `*` every image or annotation here.
