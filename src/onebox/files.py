@@ -1,11 +1,16 @@
 """Files that are written whole or not at all."""
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -40,3 +45,25 @@ def write_json(path: str | Path, value: Any) -> None:
 def read_json(path: str | Path) -> Any:
     """Read a JSON file."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+@contextmanager
+def alone(lock: Path, *, waiting: str) -> Iterator[None]:
+    """Hold a lock that ends with the process that holds it; log `waiting` when another process has it."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        log.info("%s (%s)", waiting, lock)
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what killed processes left of `path`; only for who is alone in writing it."""
+    for temporary in path.parent.glob(f".{path.name}.*.tmp"):
+        temporary.unlink(missing_ok=True)
