@@ -115,11 +115,11 @@ def read_table(tree: VocTree, cache_dir: Path) -> Table:
     warning and the time to parse.
     """
     path = table_path(tree, cache_dir)
-    found = sorted((image_id, file, state) for image_id, file, state in tree.annotation_files())
-    ids = tuple(image_id for image_id, _, _ in found)
-    files = [file for _, file, _ in found]
-    stamps = np.array([(state.st_size, state.st_mtime_ns, state.st_ctime_ns) for *_, state in found], dtype=np.int64)
-    stamps = stamps.reshape(-1, 3)
+    found = sorted(tree.annotation_files())
+    ids = tuple(image_id for image_id, *_ in found)
+    folders = [folder for _, folder, *_ in found]
+    stamps = np.array([stamp for _, _, *stamp in found], dtype=np.int64).reshape(-1, 3)
+    del found
     table = Table.load(path)
     if _is_current(table, ids, stamps):
         return table
@@ -128,12 +128,12 @@ def read_table(tree: VocTree, cache_dir: Path) -> Table:
             table = Table.load(path)
             if not _is_current(table, ids, stamps):
                 remove_unfinished(path)
-                table = _read_changed(table, ids, files, stamps)
+                table = _read_changed(table, ids, folders, stamps)
                 table.save(path, folder=str(tree.folder.resolve()))
     except (OSError, NotImplementedError) as error:
         log.warning("%s: the index is not kept (%s); free some space or set data.cache_dir", path, error)
         if not _is_current(table, ids, stamps):
-            table = _read_changed(table, ids, files, stamps)
+            table = _read_changed(table, ids, folders, stamps)
     return table
 
 
@@ -155,7 +155,7 @@ def _is_current(table: Table | None, ids: tuple[str, ...], stamps: Ints) -> Type
     return table is not None and table.ids == ids and np.array_equal(table.stamps, stamps)
 
 
-def _read_changed(table: Table | None, ids: tuple[str, ...], files: list[str], stamps: Ints) -> Table:
+def _read_changed(table: Table | None, ids: tuple[str, ...], folders: list[str], stamps: Ints) -> Table:
     """A table of these files, in which the rows of `table` that did not change are taken over."""
     row_of = {image_id: row for row, image_id in enumerate(table.ids)} if table is not None else {}
     old = np.array([row_of.get(image_id, -1) for image_id in ids], dtype=np.int64)
@@ -163,7 +163,9 @@ def _read_changed(table: Table | None, ids: tuple[str, ...], files: list[str], s
     if table is not None:
         same[same] = (table.stamps[old[same]] == stamps[same]).all(axis=1)
     new = np.flatnonzero(~same).tolist()
-    records = list(process_map(read_record, [files[row] for row in new], description="reading annotations"))
+    records = list(
+        process_map(read_record, [f"{folders[row]}/{ids[row]}.xml" for row in new], description="reading annotations")
+    )
     parsed = Table.from_records([ids[row] for row in new], stamps[new], records)
     if table is None:
         return parsed

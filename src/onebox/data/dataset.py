@@ -10,7 +10,6 @@ from typing import Literal
 import cv2
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -18,6 +17,7 @@ from onebox.data.augment import Image, Transform
 from onebox.data.cache import Pixels, open_pixels, pixels_key
 from onebox.data.images import UNREADABLE, wrong_size
 from onebox.data.index import Index
+from onebox.data.progress import progress
 from onebox.errors import BadInput
 
 Cache = Literal["disk", "ram", "none"]
@@ -135,7 +135,7 @@ class OneBoxDataset(Dataset[Batch]):
         pool = ThreadPoolExecutor(os.cpu_count())
         try:
             done = pool.map(fill, range(len(self)))
-            for _ in track(done, total=len(self), description="decoding", transient=True):
+            for _ in progress(done, total=len(self), description="decoding"):
                 pass
         finally:
             pool.shutdown(cancel_futures=True)  # an error is not to wait for all the others

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from rich.progress import track
+from onebox.data.progress import progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -34,7 +34,7 @@ def process_map(function: Callable[[Item], Result], items: Sequence[Item], *, de
     chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
     workers = min(num_cores(), len(items) // (WORTH_IT // 2))
     done = _map_here(function, chunks) if workers < 2 else _map_there(function, chunks, workers)
-    for results in track(done, total=len(chunks), description=description, transient=True):
+    for results in progress(done, total=len(chunks), description=description):
         yield from results
 
 

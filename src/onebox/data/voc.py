@@ -12,7 +12,9 @@ from defusedxml.ElementTree import fromstring as guarded_fromstring
 
 from onebox.errors import BadInput
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+IMAGE_SUFFIXES = tuple(
+    spelled for suffix in ("jpg", "jpeg", "png", "webp", "bmp") for spelled in (suffix, suffix.upper(), suffix.title())
+)
 DIFFICULT, TRUNCATED, OCCLUDED = 1, 2, 4  # bits of an object's flags
 MAX_SIDE = 1 << 24  # px; float32 counts pixels exactly up to here
 
@@ -180,7 +182,7 @@ class VocTree:
             BadInput: there is no such list.
         """
         if list_name == "*":
-            annotated = {image_id for _, image_id, _, _ in _files(self._annotation_folders, (".xml",))}
+            annotated = {image_id for _, image_id, _, _ in _files(self._annotation_folders, ("xml",))}
             return sorted(annotated | set(self._images))
         path = self._lists / f"{list_name}.txt"
         try:
@@ -192,10 +194,13 @@ class VocTree:
             ) from None
         return [line.split()[0] for line in lines if line.strip()]
 
-    def annotation_files(self) -> Iterator[tuple[str, str, os.stat_result]]:
-        """Id, path and state of every XML file, in no order."""
-        for top, image_id, suffix, entry in _files(self._annotation_folders, (".xml",)):
-            yield image_id, f"{top}/{image_id}{suffix}", entry.stat()
+    def annotation_files(self) -> Iterator[tuple[str, str, int, int, int]]:
+        """Of every XML file, in no order: id, the folder that ids count from, size in bytes, and when content and state
+        changed, in ns.
+        """
+        for top, image_id, _, entry in _files(self._annotation_folders, ("xml",)):
+            state = entry.stat()
+            yield image_id, top, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
     def annotation_path(self, image_id: str) -> Path:
         """Where the XML of one image is, or would be."""
@@ -227,14 +232,16 @@ class VocTree:
 def _files(folders: list[Path], suffixes: tuple[str, ...]) -> Iterator[tuple[str, str, str, "os.DirEntry[str]"]]:
     """Folder, path below it without suffix, suffix and entry of all files below some folders that end so."""
     for folder in folders:
+        top = str(folder)
         pending = [""] if folder.is_dir() else []
         while pending:
             below = pending.pop()
             with os.scandir(folder / below) as entries:
                 for entry in entries:
-                    stem, suffix = os.path.splitext(entry.name)
-                    if suffix.lower() in suffixes:  # a folder called so is no picture, and said so when it is read
-                        yield str(folder), below + stem, suffix, entry
+                    stem, dot, suffix = entry.name.rpartition(".")
+                    if stem and suffix in suffixes:
+                        # A folder called so is said to be none when it is read.
+                        yield top, below + stem, dot + suffix, entry
                     elif entry.is_dir():
                         pending.append(f"{below}{entry.name}/")
 
