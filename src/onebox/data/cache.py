@@ -172,7 +172,7 @@ def _describe(path: Path) -> dict[str, Any]:
             about = read_json(path.with_suffix(".json"))
             images, *size, _ = np.load(path, mmap_mode="r").shape
             return {"data": str(about["data"]), "images": images, "size": tuple(size)}
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             return {"data": str(read_words(file)["folder"]), "images": len(file["stamps"]), "size": ()}
     except Exception:  # damaged files are to be seen as well, and to be cleared
         return {"data": "unknown", "images": 0, "size": ()}

@@ -61,7 +61,10 @@ def _map_there(function: Callable[[Any], Any], chunks: list[Sequence[Any]], work
             assert child.stdout is not None
             pickle.dump((function, chunk), child.stdin, protocol=5)
             child.stdin.flush()
-            return list(pickle.load(child.stdout))  # from our own process
+            answer: list[Any] | Exception = pickle.load(child.stdout)  # from our own process
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
         finally:
             idle.put(child)
 
@@ -86,7 +89,11 @@ def _serve() -> None:
     try:
         while True:
             function, chunk = pickle.load(sys.stdin.buffer)
-            pickle.dump([function(item) for item in chunk], answers, protocol=5)
+            try:
+                answer: list[Any] | Exception = [function(item) for item in chunk]
+            except Exception as error:  # to be raised where the work was asked for
+                answer = error
+            pickle.dump(answer, answers, protocol=5)
             answers.flush()
     except (EOFError, BrokenPipeError, pickle.UnpicklingError):
         os._exit(0)  # the parent is done, or gone

@@ -139,7 +139,7 @@ class Table:
     def load(cls, path: Path) -> "Table | None":
         """The table in a file; None when there is none that can be used."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 words = read_words(file)
                 if words["schema"] != SCHEMA:
                     return None
