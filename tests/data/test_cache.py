@@ -6,7 +6,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -316,10 +315,3 @@ def test_other_formats_are_checked_too(folder_data, tree, suffix):
         path.unlink()
     cut(tree.folder / f"JPEGImages/b.{suffix}")
     assert folder_data("data.on_error=skip").indexes["train"].ids == ("a",)
-
-
-def test_a_mapped_file_has_the_values_of_memory(folder_data, tree):
-    tree.add("a", DOG)
-    data = folder_data()
-    (path,) = (Path(data._cache_dir) / "pixels").glob("*.npy") if images(data) is not None else ()
-    assert np.array_equal(np.load(path)[0], images(data)[0].permute(1, 2, 0).numpy())

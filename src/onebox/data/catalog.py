@@ -12,7 +12,7 @@ import numpy as np
 from onebox.data.images import check_image
 from onebox.data.processes import process_map
 from onebox.data.table import UNCHECKED, Ints, Table, join
-from onebox.data.voc import NO_ANNOTATION, VocTree, read_record
+from onebox.data.voc import NO_ANNOTATION, VocTree, no_image, read_record
 from onebox.files import alone, remove_unfinished
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Catalog:
         return str(self._tree(row).annotation_path(self.table.ids[row]))
 
     def image_file(self, row: int) -> str:
-        """The image file of one row, or the one that is missing."""
+        """The image file of one row, or where it would be."""
         return self._tree(row).image_file(self.table.ids[row])
 
     def check_images(self, rows: Ints) -> tuple[Ints, dict[int, str]]:
@@ -72,7 +72,7 @@ class Catalog:
             [K, 2] size in bytes and time of change in ns of each file; and for positions in `rows` what is wrong.
         """
         absent = {
-            position: f"no such image; add it, or take {self.table.ids[row]} out of its list"
+            position: no_image(self.table.ids[row])
             for position, row in enumerate(rows.tolist())
             if not self._tree(row).has_image(self.table.ids[row])
         }

@@ -5,9 +5,9 @@ from typing import IO
 
 from PIL import Image
 
-# What a whole file ends with. Elsewhere these bytes do not occur in the image data, so a cut file does not end so.
+# What a whole file ends with; image data has no such bytes, so a cut file does not end so. MPO is several JPEGs.
 ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-FORMATS = (*ENDS, "WEBP", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
 UNREADABLE = "not a readable image; restore the file or take it out of its list"
 

@@ -129,6 +129,11 @@ def wrong_box(corners: Any, width: int, height: int) -> str:
     )
 
 
+def no_image(image_id: str) -> str:
+    """What to say of a listed image whose file is missing."""
+    return f"no such image; add it, or take {image_id} out of its list"
+
+
 def unknown_class(name: str, known: Mapping[str, int]) -> str:
     """What to say of an object whose class is not known."""
     shown = list(known) if len(known) <= 50 else [*list(known)[:50], f"and {len(known) - 50} more"]
@@ -217,15 +222,13 @@ class VocTree:
         Raises:
             BadInput: there is no image of that id.
         """
+        if not self.has_image(image_id):
+            raise BadInput(f"{self.image_file(image_id)}: {no_image(image_id)}")
         return Path(self.image_file(image_id))
 
     def image_file(self, image_id: str) -> str:
-        """The same as `image_path`, as a string: half a microsecond instead of five."""
-        try:
-            top, suffix = self._images[image_id]
-        except KeyError:
-            path = self._image_folders[0] / f"{image_id}.jpg"
-            raise BadInput(f"{path}: no such image; add it, or take {image_id} out of its list") from None
+        """Where the pixels of one image are, or would be; as a string, which is quicker than a path."""
+        top, suffix = self._images.get(image_id, (self._image_folders[0], ".jpg"))
         return f"{top}/{image_id}{suffix}"
 
 
