@@ -339,3 +339,18 @@ def test_real_voc_trains_above_the_floor_in_a_few_epochs(run, voc_root):
     assert metrics["test"]["joint_acc"] > metrics["floor"]["joint_acc"]
     # What a prediction that ignores the image reaches on these 183 test images.
     assert metrics["floor"]["iou"] == pytest.approx(0.47, abs=0.02)
+
+
+def test_skipped_samples_stand_in_the_run_directory(run, tree):
+    for name in "abc":
+        tree.add(name, ("dog", (1, 1, 30, 20)))
+    (tree.folder / "JPEGImages/b.jpg").write_bytes(b"nothing")
+    own = ["data=folder", f"data.root={tree.folder}", "data.holdout={}", "data.on_error=skip"]
+    folder = run("skip", *own, "monitor=train/loss", "monitor_mode=min", "trainer.max_epochs=1", PICTURES_OFF)
+    (skipped,) = read(folder, "run.json")["skipped"]
+    assert skipped == {
+        "split": "train",
+        "id": "b",
+        "file": str(tree.folder / "JPEGImages/b.jpg"),
+        "reason": "not a readable image; restore the file or take it out of its list",
+    }

@@ -158,11 +158,11 @@ def clear(cache_dir: Path) -> tuple[int, int]:
             except Timeout:
                 busy += 1
                 continue
-            with lock:
+            try:
                 path = folder / f"{stem}{suffix}"
                 freed += _remove([path, path.with_suffix(".json"), *folder.glob(f".{stem}*.tmp")])
-            lock.release()
-            (folder / f"{stem}.lock").unlink(missing_ok=True)
+            finally:
+                lock.release()  # the empty file stays: another process may be about to take this very lock
     return freed, busy
 
 
