@@ -45,7 +45,13 @@ def composed(tmp_path: Path, shapes_root: Path) -> Iterator[Compose]:
             cfg = compose(
                 "train",
                 # Overrides of the caller come last and win.
-                overrides=[f"run_dir={tmp_path / 'run'}", "trainer.accelerator=cpu", *data, *overrides],
+                overrides=[
+                    f"run_dir={tmp_path / 'run'}",
+                    f"data.cache_dir={tmp_path / 'cache'}",
+                    "trainer.accelerator=cpu",
+                    *data,
+                    *overrides,
+                ],
                 return_hydra_config=True,
             )
         HydraConfig.instance().set_config(cfg)

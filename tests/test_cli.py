@@ -145,8 +145,9 @@ def test_check_shows_progress_only_on_a_terminal(tmp_path, shapes_root):
     os.close(terminal)
 
 
-def test_nothing_heavy_is_imported(tmp_path, tar, server):
-    arguments = ["data", "download", "voc2012", *serve(server, tar)]
+@pytest.mark.parametrize("what", ["download", "cache"])
+def test_nothing_heavy_is_imported(tmp_path, tar, server, what):
+    arguments = {"download": ["data", "download", "voc2012", *serve(server, tar)], "cache": ["data", "cache"]}[what]
     code = (
         "import atexit, sys; from onebox.cli import main\n"
         "heavy = {'torch', 'lightning', 'torchvision', 'albumentations', 'matplotlib', 'cv2'}\n"
@@ -239,3 +240,37 @@ def test_stopped_by_hand_it_leaves_with_130_and_keeps_what_it_has(tmp_path, tar,
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert err == "stopped by hand; the same command goes on where it stopped\n"
+
+
+def test_caches_are_shown_and_cleared(tmp_path, tree):
+    import numpy as np
+
+    from onebox.data.cache import open_pixels
+    from onebox.data.catalog import read_table
+    from onebox.data.voc import VocTree
+
+    folder = tmp_path / "my data" / "cache"
+    plain = {"ONEBOX_DATA_DIR": "my data"}
+    assert run(tmp_path, "data", "cache", **plain) == (0, f"{folder} holds no cache\n", "")
+    tree.add("a", ("dog", (1, 1, 30, 20)))
+    read_table(VocTree(tree.folder), folder)
+    shape = (1200, 20, 30, 3)
+    open_pixels(folder, "key", shape=lambda: shape, fill=np.zeros_like, about={"data": "/voc/JPEGImages"})
+    code, out, err = run(tmp_path, "data", "cache", **plain)
+    assert (code, err) == (0, "")
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert set(lines) == {"what", "pixels", "index", "2.2"}
+    assert lines["pixels"].split()[1:5] == ["2.2", "MB", "1,200", "30x20"]
+    assert lines["pixels"].endswith("  /voc/JPEGImages")
+    assert lines["index"].endswith(f"  {tree.folder}")
+    code, out, err = run(tmp_path, "data", "cache", "--clear", f"data.cache_dir='{folder}'")
+    assert (code, out, err) == (0, f"{folder}: 2.2 MB freed\n", "")
+    assert run(tmp_path, "data", "cache", **plain)[1] == f"{folder} holds no cache\n"
+
+
+def test_a_mistake_in_the_place_of_the_cache_is_one_line(tmp_path):
+    code, out, err = run(tmp_path, "data", "cache", "data.cachedir=here")
+    assert (code, out) == (2, "")
+    assert err.startswith("onebox: ")
+    assert "data.cachedir" in err
+    assert err.count("\n") == 1

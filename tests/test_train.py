@@ -272,13 +272,14 @@ def test_bad_data_leaves_a_run_that_says_why(composed, tmp_path):
         (["trainer.limit_val_batches=0"], "limit_val_batches=0; set monitor=train/loss"),
         (["trainer.max_epochs=0", "trainer.log_every_n_steps=0"], "max_epochs must be .*log_every_n_steps must be"),
         (
-            ["data.select=biggest", "data.cache=tape", "data.box_origin=2"],
-            "select must be.*box_origin must.*cache must",
+            ["data.select=biggest", "data.cache=tape", "data.box_origin=2", "data.on_error=shrug"],
+            "select must be.*box_origin must.*cache must be disk, ram or none.*on_error must be raise or skip",
         ),
         (
             ["data.limit=-1", "data.batch_size=0", "data.num_workers=-1"],
             "limit must.*batch_size must.*num_workers must",
         ),
+        (["data.splits={train:[],val:[],test:[]}"], "no training image is left"),
         (["data.holdout.val=-0.5"], "holdout must be shares"),
         (["data.classes=[cat,cat]"], "classes must be names, each once"),
         (["data.ids=['000000',nope]"], r"no list of data.splits names nope \(an unquoted number"),
@@ -314,6 +315,22 @@ def test_a_bad_test_image_is_found_before_the_fit(composed, tmp_path, shapes_roo
     (root / f"JPEGImages/{first}.jpg").write_bytes(b"")
     with pytest.raises(BadInput, match=f"{first}.jpg: not a readable image"):
         train(composed(f"data.root={root}", "data.select=largest", *QUIET))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("cache", ["disk", "ram"])
+def test_a_test_image_that_only_decoding_shows_to_be_bad_is_found_before_the_fit(
+    composed, tmp_path, shapes_root, cache
+):
+    root = tmp_path / "shapes"
+    shutil.copytree(shapes_root, root)
+    first = (root / "ImageSets/Main/test.txt").read_text().split()[0]
+    path = root / f"JPEGImages/{first}.jpg"
+    data = path.read_bytes()
+    scan = data.index(b"\xff\xda")
+    path.write_bytes(data[:scan] + b"\xff\xd9")  # a head and an end, and no pixels between them
+    with pytest.raises(BadInput, match=f"{first}.jpg: not a readable image"):
+        train(composed(f"data.root={root}", "data.select=largest", f"data.cache={cache}", *QUIET))
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -363,6 +380,8 @@ def test_objects_below_min_area_are_dropped_as_the_notebooks_pipeline_does(compo
     assert index.dropped["below augment.min_area"] > 0
     areas = (index.boxes[:, 2:] - index.boxes[:, :2]).prod(1) * 100 * 100
     assert areas.min() >= 600
+    assert len(data.dataset("train")) == len(index)
+    assert data.dataset("train").__getitems__([(0, 0)]).images.shape[0] == 1
 
 
 def test_monitoring_validation_without_validation_images_says_what_to_do(composed):
@@ -452,3 +471,18 @@ def test_real_voc_trains_above_the_floor_in_a_few_epochs(run, voc_root):
     assert metrics["test"]["joint_acc"] > metrics["floor"]["joint_acc"]
     # What a prediction that ignores the image reaches on these 183 test images.
     assert metrics["floor"]["iou"] == pytest.approx(0.47, abs=0.02)
+
+
+def test_skipped_samples_stand_in_the_run_directory(run, tree):
+    for name in "abc":
+        tree.add(name, ("dog", (1, 1, 30, 20)))
+    (tree.folder / "JPEGImages/b.jpg").write_bytes(b"nothing")
+    own = ["data=folder", f"data.root={tree.folder}", "data.holdout={}", "data.on_error=skip"]
+    folder = run("skip", *own, "monitor=train/loss", "monitor_mode=min", "trainer.max_epochs=1", PICTURES_OFF)
+    (skipped,) = read(folder, "run.json")["skipped"]
+    assert skipped == {
+        "split": "train",
+        "id": "b",
+        "file": str(tree.folder / "JPEGImages/b.jpg"),
+        "reason": "not a readable image (not a JPEG, PNG, WebP or BMP image); restore the file or take it out of its list",
+    }

@@ -8,11 +8,14 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from onebox.errors import BadInput
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 EXIT_FAULT = 1
 EXIT_BAD_INPUT = 2
@@ -58,8 +61,23 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Get the data, and look at it.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(
+    help="Get the data, look at it, and see what is kept of it.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(data_app, name="data")
+
+
+CACHE_HELP = """Show what data.cache_dir holds, and with --clear remove it.
+
+It keeps what each data set is read into once: the index of its annotations, and decoded images (data.cache=disk).
+All of it is made again when it is needed.
+
+\b
+Examples
+  onebox data cache
+  onebox data cache --clear
+  onebox data cache data.cache_dir=/scratch/onebox
+"""
 
 
 class VocName(enum.StrEnum):
@@ -73,11 +91,6 @@ class VocName(enum.StrEnum):
 @app.callback()
 def _app() -> None:
     """Keeps `data` a group of its own, also while it is the only one."""
-
-
-@data_app.callback()
-def _data() -> None:
-    """Keeps `download` a command of its own, also while it is the only one."""
 
 
 @data_app.command(help=DOWNLOAD_HELP, epilog=EPILOG)
@@ -96,14 +109,12 @@ def download(
     ] = None,
 ) -> None:
     """Compose the config, so that mirrors and places are the same as for training, and run its source."""
-    from hydra import compose, initialize_config_module
     from hydra.errors import HydraException
     from hydra.utils import instantiate
     from omegaconf.errors import OmegaConfBaseException
 
+    cfg = _compose(f"data={name.value}", *(overrides or []))
     try:
-        with initialize_config_module("onebox.conf", version_base="1.3"):
-            cfg = compose("train", overrides=[f"data={name.value}", *(overrides or [])])
         if root is not None:
             cfg.voc_root = str(root)
         # Only this part: the rest of cfg.data would import torch.
@@ -191,6 +202,52 @@ def _class_names(option: str | None, voc: list[str]) -> list[str] | None:
     if not names or any(os.sep in name for name in names):
         raise BadInput(f"--classes {option}: no such file, and no list of names; write voc, a file, or cat,dog")
     return names
+
+
+@data_app.command(help=CACHE_HELP, epilog=EPILOG)
+def cache(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Changes to the config, as onebox-train takes them."),
+    ] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove everything that no process is making.")] = False,
+) -> None:
+    """Compose the config to know where the cache is."""
+    from onebox.data import cache as caches
+
+    folder = Path(_compose(*(overrides or [])).data.cache_dir)
+    if clear:
+        freed, busy = caches.clear(folder)
+        left = f"; {busy} that other processes are making are left" if busy else ""
+        print(f"{folder.resolve()}: {_megabytes(freed)} freed{left}")
+        return
+    entries = caches.entries(folder)
+    if not entries:
+        print(f"{folder.resolve()} holds no cache")
+        return
+    print(f"{'what':7} {'size':>10} {'images':>9} {'px':>9}  {'last use':16}  data set")
+    for entry in entries:
+        px = "x".join(str(side) for side in reversed(entry.size))
+        used = entry.last_use.astimezone().strftime("%Y-%m-%d %H:%M")
+        size = _megabytes(entry.num_bytes)
+        print(f"{entry.kind:7} {size:>10} {entry.images:>9,} {px:>9}  {used}  {entry.data}")
+    print(f"{_megabytes(sum(entry.num_bytes for entry in entries))} in {folder.resolve()}")
+
+
+def _compose(*overrides: str) -> "DictConfig":
+    from hydra import compose, initialize_config_module
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with initialize_config_module("onebox.conf", version_base="1.3"):
+            return compose("train", overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise BadInput(str(error)) from error
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB"
 
 
 def main() -> None:

@@ -1,12 +1,17 @@
 """Files that are written whole or not at all."""
 
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -49,3 +54,25 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextmanager
+def alone(lock: Path, *, waiting: str) -> Iterator[None]:
+    """Hold a lock that ends with the process that holds it; log `waiting` when another process has it."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        log.info("%s (%s)", waiting, lock)
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what killed processes left of `path`; only for who is alone in writing it."""
+    for temporary in path.parent.glob(f".{path.name}.*.tmp"):
+        temporary.unlink(missing_ok=True)

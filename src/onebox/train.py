@@ -156,6 +156,7 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord) -> float | None:
         hardware=hardware(),
         data={split: str(index) for split, index in data.indexes.items()},
         data_fingerprint=data.fingerprint(),
+        skipped=data.skipped,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
     )
 

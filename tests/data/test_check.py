@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from tests.conftest import OBJECT_XML, VOC_XML
 
 from onebox.data import check_report
 from onebox.data.check import check
@@ -281,3 +282,19 @@ def test_real_voc_has_its_known_counts_and_nothing_wrong(voc_root, composed):
     assert lists["*"]["objects"] == 2215 and lists["*"]["difficult"] == 166
     assert len(lists["*"]["classes"]) == 20 and lists["*"]["classes"]["person"] == 435
     assert document["problems"] == []
+
+
+def test_a_folder_as_ilsvrc_has_it_is_checked(tmp_path):
+    picture, annotation = (
+        tmp_path / kind / "CLS-LOC/train/n1" / name
+        for kind, name in (("Data", "n1_1.JPEG"), ("Annotations", "n1_1.xml"))
+    )
+    for path in (picture, annotation, tmp_path / "ImageSets/CLS-LOC/train.txt"):
+        path.parent.mkdir(parents=True)
+    Image.new("RGB", (60, 40)).save(picture)
+    items = "".join(OBJECT_XML.format(name="n1", box=box, difficult=0) for box in ((1, 1, 30, 20), (1, 1, 61, 20)))
+    annotation.write_text(VOC_XML.format(name="n1_1", width=60, height=40, objects=items))
+    (tmp_path / "ImageSets/CLS-LOC/train.txt").write_text("n1/n1_1\nn1/n1_2\n")
+    survey = check(tmp_path, box_origin=1, classes=None, voc_classes=VOC)
+    assert list(survey.lists) == ["train"]
+    assert [problem.kind for problem in survey.problems] == ["missing annotation", "missing image", "wrong box"]

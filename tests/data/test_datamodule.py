@@ -150,7 +150,13 @@ def test_an_exif_turn_is_not_applied(folder_data, tree):
 def test_batches_do_not_depend_on_workers_or_cache(shapes_data, augment):
     variants = [
         shapes_data("data.batch_size=16", f"augment={augment}", *overrides)
-        for overrides in ([], ["data.num_workers=1"], ["data.num_workers=2"], ["data.cache=none"])
+        for overrides in (
+            ["data.cache=disk"],
+            ["data.num_workers=1"],
+            ["data.num_workers=2"],
+            ["data.cache=ram"],
+            ["data.cache=none"],
+        )
     ]
     for epoch in (0, 3):
         expected, *others = [batches(data, epoch) for data in variants]

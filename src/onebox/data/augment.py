@@ -4,6 +4,7 @@ Both transforms here do it as a function of (seed, epoch, row of the index): wor
 not matter. Neither loses the box: a draw that would is repeated, and at last the image is left as it is.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -28,6 +29,10 @@ class Transform(Protocol):
     @property
     def is_random(self) -> bool:
         """Whether there is anything but the resize."""
+
+    @property
+    def resizing(self) -> str:
+        """What `resize` does, in words that differ when it gives other pixels."""
 
     def resize(self, image: Image) -> Image:
         """Bring an image to the model's size."""
@@ -81,6 +86,11 @@ class AlbumentationsTransform:
     def is_random(self) -> bool:
         """Whether there are transforms besides the resize."""
         return self._pipeline is not None
+
+    @property
+    def resizing(self) -> str:
+        """See `Transform.resizing`."""
+        return json.dumps(self._resize.to_dict(), sort_keys=True, default=str)
 
     def resize(self, image: Image) -> Image:
         """Bring an image to the model's size."""
@@ -183,6 +193,11 @@ class BatchedTransform:
     def is_random(self) -> bool:
         """Whether anything but the resize can happen."""
         return bool(self._flip or self._moves or self._colour.any())
+
+    @property
+    def resizing(self) -> str:
+        """See `Transform.resizing`."""
+        return json.dumps(self._resize.to_dict(), sort_keys=True, default=str)
 
     def resize(self, image: Image) -> Image:
         """Bring an image to the model's size."""

@@ -126,7 +126,7 @@ def _run(jobs: Sequence[Callable[[], Checked]]) -> Iterator[Checked]:
 
 def _list_files(tree: VocTree, classes: Sequence[str]) -> list[Path]:
     """Its lists of ids, without VOC's lists of one class each (dog_train), which are not splits."""
-    paths = (tree.folder / "ImageSets" / "Main").glob("*.txt")
+    paths = tree.lists.glob("*.txt")
     order = {name: place for place, name in enumerate((*SPLITS, "trainval"))}
     plain = [path for path in paths if path.stem.rpartition("_")[0] not in classes]
     return sorted(plain, key=lambda path: (order.get(path.stem, len(order)), path.stem))
@@ -162,7 +162,7 @@ def _shared_ids(members: dict[str, tuple[Checked, ...]]) -> Iterator[Problem]:
             first = owner.setdefault(image.image_id, name)
             if _bare(first) != _bare(name):
                 says = f"{image.image_id} is in {first} and in {name}"
-                file = image.tree.folder / "ImageSets" / "Main" / f"{name.rpartition('/')[2]}.txt"
+                file = image.tree.lists / f"{name.rpartition('/')[2]}.txt"
                 yield Problem("error", "id in two splits", file, says, "take it out of one of the two lists")
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 import PIL.Image
-from defusedxml.ElementTree import parse
 
 from onebox.data.image import read_image
-from onebox.data.voc import VocObject, VocTree, _read_object, _side, read_annotation
+from onebox.data.voc import DIFFICULT, VocObject, VocTree, edges, is_inside, read_parts, wrong_box
 from onebox.errors import BadInput
 
 SUFFIX_KIND = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP"}
@@ -75,7 +74,7 @@ def check_image(
     try:
         path = tree.image_path(image_id)
     except BadInput:
-        path = tree.folder / "JPEGImages" / f"{image_id}.jpg"
+        path = Path(tree.image_file(image_id))
         remedy = "add it, or take its id out of the list"
         problems.append(Problem("error", "missing image", path, "no such image", remedy))
     else:
@@ -96,37 +95,19 @@ def _read_all(
     path: Path, box_origin: int
 ) -> tuple[tuple[int, int] | None, Sequence[VocObject], int, Sequence[BadInput]]:
     """Size, objects, how many boxes are right only from 0, and each complaint that the reader has."""
-    try:
-        annotation = read_annotation(path, box_origin=box_origin)
-        return (annotation.width, annotation.height), annotation.objects, 0, []
-    except BadInput as error:
-        first = error
-    # The reader's own steps, but past the first complaint.
-    try:
-        root = parse(path).getroot()
-    except Exception:  # whatever it was, the reader has said it
-        return None, [], 0, [first]
-    errors, sides = [], []
-    for side in ("width", "height"):
-        try:
-            sides.append(_side(root, f"size/{side}", path))
-        except BadInput as error:
-            errors.append(error)
-    if errors:  # no box can be judged without a size
-        return None, [], 0, errors
-    width, height = sides
+    width, height, raw, problems = read_parts(str(path))
     objects, zero_based = [], 0
-    for item in root.iterfind("object"):
-        try:
-            objects.append(_read_object(item, path, width, height, box_origin))
-        except BadInput as error:
-            errors.append(error)
-            try:
-                _read_object(item, path, width, height, 0)
-                zero_based += 1
-            except BadInput:
-                pass
-    return (width, height), objects, zero_based, errors or [first]
+    if not width or not height:  # no box can be judged
+        raw = []
+    for name, flags, *corners in raw:
+        box_px = edges(corners, box_origin)
+        if is_inside(*box_px, width, height):
+            objects.append(VocObject(name, box_px, bool(flags & DIFFICULT)))
+        else:
+            problems.append(wrong_box(corners, width, height))
+            zero_based += bool(is_inside(*edges(corners, 0), width, height))
+    errors = [BadInput(f"{path}: {problem}") for problem in problems]
+    return (width, height) if width and height else None, objects, zero_based, errors
 
 
 def _look_at(path: Path, size: tuple[int, int], annotated: tuple[int, int] | None) -> Iterator[Problem]:

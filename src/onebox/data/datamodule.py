@@ -1,5 +1,6 @@
 """The LightningDataModule: from a VOC tree on disk to loaders of batches."""
 
+import dataclasses
 import hashlib
 import logging
 import math
@@ -13,8 +14,10 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from onebox.data.augment import Transform
-from onebox.data.dataset import Batch, EpochSampler, OneBoxDataset
-from onebox.data.index import Index, Select, build_index, check_disjoint, class_names
+from onebox.data.catalog import Catalog
+from onebox.data.dataset import Batch, Cache, EpochSampler, OneBoxDataset
+from onebox.data.index import Index, OnError, Select, build_index, check_disjoint, class_names
+from onebox.data.table import Ints
 from onebox.data.voc import VocTree
 from onebox.errors import BadInput, is_integer, is_number, refuse
 
@@ -22,7 +25,6 @@ log = logging.getLogger(__name__)
 
 BACKGROUND = "background"
 SPLITS = ("train", "val", "test")
-Entry = tuple[VocTree, str]
 
 
 class Source(Protocol):
@@ -52,7 +54,11 @@ class VocDataModule(LightningDataModule):
         ids: keep only these images; None keeps all.
         limit: keep at most so many images of each split; None keeps all.
         transform: resize and augmentation.
-        cache: `ram` keeps decoded images in memory, `none` decodes at each access.
+        cache: `disk` keeps decoded images in a file, for this run and the next; `ram` keeps them in memory; `none`
+            decodes at each access.
+        cache_dir: folder for what is read once: the index of the annotations, and decoded images.
+        on_error: what is done with a listed image that cannot be used (a file is missing, unreadable or cut off; a
+            box, class or size is wrong): `raise` an error, or `skip` it and say so.
         batch_size: images a training step, on each device.
         eval_batch_size: images a validation or test step, on each device.
         num_workers: loader processes; 0 loads in the main process, which is fastest with the cache.
@@ -77,7 +83,9 @@ class VocDataModule(LightningDataModule):
         ids: Sequence[str] | None,
         limit: int | None,
         transform: Transform,
-        cache: Literal["ram", "none"],
+        cache: Cache,
+        cache_dir: str,
+        on_error: OnError,
         batch_size: int,
         eval_batch_size: int,
         num_workers: int,
@@ -102,7 +110,8 @@ class VocDataModule(LightningDataModule):
                 f"data.ids must be a list, such as ['000028'], not {ids}": isinstance(ids, str | int),
                 f"data.limit must be a number >= 1 or null, not {limit}": limit is not None
                 and not is_integer(limit, 1),
-                f"data.cache must be ram or none, not {cache}": cache not in ("ram", "none"),
+                f"data.cache must be disk, ram or none, not {cache}": cache not in ("disk", "ram", "none"),
+                f"data.on_error must be raise or skip, not {on_error}": on_error not in ("raise", "skip"),
                 f"data.batch_size must be >= 1, not {batch_size}": not is_integer(batch_size, 1),
                 f"data.eval_batch_size must be a number >= 1, not {eval_batch_size}": not is_integer(
                     eval_batch_size, 1
@@ -118,13 +127,15 @@ class VocDataModule(LightningDataModule):
         self._only_train = only_train
         self._classes = None if classes is None else list(classes)
         self._background_class = background_class
-        self._select = select
+        self._select: Select = select
         self._include_difficult = include_difficult
         self._box_origin = box_origin
         self._ids = None if ids is None else [str(image_id) for image_id in ids]
         self._limit = limit
         self._transform = transform
-        self._cache = cache
+        self._cache: Cache = cache
+        self._cache_dir = Path(cache_dir)
+        self._on_error: OnError = on_error
         self._batch_size = batch_size
         self._eval_batch_size = eval_batch_size
         self._num_workers = num_workers
@@ -133,6 +144,7 @@ class VocDataModule(LightningDataModule):
         self._datasets: dict[str, OneBoxDataset] = {}
         self.class_names: list[str] = []  # index = logit
         self.indexes: dict[str, Index] = {}
+        self.skipped: list[dict[str, str]] = []  # split, id, file and reason of what on_error=skip left out
 
     def prepare_data(self) -> None:
         """Make or fetch the trees, on one process a machine."""
@@ -147,32 +159,37 @@ class VocDataModule(LightningDataModule):
         """
         if self.indexes:
             return
-        entries = self._entries()
-        check_disjoint(entries)
-        unknown = set(self._ids or []) - {image_id for split in SPLITS for _, image_id in entries[split]}
-        if unknown:
-            raise BadInput(
-                f"data.ids: no list of data.splits names {', '.join(sorted(unknown))} "
-                "(an unquoted number loses its zeros: write \"data.ids=['000028']\")"
-            )
-        everything = [entry for split in SPLITS for entry in entries[split]]
+        catalog, rows = self._rows()
         if self._classes is None:
-            self._classes = class_names(everything, box_origin=self._box_origin)
+            self._classes = class_names(catalog, np.concatenate(list(rows.values())), box_origin=self._box_origin)
         self.class_names = [BACKGROUND] * self._background_class + self._classes
         label_of = {name: label for label, name in enumerate(self.class_names)}
         for split in SPLITS:
-            self.indexes[split] = build_index(
-                entries[split],
+            index = build_index(
+                catalog,
+                rows[split],
                 label_of=label_of,
                 select=self._select,
                 include_difficult=self._include_difficult,
                 box_origin=self._box_origin,
                 ids=self._ids,
                 limit=self._limit,
+                on_error=self._on_error,
             )
-            kept = self._transform.keeps(self.indexes[split].boxes.numpy())
-            self.indexes[split] = self.indexes[split].where(kept, "below augment.min_area")
-            log.info("%-5s %s", split, self.indexes[split])
+            kept = self._transform.keeps(index.boxes.numpy())
+            index = index.where(kept, "below augment.min_area")
+            self.indexes[split] = index
+            log.info("%-5s %s", split, index)
+            if index.skipped:
+                first = index.skipped[0]
+                log.warning(
+                    "%-5s %d bad samples skipped, the first: %s: %s",
+                    split,
+                    len(index.skipped),
+                    first.file,
+                    first.reason,
+                )
+                self.skipped += [{"split": split, **dataclasses.asdict(item)} for item in index.skipped]
         if len(self.indexes["train"]) == 0:
             raise BadInput(
                 f"{self._root}: no training image is left ({self.indexes['train']}); "
@@ -202,7 +219,14 @@ class VocDataModule(LightningDataModule):
     def dataset(self, split: str) -> OneBoxDataset:
         """The images of one split as the loaders give them; decoded at the first call when there is a cache."""
         if split not in self._datasets:
-            self._datasets[split] = self._dataset(split, augment=split == "train", cache=self._cache)
+            augment = split == "train"
+            try:
+                dataset = self._dataset(split, augment=augment, cache=self._cache)
+            except OSError as error:
+                log.warning("%s: %s; decoding at each access, as with data.cache=none", self._cache_dir, error)
+                self._cache = "none"  # said once
+                dataset = self._dataset(split, augment=augment, cache="none")
+            self._datasets[split] = dataset
         return self._datasets[split]
 
     def plain_batch(self, split: str, rows: Sequence[int]) -> Batch:
@@ -221,33 +245,54 @@ class VocDataModule(LightningDataModule):
         """Batches in the order of the lists."""
         return self._loader("test")
 
-    def _dataset(self, split: str, *, augment: bool, cache: Literal["ram", "none"]) -> OneBoxDataset:
-        return OneBoxDataset(self.indexes[split], self._transform, augment=augment, cache=cache, seed=self._seed)
+    def _dataset(self, split: str, *, augment: bool, cache: Cache) -> OneBoxDataset:
+        return OneBoxDataset(
+            self.indexes[split],
+            self._transform,
+            augment=augment,
+            cache=cache,
+            cache_dir=self._cache_dir,
+            seed=self._seed,
+        )
 
-    def _entries(self) -> dict[str, list[Entry]]:
+    def _rows(self) -> tuple[Catalog, dict[str, Ints]]:
+        """What is known of all trees, and the rows of each split in it."""
         trees: dict[str, VocTree] = {}
-        entries: dict[str, list[Entry]] = {}
+        listed: dict[str, dict[str, VocTree]] = {split: {} for split in SPLITS}  # id -> tree, once in each split
         for split, lists in self._splits.items():
-            found: dict[str, Entry] = {}  # by id: two lists of one split may name the same image
             for item in lists:
-                tree, _, list_name = item.rpartition("/")
-                if tree not in trees:
-                    trees[tree] = VocTree(self._root / tree)
-                for image_id in trees[tree].ids(list_name):
-                    found.setdefault(image_id, (trees[tree], image_id))
-            entries[split] = list(found.values())
+                name, _, list_name = item.rpartition("/")
+                if name not in trees:
+                    trees[name] = VocTree(self._root / name)
+                for image_id in trees[name].ids(list_name):
+                    listed[split].setdefault(image_id, trees[name])
         if self._only_train:
-            pooled = {entry[1]: entry for split in SPLITS for entry in entries[split]}
-            return {"train": list(pooled.values()), "val": [], "test": []}
-        train = entries["train"]
-        order = np.random.default_rng(self._seed).permutation(len(train)).tolist()
+            pooled = {image_id: tree for split in reversed(SPLITS) for image_id, tree in listed[split].items()}
+            order = dict.fromkeys(image_id for split in SPLITS for image_id in listed[split])
+            listed = {"train": {image_id: pooled[image_id] for image_id in order}, "val": {}, "test": {}}
+        check_disjoint(listed)
+        unknown = set(self._ids or []).difference(*listed.values())
+        if unknown:
+            raise BadInput(
+                f"data.ids: no list of data.splits names {', '.join(sorted(unknown))} "
+                "(an unquoted number loses its zeros: write \"data.ids=['000028']\")"
+            )
+        catalog = Catalog(list(trees.values()), self._cache_dir)
+        rows = {split: _find(catalog, images) for split, images in listed.items()}
+        if not self._only_train:
+            self._hold_out(rows)
+        return catalog, rows
+
+    def _hold_out(self, rows: dict[str, Ints]) -> None:
+        """Move a share of the training rows to the splits that name no list."""
+        train = rows["train"]
+        order = np.random.default_rng(self._seed).permutation(len(train))
         for split in ("val", "test"):
             if not self._splits[split]:
                 count = math.floor(self._holdout.get(split, 0.0) * len(train))
-                taken, order = sorted(order[:count]), order[count:]
-                entries[split] = [train[row] for row in taken]
-        entries["train"] = [train[row] for row in sorted(order)]
-        return entries
+                taken, order = np.sort(order[:count]), order[count:]
+                rows[split] = train[taken]
+        rows["train"] = train[np.sort(order)]
 
     def _loader(self, split: str) -> DataLoader[Batch]:
         dataset = self.dataset(split)
@@ -274,3 +319,13 @@ class VocDataModule(LightningDataModule):
 
 def _as_is(batch: Any) -> Any:
     return batch
+
+
+def _find(catalog: Catalog, images: Mapping[str, VocTree]) -> Ints:
+    """[L] the rows of some images, in their order."""
+    rows = np.zeros(len(images), dtype=np.int64)
+    ids = list(images)
+    for tree in set(images.values()):
+        mine = [position for position, image_id in enumerate(ids) if images[image_id] is tree]
+        rows[mine] = catalog.rows(tree, [ids[position] for position in mine])
+    return rows

@@ -4,19 +4,23 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+import cv2
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from onebox.data.augment import Image, Transform
-from onebox.data.image import read_image
+from onebox.data.cache import Pixels, open_pixels, pixels_key
+from onebox.data.image import read_image, wrong_size
 from onebox.data.index import Index
+from onebox.data.progress import progress
 from onebox.errors import BadInput
 
+Cache = Literal["disk", "ram", "none"]
 Key = tuple[int, int]  # (epoch, row of the index)
 
 
@@ -60,18 +64,29 @@ class OneBoxDataset(Dataset[Batch]):
         index: which images and objects.
         transform: resize and augmentation.
         augment: whether the random transforms are applied.
-        cache: `ram` decodes every image once, at the model's size; `none` decodes at each access.
+        cache: `disk` decodes every image once, at the model's size, into a file that is used again and shared by
+            processes; `ram` does it into memory; `none` decodes at each access.
+        cache_dir: folder of that file.
         seed: seed of the augmentation.
+
+    Raises:
+        OSError: the file of `disk` cannot be made.
     """
 
     def __init__(
-        self, index: Index, transform: Transform, *, augment: bool, cache: Literal["ram", "none"], seed: int
+        self, index: Index, transform: Transform, *, augment: bool, cache: Cache, cache_dir: Path, seed: int
     ) -> None:
         self.index = index
         self._transform = transform
         self._augment = augment and transform.is_random
         self._seed = seed
-        self._images = self._decode_all() if cache == "ram" and len(index) else None  # [N, H, W, 3] uint8
+        self._images: Tensor | None = None  # [N, H, W, 3] uint8
+        if len(index) and cache == "ram":
+            images = np.empty(self._shape(), dtype=np.uint8)
+            self._decode_all(images)
+            self._images = torch.from_numpy(images)
+        elif len(index) and cache == "disk":
+            self._images = torch.from_numpy(self._open(cache_dir))
 
     def __len__(self) -> int:
         return len(self.index)
@@ -99,25 +114,31 @@ class OneBoxDataset(Dataset[Batch]):
         image = read_image(path)
         height, width = self.index.sizes[row].tolist()
         if image.shape[:2] != (height, width):
-            raise BadInput(
-                f"{path}: the image is {image.shape[1]}x{image.shape[0]} px but its annotation says {width}x{height}; "
-                "correct the <size> of the annotation (and its boxes), or take the image out of its list"
-            )
+            raise BadInput(f"{path}: {wrong_size(image.shape[0], image.shape[1], height, width)}")
         return self._transform.resize(image)
 
-    def _decode_all(self) -> Tensor:
-        first = self._decode(0)
-        images = np.empty((len(self), *first.shape), dtype=np.uint8)
+    def _open(self, cache_dir: Path) -> Pixels:
+        resizing = f"{self._transform.resizing}, OpenCV {cv2.__version__}"
+        folders = {str(self.index.image_paths[row].parent.absolute()) for row in (0, -1)}
+        about = {"data": os.path.commonpath(folders), "resizing": resizing}
+        key = pixels_key(self.index.ids, self.index.image_stamps, resizing)
+        return open_pixels(cache_dir, key, shape=self._shape, fill=self._decode_all, about=about)
 
+    def _shape(self) -> tuple[int, ...]:
+        return len(self), *self._decode(0).shape
+
+    def _decode_all(self, images: Pixels) -> None:
         def fill(row: int) -> None:
             images[row] = self._decode(row)
 
         # Threads are enough: OpenCV lets go of the interpreter while it decodes.
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        pool = ThreadPoolExecutor(os.cpu_count())
+        try:
             done = pool.map(fill, range(len(self)))
-            for _ in track(done, total=len(self), description="decoding", transient=True):
+            for _ in progress(done, total=len(self), description="decoding"):
                 pass
-        return torch.from_numpy(images)
+        finally:
+            pool.shutdown(cancel_futures=True)  # an error is not to wait for all the others
 
 
 class EpochSampler(Sampler[Key]):

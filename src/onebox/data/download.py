@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import requests
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from onebox.errors import BadInput
+from onebox.files import alone
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class VocDownload:
             )
         try:
             devkit.mkdir(parents=True, exist_ok=True)
-            with _alone(devkit.parent / ".voc-download.lock"):
+            with alone(devkit.parent / ".voc-download.lock", waiting="Waiting for another process that fetches VOC"):
                 missing = self._missing(devkit, download)  # less, if another process was at it
                 _check_disk(missing, devkit)
                 for _, parts in itertools.groupby(sorted(missing, key=lambda item: item.tree), lambda item: item.tree):
@@ -208,21 +208,6 @@ def _by_hand(archives: Sequence[Archive], folder: Path) -> str:
     """What to put where when there is no network; empty when all is there."""
     names = [archive.name for archive in archives if not (folder / archive.name).is_file()]
     return f"put {' and '.join(names)} by hand into {folder}" if names else ""
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold a lock; say so when another process has it."""
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("Waiting for another process that fetches VOC (%s)", path)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _check_disk(archives: Sequence[Archive], devkit: Path) -> None:

@@ -1,8 +1,10 @@
 """An image file as pixels. Whatever lies under the name, the answer is an array of known size or a `BadInput`."""
 
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -19,6 +21,9 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BARE = frozenset(range(0xD0, 0xD8)) | {0x01}  # markers that no length follows
 _END, _SCAN = 0xD9, 0xDA
 _JPEG = b"\xff\xd8"
+# First bytes of a file, and what it ends with when it is whole: image data has no such bytes.
+_ENDS = {_JPEG: b"\xff\xd9", b"\x89P": b"IEND\xaeB`\x82"}
+_HEAD = 4096  # bytes; most headers are shorter
 
 
 def read_image(path: Path) -> Image:
@@ -39,27 +44,38 @@ def read_image(path: Path) -> Image:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror}); restore the file") from None
-    size = image_size(data)
-    if size is None:
-        what = "not a JPEG, PNG, WebP or BMP image" if data else "an empty file"
-        raise BadInput(f"{path}: not a readable image ({what}); restore the file or take it out of its list")
-    width, height = size
-    if width * height > MAX_PIXELS:
-        raise BadInput(
-            f"{path}: {width}x{height} px are more than the {MAX_PIXELS // 10**6} million that are read; "
-            "shrink the image (and its boxes), or take it out of its list"
-        )
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        raise BadInput(f"{path}: {_no_access(error)}") from None
+    image = _decode(data)
+    if isinstance(image, str):
+        raise BadInput(f"{path}: {image}")
+    return image
+
+
+def check_file(item: tuple[str, int, int]) -> tuple[tuple[int, int], str | None]:
+    """Look at the head and the end of an image file; decode it only when the end is not as it should be.
+
+    Args:
+        item: the file, and the height and width in px that it should have.
+
+    Returns:
+        The file's size in bytes and time of change in ns (-1 when it could not be opened); what is wrong with it, or
+        None.
+    """
+    path, height, width = item
     try:
-        image = None if _is_cut_short(data) else cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:
-        image = None
-    if image is None:
-        raise BadInput(
-            f"{path}: not a readable image (cut short or corrupt); restore the file or take it out of its list"
-        )
-    return image.astype(np.uint8, copy=False)
+        with open(path, "rb") as file:
+            state = os.fstat(file.fileno())
+            return (state.st_size, state.st_mtime_ns), _file_problem(file, height, width)
+    except OSError as error:
+        return (-1, -1), _no_access(error)
+
+
+def wrong_size(height: int, width: int, annotated_height: int, annotated_width: int) -> str:
+    """What to say of an image that is not as large as its annotation says; px."""
+    return (
+        f"the image is {width}x{height} px but its annotation says {annotated_width}x{annotated_height}; "
+        "correct the <size> of the annotation (and its boxes), or take the image out of its list"
+    )
 
 
 def image_size(data: bytes) -> tuple[int, int] | None:
@@ -83,6 +99,59 @@ def image_size(data: bytes) -> tuple[int, int] | None:
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return _webp_size(data)
     return None
+
+
+def _file_problem(file: BinaryIO, height: int, width: int) -> str | None:
+    data = file.read(_HEAD)
+    size = image_size(data)
+    if size is None:
+        data += file.read()
+        size = image_size(data)
+    problem = _header_problem(data, size)
+    if problem is not None:
+        return problem
+    if size != (width, height) and size is not None:
+        return wrong_size(size[1], size[0], height, width)
+    end = _ENDS.get(data[:2])
+    if end is not None:
+        file.seek(-len(end), os.SEEK_END)
+        if file.read() == end:
+            return None
+    file.seek(0)
+    image = _decode(file.read())  # bytes may follow the end
+    return image if isinstance(image, str) else None
+
+
+def _decode(data: bytes) -> Image | str:
+    """The pixels in a file's content, or what is wrong with it."""
+    problem = _header_problem(data, image_size(data))
+    if problem is not None:
+        return problem
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        image = None if _is_cut_short(data) else cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        image = None
+    if image is None:
+        return "not a readable image (cut short or corrupt); restore the file or take it out of its list"
+    return image.astype(np.uint8, copy=False)
+
+
+def _header_problem(data: bytes, size: tuple[int, int] | None) -> str | None:
+    if size is None:
+        what = "not a JPEG, PNG, WebP or BMP image" if data else "an empty file"
+        return f"not a readable image ({what}); restore the file or take it out of its list"
+    width, height = size
+    if width * height > MAX_PIXELS:
+        return (
+            f"{width}x{height} px are more than the {MAX_PIXELS // 10**6} million that are read; "
+            "shrink the image (and its boxes), or take it out of its list"
+        )
+    return None
+
+
+def _no_access(error: OSError) -> str:
+    return f"cannot be read ({error.strerror}); restore the file"
 
 
 def _jpeg_markers(data: bytes) -> Iterator[tuple[int, int]]:

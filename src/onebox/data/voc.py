@@ -1,17 +1,32 @@
-"""PASCAL VOC on disk: one folder of XML, one of images, lists of ids. The only place that knows its conventions."""
+"""PASCAL VOC on disk: XML, images, lists of ids, and ILSVRC's folders of the same. The only place that knows them."""
 
+import itertools
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from xml.etree.ElementTree import Element, ParseError
+from typing import Any
+from xml.etree.ElementTree import Element, ParseError, fromstring
 
 from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import parse
+from defusedxml.ElementTree import fromstring as guarded_fromstring
 
 from onebox.errors import BadInput
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+# In every spelling: .jpg, .JPG, .Jpg, ...
+IMAGE_SUFFIXES = frozenset(
+    "".join(letters)
+    for suffix in ("jpg", "jpeg", "png", "webp", "bmp")
+    for letters in itertools.product(*zip(suffix, suffix.upper(), strict=True))
+)
+DIFFICULT, TRUNCATED, OCCLUDED = 1, 2, 4  # bits of an object's flags
+MAX_SIDE = 1 << 24  # px; float32 counts pixels exactly up to here
+
+NO_ANNOTATION = "no such file; add the annotation, or take the image out of its list"
+
+RawObject = tuple[str, int, float, float, float, float]  # class name, flags, xmin ymin xmax ymax as the file has them
+Record = tuple[int, int, list[RawObject]]  # width and height in px, objects in file order
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +65,17 @@ def read_annotation(path: Path, *, box_origin: int) -> Annotation:
     Raises:
         BadInput: the file cannot be read, lacks a tag, or has a box that is empty or outside its image.
     """
-    try:
-        root = parse(path).getroot()
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such file; add the annotation, or take the image out of its list") from None
-    except (ParseError, DefusedXmlException, OSError, ValueError, LookupError) as error:  # LookupError: encoding
-        raise BadInput(f"{path}: not a readable VOC annotation ({error}); repair or remove the file") from None
-    width, height = (_side(root, f"size/{side}", path) for side in ("width", "height"))
-    objects = tuple(_read_object(item, path, width, height, box_origin) for item in root.iterfind("object"))
-    return Annotation(path, width, height, objects)
+    record = read_record(str(path))
+    if isinstance(record, str):
+        raise BadInput(f"{path}: {record}")
+    width, height, raw = record
+    objects = []
+    for name, flags, *corners in raw:
+        box_px = edges(corners, box_origin)
+        if not is_inside(*box_px, width, height):
+            raise BadInput(f"{path}: {wrong_box(corners, width, height)}")
+        objects.append(VocObject(name, box_px, bool(flags & DIFFICULT)))
+    return Annotation(path, width, height, tuple(objects))
 
 
 def labels_and_boxes(
@@ -75,21 +92,98 @@ def labels_and_boxes(
     """
     for item in annotation.objects:
         if item.name not in label_of:
-            raise BadInput(
-                f"{annotation.path}: class '{item.name}' is not in data.classes ({', '.join(label_of)}); "
-                "correct the annotation or add the class to data.classes"
-            )
+            raise BadInput(f"{annotation.path}: {unknown_class(item.name, label_of)}")
     return [label_of[item.name] for item in annotation.objects], [item.box_px for item in annotation.objects]
 
 
+def read_record(path: str) -> Record | str:
+    """What one VOC XML file says, numbers as they stand in it; or, as a string, the first thing that is wrong with it.
+
+    It never names another file: <filename> and <folder> are not looked at.
+    """
+    width, height, objects, problems = read_parts(path)
+    return problems[0] if problems else (width, height, objects)
+
+
+def read_parts(path: str) -> tuple[int, int, list[RawObject], list[str]]:
+    """All that can be read of one VOC XML file, and all that is wrong with it; see `read_record`.
+
+    Returns:
+        Width and height in px, 0 where wrong; the objects that can be read; and the problems. Boxes are not judged.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:
+            data = file.read()
+        root = fromstring(data) if _is_harmless(data) else guarded_fromstring(data)
+    except FileNotFoundError:
+        return 0, 0, [], [NO_ANNOTATION]
+    except (ParseError, DefusedXmlException, OSError, ValueError, LookupError) as error:  # LookupError: encoding
+        return 0, 0, [], [f"not a readable VOC annotation ({error}); repair or remove the file"]
+    sizes = root.findall("size")
+    sides, objects, problems = [0, 0], [], []
+    for place, tag in enumerate(("width", "height")):
+        try:
+            sides[place] = _side(sizes, tag)
+        except _Wrong as error:
+            problems.append(str(error))
+    for item in root.findall("object"):
+        try:
+            objects.append(_read_object(item))
+        except _Wrong as error:
+            problems.append(str(error))
+    return sides[0], sides[1], objects, problems
+
+
+def edges(corners: Iterable[Any], box_origin: int) -> tuple[Any, Any, Any, Any]:
+    """xmin, ymin, xmax, ymax (numbers or arrays) as 0-based edges.
+
+    The one place where VOC's 1-based, inclusive pixels are changed.
+    """
+    xmin, ymin, xmax, ymax = corners
+    return xmin - box_origin, ymin - box_origin, xmax, ymax
+
+
+def is_inside(x1: Any, y1: Any, x2: Any, y2: Any, width: Any, height: Any) -> Any:
+    """Whether boxes (edges in px) have an area and lie inside their images; numbers or arrays."""
+    return (x1 >= 0) & (x1 < x2) & (x2 <= width) & (y1 >= 0) & (y1 < y2) & (y2 <= height)
+
+
+def wrong_box(corners: Any, width: int, height: int) -> str:
+    """What to say of a box (as the file has it) that is not inside its image."""
+    x1, y1, x2, y2 = corners
+    return (
+        f"box xmin={x1:g} ymin={y1:g} xmax={x2:g} ymax={y2:g} is empty or outside the image of {width}x{height}; "
+        "correct it (if its pixels count from 0, set data.box_origin=0)"
+    )
+
+
+def no_image(image_id: str) -> str:
+    """What to say of a listed image whose file is missing."""
+    return f"no such image; add it, or take {image_id} out of its list"
+
+
+def unknown_class(name: str, known: Mapping[str, int]) -> str:
+    """What to say of an object whose class is not known."""
+    shown = list(known) if len(known) <= 50 else [*list(known)[:50], f"and {len(known) - 50} more"]
+    return (
+        f"class '{name}' is not in data.classes ({', '.join(shown)}); "
+        "correct the annotation or add the class to data.classes"
+    )
+
+
 class VocTree:
-    """A folder with `Annotations/`, `JPEGImages/` and perhaps `ImageSets/Main/`.
+    """A folder with `Annotations/`, `JPEGImages/` and perhaps `ImageSets/Main/`; or ILSVRC's folder, with
+    `Annotations/CLS-LOC/{train,val}/`, `Data/CLS-LOC/{train,val,test}/` and `ImageSets/CLS-LOC/`.
+
+    An id is the path of an image below its folder, without the suffix: `000028`, `n01440764/n01440764_10026`. It is
+    only ever looked up among the files that are there, so a list cannot point outside the tree.
 
     Args:
         folder: where it is.
         strict: whether two images of one id are refused; otherwise the first by name is taken.
 
     Attributes:
+        lists: the folder of its lists.
         ambiguous: the images of each id that has several, sorted.
 
     Raises:
@@ -98,19 +192,40 @@ class VocTree:
 
     def __init__(self, folder: Path, *, strict: bool = True) -> None:
         self.folder = folder
-        for path in (folder, folder / "Annotations", folder / "JPEGImages"):
+        parts: tuple[str, ...]
+        if (folder / "Annotations" / "CLS-LOC").is_dir():
+            annotations, images, lists, parts = (
+                "Annotations/CLS-LOC",
+                "Data/CLS-LOC",
+                "CLS-LOC",
+                ("train", "val", "test"),
+            )
+        else:
+            annotations, images, lists, parts = "Annotations", "JPEGImages", "Main", ("",)
+        for path in (folder, folder / annotations, folder / images):
             if not path.is_dir():
                 raise BadInput(
                     f"{path}: no such folder; point data.root (or ONEBOX_VOC_ROOT, the folder that holds VOCdevkit) "
                     "at a tree with Annotations/ and JPEGImages/"
                 )
-        self._images: dict[str, Path] = {}
-        self.ambiguous: dict[str, list[Path]] = {}
-        for path in sorted((folder / "JPEGImages").iterdir()):
-            if path.suffix.lower() in IMAGE_SUFFIXES:
-                first = self._images.setdefault(path.stem, path)
-                if first != path:
-                    self.ambiguous.setdefault(path.stem, [first]).append(path)
+        self.lists = folder / "ImageSets" / lists
+        self._annotation_folders = [folder / annotations / part for part in parts]
+        self._image_folders = [folder / images / part for part in parts]
+        places: dict[tuple[str, str], tuple[str, str]] = {}  # one object for all images of a folder and suffix
+        self._images: dict[str, tuple[str, str]] = {}  # id -> folder, suffix
+        several: dict[str, list[tuple[str, str]]] = {}
+        for top, image_id, suffix, _ in _files(self._image_folders, IMAGE_SUFFIXES):
+            place = places.setdefault((top, suffix), (top, suffix))
+            first = self._images.setdefault(image_id, place)
+            if first != place:
+                several.setdefault(image_id, [first]).append(place)
+        for image_id, found in several.items():
+            found.sort()
+            self._images[image_id] = found[0]
+        self.ambiguous = {
+            image_id: [Path(f"{top}/{image_id}{suffix}") for top, suffix in several[image_id]]
+            for image_id in sorted(several)
+        }
         for one, other, *_ in self.ambiguous.values() if strict else ():
             raise BadInput(f"{other}: {one.name} has the same id; keep one of the two")
 
@@ -121,8 +236,9 @@ class VocTree:
             BadInput: there is no such list.
         """
         if list_name == "*":
-            return sorted({path.stem for path in (self.folder / "Annotations").glob("*.xml")} | set(self._images))
-        path = self.folder / "ImageSets" / "Main" / f"{list_name}.txt"
+            annotated = {image_id for _, image_id, _, _ in _files(self._annotation_folders, ("xml",))}
+            return sorted(annotated | set(self._images))
+        path = self.lists / f"{list_name}.txt"
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError:
@@ -134,9 +250,22 @@ class VocTree:
             ) from None
         return [line.split()[0] for line in lines if line.strip()]
 
+    def annotation_files(self) -> Iterator[tuple[str, str, int, int, int]]:
+        """Of every XML file, in no order: id, the folder that ids count from, size in bytes, and when content and state
+        changed, in ns.
+        """
+        for top, image_id, _, entry in _files(self._annotation_folders, ("xml",)):
+            state = entry.stat()
+            yield image_id, top, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+
     def annotation_path(self, image_id: str) -> Path:
-        """Where the XML of one image is."""
-        return self.folder / "Annotations" / f"{image_id}.xml"
+        """Where the XML of one image is, or would be."""
+        paths = [folder / f"{image_id}.xml" for folder in self._annotation_folders]
+        return next((path for path in paths if path.exists()), paths[0])
+
+    def has_image(self, image_id: str) -> bool:
+        """Whether there are pixels for this id."""
+        return image_id in self._images
 
     def image_path(self, image_id: str) -> Path:
         """Where the pixels of one image are.
@@ -144,55 +273,89 @@ class VocTree:
         Raises:
             BadInput: there is no image of that id.
         """
-        try:
-            return self._images[image_id]
-        except KeyError:
-            path = self.folder / "JPEGImages" / f"{image_id}.jpg"
-            raise BadInput(f"{path}: no such image; add it, or take {image_id} out of its list") from None
+        if not self.has_image(image_id):
+            raise BadInput(f"{self.image_file(image_id)}: {no_image(image_id)}")
+        return Path(self.image_file(image_id))
+
+    def image_file(self, image_id: str) -> str:
+        """Where the pixels of one image are, or would be; as a string, which is quicker than a path."""
+        top, suffix = self._images.get(image_id, (self._image_folders[0], ".jpg"))
+        return f"{top}/{image_id}{suffix}"
 
 
-def _read_object(item: Element, path: Path, width: int, height: int, box_origin: int) -> VocObject:
-    x1, y1, x2, y2 = (_number(item, f"bndbox/{edge}", path) for edge in ("xmin", "ymin", "xmax", "ymax"))
-    # The one place where VOC's 1-based, inclusive pixels become 0-based edges.
-    box_px = (x1 - box_origin, y1 - box_origin, x2, y2)
-    if not (0 <= box_px[0] < box_px[2] <= width and 0 <= box_px[1] < box_px[3] <= height):
-        raise BadInput(
-            f"{path}: box xmin={x1:g} ymin={y1:g} xmax={x2:g} ymax={y2:g} is empty or outside the image of "
-            f"{width}x{height}; correct it (if its pixels count from 0, set data.box_origin=0)"
-        )
-    name = _text(item, "name", path)
+def _files(folders: list[Path], suffixes: Container[str]) -> Iterator[tuple[str, str, str, "os.DirEntry[str]"]]:
+    """Folder, path below it without suffix, suffix and entry of all files below some folders that end so."""
+    for folder in folders:
+        top = str(folder)
+        pending = [""] if folder.is_dir() else []
+        while pending:
+            below = pending.pop()
+            with os.scandir(folder / below) as entries:
+                for entry in entries:
+                    stem, dot, suffix = entry.name.rpartition(".")
+                    if stem and suffix in suffixes:
+                        # A folder called so is said to be none when it is read.
+                        yield top, below + stem, dot + suffix, entry
+                    elif entry.is_dir():
+                        pending.append(f"{below}{entry.name}/")
+
+
+def _is_harmless(data: bytes) -> bool:
+    """Whether a file cannot declare entities: it has no `<!` in an encoding that shows it. Such a file goes to the C
+    parser, seven times faster than the guarded one, which is for all others.
+    """
+    if b"<!" in data or b"\0" in data:
+        return False
+    if b"<?xml" not in data[:8]:  # it can stand only at the start, or after a mark of byte order
+        return True
+    head = data[: data.find(b"?>")].lower().replace(b"'", b'"')
+    return b"encoding" not in head or b'"utf-8"' in head
+
+
+class _Wrong(Exception):
+    """What is wrong with a tag, and what to do."""
+
+
+def _read_object(item: Element) -> RawObject:
+    boxes = item.findall("bndbox")
+    flags = 0
+    for bit, tag in ((DIFFICULT, "difficult"), (TRUNCATED, "truncated"), (OCCLUDED, "occluded")):
+        if (item.findtext(tag) or "").strip() == "1":
+            flags |= bit
+    corners = [_number(boxes, "bndbox", tag) for tag in ("xmin", "ymin", "xmax", "ymax")]
+    name = _text([item], "name", "name")
     if not name:
-        raise BadInput(f"{path}: <name> is empty; name the object's class")
-    return VocObject(
-        name=name,
-        box_px=box_px,
-        difficult=(item.findtext("difficult") or "0").strip() == "1",
-    )
+        raise _Wrong("<name> is empty; name the object's class")
+    return name, flags, corners[0], corners[1], corners[2], corners[3]
 
 
-def _side(root: Element, tag: str, path: Path) -> int:
-    number = _number(root, tag, path)
-    if not (number.is_integer() and 1 <= number < 2**31):
-        raise BadInput(f"{path}: <{tag}> is {number:g}, not a number of pixels; correct it to the image's size")
+def _side(sizes: list[Element], tag: str) -> int:
+    number = _number(sizes, "size", tag)
+    if not (number.is_integer() and 1 <= number <= MAX_SIDE):
+        raise _Wrong(f"<size/{tag}> is '{number:g}', not a number of pixels; correct it to the image's size")
     return int(number)
 
 
-def _number(element: Element, tag: str, path: Path) -> float:
-    text = _text(element, tag, path)
+def _number(parents: list[Element], parent_tag: str, tag: str) -> float:
+    text = _text(parents, f"{parent_tag}/{tag}", tag)
     try:
         # Python would also read 1_0 and the digits of other scripts.
         number = float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise BadInput(f"{path}: <{tag}> is '{text}', not a number; correct or remove the annotation")
+        raise _Wrong(f"<{parent_tag}/{tag}> is '{text}', not a number; correct or remove the annotation")
     return number
 
 
-def _text(element: Element, tag: str, path: Path) -> str:
-    """The text of the one element at `tag`: of several, nobody knows which is meant."""
-    found = element.findall(tag)
+def _text(parents: list[Element], path: str, tag: str) -> str:
+    """The text of the one element of a tag below some parents: of several, nobody knows which is meant.
+
+    Raises:
+        _Wrong: there is none, there are several, or it holds other tags.
+    """
+    found = [child for parent in parents for child in parent.findall(tag)]
     if len(found) != 1 or len(found[0]):
         problem = f"is there {len(found)} times" if len(found) > 1 else "holds other tags" if found else "is missing"
-        raise BadInput(f"{path}: <{tag}> {problem}; correct or remove the annotation")
+        raise _Wrong(f"<{path}> {problem}; correct or remove the annotation")
     return (found[0].text or "").strip()

@@ -1,0 +1,318 @@
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from onebox.data import cache, dataset
+from onebox.errors import BadInput
+from onebox.train import build_data
+
+DOG = ("dog", (1, 1, 30, 20))
+ALL = ["data.splits={train:['*'],val:[],test:[]}", "data.holdout={}"]
+
+
+@pytest.fixture
+def folder_data(composed, tree):
+    """Builds and sets up `data=folder` on the test's own tree, all of it for training."""
+
+    def make(*overrides: str):
+        data = build_data(composed("data=folder", f"data.root={tree.folder}", *ALL, *overrides, small=False))
+        data.setup()
+        return data
+
+    return make
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The names of the images that are decoded."""
+    names = []
+    read_image = dataset.read_image
+
+    def spy(path):
+        names.append(Path(path).stem)
+        return read_image(path)
+
+    monkeypatch.setattr(dataset, "read_image", spy)
+    return names
+
+
+def images(data) -> torch.Tensor:
+    part = data.dataset("train")
+    return part.__getitems__([(0, row) for row in range(len(part))]).images
+
+
+def test_images_are_decoded_once_for_all_runs(folder_data, tree, decoded):
+    for name in "abc":
+        tree.add(name, DOG)
+    first = images(folder_data())
+    assert sorted(set(decoded)) == ["a", "b", "c"]
+    decoded.clear()
+    assert torch.equal(images(folder_data()), first)
+    assert decoded == []
+    assert torch.equal(images(folder_data("data.cache=none")), first)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["image_size=64", "augment.resize.interpolation=0", "data.limit=2", "data.ids=[b,c]"],
+)
+def test_other_images_or_sizes_are_another_cache(folder_data, tree, decoded, override):
+    for name in "abc":
+        tree.add(name, DOG)
+    images(folder_data())
+    decoded.clear()
+    mine = images(folder_data(override))
+    assert decoded
+    assert torch.equal(mine, images(folder_data(override, "data.cache=none")))
+
+
+def test_a_changed_image_is_decoded_again(folder_data, tree):
+    tree.add("a", DOG)
+    before = images(folder_data())
+    Image.new("RGB", (60, 40), "white").save(tree.folder / "JPEGImages/a.jpg")
+    after = images(folder_data())
+    assert not torch.equal(before, after)
+    assert (after > 250).all()
+
+
+def test_writing_to_a_batch_or_the_mapped_images_changes_no_file(folder_data, tree):
+    tree.add("a", DOG)
+    data = folder_data()
+    images(data).zero_()
+    data.dataset("train")._images.zero_()
+    assert images(folder_data()).any()
+
+
+def open_small(folder: Path, fill):
+    return cache.open_pixels(folder, "key", shape=lambda: (5, 2, 2, 3), fill=fill, about={"data": "here"})
+
+
+def test_an_error_while_it_is_filled_leaves_nothing(tmp_path):
+    def fail(pixels):
+        raise BadInput("no")
+
+    with pytest.raises(BadInput):
+        open_small(tmp_path, fail)
+    assert not [path for path in (tmp_path / "pixels").iterdir() if path.suffix != ".lock"]
+    assert (open_small(tmp_path, lambda pixels: pixels.fill(7)) == 7).all()
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY\x02\x00", "cut"])
+def test_a_damaged_file_is_made_again(tmp_path, damage):
+    open_small(tmp_path, lambda pixels: pixels.fill(7))
+    path = tmp_path / "pixels/key.npy"
+    path.write_bytes(path.read_bytes()[:-1] if damage == "cut" else damage)
+    assert (open_small(tmp_path, lambda pixels: pixels.fill(8)) == 8).all()
+
+
+BUILD = """
+import sys, time
+from pathlib import Path
+from onebox.data.cache import open_pixels
+
+def fill(pixels):
+    with open(sys.argv[1] + "/log", "a") as log:
+        log.write("fill\\n")
+    for row in range(len(pixels)):
+        pixels[row] = row + 1
+        pixels.flush()
+        time.sleep(float(sys.argv[2]))
+
+pixels = open_pixels(Path(sys.argv[1]), "key", shape=lambda: (20, 64, 64, 3), fill=fill, about={"data": "here"})
+print(pixels[:, 0, 0, 0].tolist() == list(range(1, 21)), pixels.shape)
+"""
+
+
+def build(folder: Path, pause_s: float) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", BUILD, str(folder), str(pause_s)], stdout=subprocess.PIPE, text=True)
+
+
+def test_killed_while_it_decodes_the_next_one_completes(tmp_path):
+    process = build(tmp_path, 0.2)
+    end = time.monotonic() + 30
+    while not (tmp_path / "log").exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert len(list((tmp_path / "pixels").glob(".*.tmp"))) == 1
+    assert cache.entries(tmp_path) == []
+    assert build(tmp_path, 0).communicate(timeout=30)[0] == "True (20, 64, 64, 3)\n"
+    assert sorted(path.name for path in (tmp_path / "pixels").iterdir()) == ["key.json", "key.lock", "key.npy"]
+
+
+def test_two_at_once_decode_once(tmp_path):
+    both = [build(tmp_path, 0.05), build(tmp_path, 0.05)]
+    assert [process.communicate(timeout=30)[0] for process in both] == ["True (20, 64, 64, 3)\n"] * 2
+    assert (tmp_path / "log").read_text() == "fill\n"
+
+
+def test_a_full_disk_costs_one_warning_and_no_run(composed, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    data = build_data(composed())
+    data.setup()
+    for split in ("train", "val", "test"):
+        data.dataset(split)
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "No space left on device" in record.message
+    assert "data.cache=none" in record.message
+    plain = build_data(composed("data.cache=none"))
+    plain.setup()
+    assert torch.equal(images(data), images(plain))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root mounts")
+def test_a_disk_that_is_really_full_costs_one_warning(composed, tmp_path, caplog):
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", small], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        data = build_data(composed(f"data.cache_dir={small}"))
+        data.setup()
+        assert len(images(data)) == len(data.indexes["train"])
+        assert not list(small.rglob("*.tmp"))
+        assert [record.levelname for record in caplog.records].count("WARNING") == 1
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_entries_and_clear(folder_data, tree, tmp_path):
+    tree.add("a", DOG)
+    tree.add("b", DOG)
+    images(folder_data())
+    folder = tmp_path / "cache"
+    (folder / "mine.txt").write_text("not of the cache")
+    by_kind = {entry.kind: entry for entry in cache.entries(folder)}
+    pixels, index = by_kind["pixels"], by_kind["index"]
+    assert (pixels.images, pixels.size, pixels.data) == (2, (100, 100), str(tree.folder / "JPEGImages"))
+    assert pixels.num_bytes >= 2 * 100 * 100 * 3
+    assert (index.images, index.data) == (2, str(tree.folder))
+    freed, busy = cache.clear(folder)
+    assert freed >= pixels.num_bytes + index.num_bytes
+    assert busy == 0
+    assert [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"] == [folder / "mine.txt"]
+    assert len(images(folder_data())) == 2
+
+
+def test_clear_leaves_what_another_process_is_making(tmp_path):
+    process = build(tmp_path, 0.1)
+    while not (tmp_path / "log").exists():
+        time.sleep(0.01)
+    assert cache.clear(tmp_path) == (0, 1)
+    assert process.communicate(timeout=30)[0] == "True (20, 64, 64, 3)\n"
+
+
+# What data.on_error does.
+
+
+def cut(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 2 // 3])
+
+
+@pytest.fixture
+def bad_tree(tree):
+    """One good image, and one for each way to be bad."""
+    names = ["good", "no_image", "no_xml", "no_jpeg", "cut", "wrong_box", "unknown_class", "wrong_size"]
+    for name in names:
+        tree.add(name, DOG)
+    images = tree.folder / "JPEGImages"
+    (images / "no_image.jpg").unlink()
+    (tree.folder / "Annotations/no_xml.xml").unlink()
+    (images / "no_jpeg.jpg").write_bytes(b"nothing")
+    cut(images / "cut.jpg")
+    tree.add("wrong_box", ("dog", (1, 1, 99, 20)))
+    tree.add("unknown_class", ("unicorn", (1, 1, 9, 20)))
+    Image.new("RGB", (40, 60)).save(images / "wrong_size.jpg")
+    return tree
+
+
+REASONS = {
+    "no_image": ("no_image.jpg", "no such image"),
+    "no_xml": ("no_xml.xml", "no such file"),
+    "no_jpeg": ("no_jpeg.jpg", "not a readable image"),
+    "cut": ("cut.jpg", "not a readable image (cut short or corrupt)"),
+    "wrong_box": ("wrong_box.xml", "is empty or outside the image"),
+    "unknown_class": ("unknown_class.xml", "class 'unicorn' is not in data.classes"),
+    "wrong_size": ("wrong_size.jpg", "the image is 40x60 px but its annotation says 60x40"),
+}
+
+
+@pytest.mark.parametrize("kind", ["disk", "ram", "none"])
+def test_skip_leaves_bad_samples_out_and_lists_them(folder_data, bad_tree, caplog, kind):
+    for _ in range(2):  # what was checked before is not forgotten
+        caplog.clear()
+        data = folder_data("data.on_error=skip", "data.classes=[dog]", f"data.cache={kind}")
+        assert data.indexes["train"].ids == ("good",)
+        assert images(data).shape == (1, 3, 100, 100)
+        assert {item["id"] for item in data.skipped} == set(REASONS)
+        for item in data.skipped:
+            file, reason = REASONS[item["id"]]
+            assert (item["split"], Path(item["file"]).name) == ("train", file)
+            assert reason in item["reason"]
+        (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+        assert "train 7 bad samples skipped" in record.getMessage()
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_raise_stops_at_each_of_them(folder_data, bad_tree, name):
+    file, reason = REASONS[name]
+    with pytest.raises(BadInput, match=rf"^[^\n]*{file}: [^\n]*{re.escape(reason)}[^\n]*$"):
+        folder_data("data.on_error=raise", "data.classes=[dog]", f"data.ids=[{name}]")
+
+
+def test_a_repaired_image_is_taken_again(folder_data, tree):
+    tree.add("a", DOG)
+    tree.add("b", DOG)
+    path = tree.folder / "JPEGImages/b.jpg"
+    whole = path.read_bytes()
+    cut(path)
+    assert folder_data("data.on_error=skip").indexes["train"].ids == ("a",)
+    path.write_bytes(whole)
+    data = folder_data("data.on_error=skip")
+    assert data.indexes["train"].ids == ("a", "b")
+    assert data.skipped == []
+
+
+def test_a_bad_image_makes_room_below_the_limit_and_what_is_not_looked_at_is_not_bad(folder_data, tree):
+    for name in "abcd":
+        tree.add(name, DOG)
+    for name in "ad":
+        cut(tree.folder / f"JPEGImages/{name}.jpg")
+    index = folder_data("data.on_error=skip", "data.limit=2").indexes["train"]
+    assert index.ids == ("b", "c")
+    assert [item.id for item in index.skipped] == ["a"]
+    assert index.dropped["over data.limit"] == 1
+
+
+def test_bytes_after_the_end_of_an_image_are_no_damage(folder_data, tree):
+    tree.add("a", DOG)
+    with (tree.folder / "JPEGImages/a.jpg").open("ab") as file:
+        file.write(b"\0" * 100)
+    assert len(folder_data().indexes["train"]) == 1
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "bmp"])
+def test_other_formats_are_checked_too(folder_data, tree, suffix):
+    tree.add("a", DOG)
+    tree.add("b", DOG)
+    for name in "ab":
+        path = tree.folder / f"JPEGImages/{name}.jpg"
+        Image.open(path).save(path.with_suffix(f".{suffix}"))
+        path.unlink()
+    cut(tree.folder / f"JPEGImages/b.{suffix}")
+    assert folder_data("data.on_error=skip").indexes["train"].ids == ("a",)
