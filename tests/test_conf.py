@@ -4,6 +4,7 @@ import inspect
 from pathlib import Path
 
 import pytest
+import torch
 from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
@@ -30,8 +31,12 @@ def build(cfg: DictConfig) -> None:
     cfg.model.num_classes = data.num_classes
     module = build_module(cfg, data)
     trainer = build_trainer(cfg)
-    trainer.strategy._lightning_module = module
-    module.make_optimizer(module.parameters())
+    optimizer = module.make_optimizer(module.parameters())
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(module.parameters())) > 0
+    preds = module(torch.zeros(2, 3, cfg.image_size, cfg.image_size, dtype=torch.uint8))
+    assert preds.boxes.shape == (2, 4)
+    assert preds.logits.shape == (2, 3)
+    assert len(trainer.loggers) >= 1
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -5,7 +5,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 ROOT = Path(__file__).parent.parent
 TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -42,7 +44,11 @@ def test_every_training_command_composes(composed, command):
             single.append(f"{override.key_or_group}={override_value}")
         else:
             single.append(override.input_line)
-    composed(*single, small=False)
+    cfg = composed(*single, small=False)
+    for override in single:
+        key, _, value = override.partition("=")
+        if (given := OmegaConf.select(cfg, key)) is not None and not isinstance(given, DictConfig | ListConfig):
+            assert str(given) in (value, str(yaml.safe_load(value)), str(float(value) if "e-" in value else None))
 
 
 @pytest.mark.parametrize(
