@@ -77,7 +77,7 @@ def seconds_of_plain_parsing(folder: Path) -> float:
 def seconds_of_opening(folder: Path, cache_dir: Path) -> tuple[float, Catalog]:
     """What a run does before it selects."""
     start = time.perf_counter()
-    catalog = Catalog([VocTree(folder)], cache_dir)
+    catalog = Catalog({"": VocTree(folder)}, cache_dir)
     return time.perf_counter() - start, catalog
 
 

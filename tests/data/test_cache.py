@@ -299,6 +299,38 @@ def test_a_bad_image_makes_room_below_the_limit_and_what_is_not_looked_at_is_not
     assert index.dropped["over data.limit"] == 1
 
 
+def break_the_middle(path: Path) -> None:
+    """Take away the tables of quantisation; head and end stay as they are."""
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"\xff\xdb", b"\xff\xfe"))
+
+
+@pytest.mark.parametrize("kind", ["disk", "ram", "none"])
+def test_skip_leaves_out_what_only_decoding_finds(folder_data, tree, kind):
+    for name in "abcd":
+        tree.add(name, DOG)
+    for name in "ac":
+        break_the_middle(tree.folder / f"JPEGImages/{name}.jpg")
+    overrides = ["data.on_error=skip", f"data.cache={kind}", "data.limit=2"]
+    for _ in range(2):  # the second time it is known before
+        data = folder_data(*overrides)
+        data.decode()
+        assert data.indexes["train"].ids == ("b", "d")
+        assert [Path(item["file"]).name for item in data.skipped] == ["a.jpg", "c.jpg"]
+        assert "cut short or corrupt" in data.skipped[0]["reason"]
+        assert images(data).shape == (2, 3, 100, 100)
+    assert len(folder_data(*overrides).indexes["train"]) == 2
+
+
+def test_raise_names_what_only_decoding_finds(folder_data, tree):
+    for name in "abc":
+        tree.add(name, DOG)
+    for name in "ac":
+        break_the_middle(tree.folder / f"JPEGImages/{name}.jpg")
+    with pytest.raises(BadInput, match=r"a\.jpg: not a readable image.*1 other images; data.on_error=skip"):
+        folder_data().decode()
+
+
 def test_bytes_after_the_end_of_an_image_are_no_damage(folder_data, tree):
     tree.add("a", DOG)
     with (tree.folder / "JPEGImages/a.jpg").open("ab") as file:

@@ -222,8 +222,8 @@ def test_an_open_index_takes_less_than_a_kilobyte_a_file(tmp_path):
     read_table(VocTree(tmp_path / "tree"), tmp_path / "cache")
     tracemalloc.start()
     tree = VocTree(tmp_path / "tree")
-    opened = Catalog([tree], tmp_path / "cache")
-    rows = opened.rows(tree, tree.ids("*"))
+    opened = Catalog({"": tree}, tmp_path / "cache")
+    rows = opened.rows(("", image_id) for image_id in tree.ids("*"))
     grown, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(rows) == count

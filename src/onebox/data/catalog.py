@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeGuard
 
@@ -22,15 +22,16 @@ class Catalog:
     """The tables of some trees as one, whose rows are numbered through.
 
     Args:
-        trees: which trees.
+        trees: which trees, by name.
         cache_dir: folder that keeps what was read; see `read_table`.
 
     Attributes:
         table: the annotations of all trees.
     """
 
-    def __init__(self, trees: Sequence[VocTree], cache_dir: Path) -> None:
-        self._trees = list(trees)
+    def __init__(self, trees: Mapping[str, VocTree], cache_dir: Path) -> None:
+        self._trees = list(trees.values())
+        self._names = list(trees)
         self._cache_dir = cache_dir
         nothing = Table.from_records([], np.zeros((0, 3), dtype=np.int64), [])
         tables = [read_table(tree, cache_dir) for tree in self._trees] or [nothing]
@@ -42,17 +43,22 @@ class Catalog:
         self._tree_of = np.repeat(np.arange(len(tables)), np.diff(self._starts))  # [N]
         self.table = tables[0] if len(tables) == 1 else join(tables)
 
-    def rows(self, tree: VocTree, ids: Sequence[str]) -> Ints:
-        """The rows of some images of one tree; an image without an annotation gets a row that says so."""
-        number = self._trees.index(tree)
-        row_of = self._row_of[number]
-        missing = [image_id for image_id in dict.fromkeys(ids) if image_id not in row_of]
+    def rows(self, images: Iterable[tuple[str, str]]) -> Ints:
+        """The rows of some images, given as (tree, id); one without an annotation gets a row that says so."""
+        found = []
+        missing: list[tuple[int, str]] = []
+        for name, image_id in images:
+            number = self._names.index(name)
+            row = self._row_of[number].setdefault(image_id, len(self.table) + len(missing))
+            if row == len(self.table) + len(missing):
+                missing.append((number, image_id))
+            found.append(row)
         if missing:
-            row_of.update((image_id, row) for row, image_id in enumerate(missing, len(self.table)))
             nothing = np.full((len(missing), 3), UNCHECKED, dtype=np.int64)
-            self.table = join([self.table, Table.from_records(missing, nothing, [NO_ANNOTATION] * len(missing))])
-            self._tree_of = np.append(self._tree_of, [number] * len(missing))
-        return np.array([row_of[image_id] for image_id in ids], dtype=np.int64)
+            ids = [image_id for _, image_id in missing]
+            self.table = join([self.table, Table.from_records(ids, nothing, [NO_ANNOTATION] * len(missing))])
+            self._tree_of = np.append(self._tree_of, [number for number, _ in missing])
+        return np.array(found, dtype=np.int64)
 
     def annotation_file(self, row: int) -> str:
         """The XML file of one row."""
@@ -87,7 +93,7 @@ class Catalog:
             sizes = self.table.sizes[rows[there]].tolist()
             items = [(files[position], *sizes[position]) for position in changed]
             found = list(process_map(check_file, items, description="checking images"))
-            self._keep(rows[there[changed]], np.array([stamp for stamp, _ in found]), [text for _, text in found])
+            self.keep_checks(rows[there[changed]], np.array([stamp for stamp, _ in found]), [text for _, text in found])
             stamps[there[changed]] = [stamp for stamp, _ in found]
         old = self.table.image_problems
         return stamps, absent | {position: old[row] for position, row in enumerate(rows.tolist()) if row in old}
@@ -95,7 +101,14 @@ class Catalog:
     def _tree(self, row: int) -> VocTree:
         return self._trees[int(self._tree_of[row])]
 
-    def _keep(self, rows: Ints, stamps: Ints, problems: list[str | None]) -> None:
+    def keep_checks(self, rows: Ints, stamps: Ints, problems: Sequence[str | None]) -> None:
+        """Remember what is wrong with some image files (None: nothing), here and for the next run.
+
+        Args:
+            rows: [K] which rows.
+            stamps: [K, 2] size in bytes and time of change in ns of the files.
+            problems: [K] what is wrong.
+        """
         self.table = self.table.with_image_checks(rows, stamps, problems)
         for number, tree in enumerate(self._trees):
             start, end = self._starts[number : number + 2]

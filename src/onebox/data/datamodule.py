@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from onebox.data.augment import Transform
 from onebox.data.catalog import Catalog
-from onebox.data.dataset import Batch, Cache, EpochSampler, OneBoxDataset
+from onebox.data.dataset import Batch, Cache, EpochSampler, OneBoxDataset, UndecodableImages
 from onebox.data.index import Index, OnError, Select, build_index, check_disjoint, class_names
 from onebox.data.table import Ints
 from onebox.data.voc import VocTree
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 BACKGROUND = "background"
 SPLITS = ("train", "val", "test")
+
+Image = tuple[str, str]  # tree, id
 
 
 class Source(Protocol):
@@ -144,7 +146,6 @@ class VocDataModule(LightningDataModule):
         self._datasets: dict[str, OneBoxDataset] = {}
         self.class_names: list[str] = []  # index = logit
         self.indexes: dict[str, Index] = {}
-        self.skipped: list[dict[str, str]] = []  # split, id, file and reason of what on_error=skip left out
 
     def prepare_data(self) -> None:
         """Make or fetch the trees, on one process a machine."""
@@ -159,52 +160,32 @@ class VocDataModule(LightningDataModule):
         """
         if self.indexes:
             return
-        catalog, rows = self._rows()
+        self._catalog, self._rows = self._listed()
         if self._classes is None:
-            self._classes = class_names(catalog, np.concatenate(list(rows.values())), box_origin=self._box_origin)
+            rows = np.concatenate(list(self._rows.values()))
+            self._classes = class_names(self._catalog, rows, box_origin=self._box_origin)
         self.class_names = [BACKGROUND] * self._background_class + self._classes
-        label_of = {name: label for label, name in enumerate(self.class_names)}
-        for split in SPLITS:
-            index = build_index(
-                catalog,
-                rows[split],
-                label_of=label_of,
-                select=self._select,
-                include_difficult=self._include_difficult,
-                box_origin=self._box_origin,
-                ids=self._ids,
-                limit=self._limit,
-                on_error=self._on_error,
-            )
-            kept = self._transform.keeps(index.boxes.numpy())
-            index = index.where(kept, "below augment.min_area")
-            self.indexes[split] = index
-            log.info("%-5s %s", split, index)
-            if index.skipped:
-                first = index.skipped[0]
-                log.warning(
-                    "%-5s %d bad samples skipped, the first: %s: %s",
-                    split,
-                    len(index.skipped),
-                    first.file,
-                    first.reason,
-                )
-                self.skipped += [{"split": split, **dataclasses.asdict(item)} for item in index.skipped]
-        if len(self.indexes["train"]) == 0:
-            raise BadInput(
-                f"{self._root}: no training image is left ({self.indexes['train']}); "
-                "loosen data.select, data.ids or data.limit, or name other lists in data.splits"
-            )
-        if self._drop_last and len(self.indexes["train"]) < self._batch_size:
-            raise BadInput(
-                f"data.drop_last leaves no batch of {self._batch_size} from {len(self.indexes['train'])} training "
-                "images; set data.drop_last=false or a smaller data.batch_size"
-            )
+        self.indexes = {split: self._index(split) for split in SPLITS}
+        self._check_training_images()
 
     def decode(self) -> None:
-        """Decode all splits into the cache, if there is one, so that a bad image is found before the fit."""
+        """Decode all splits into the cache, if there is one, so that a bad image is found before the fit.
+
+        Raises:
+            BadInput: an image cannot be decoded, and `on_error` is `raise`; or no training image is left.
+        """
         for split in SPLITS:
             self.dataset(split)
+        self._check_training_images()
+
+    @property
+    def skipped(self) -> list[dict[str, str]]:
+        """Split, id, file and reason of what on_error=skip left out."""
+        return [
+            {"split": split, **dataclasses.asdict(item)}
+            for split, index in self.indexes.items()
+            for item in index.skipped
+        ]
 
     @property
     def num_classes(self) -> int:
@@ -218,15 +199,24 @@ class VocDataModule(LightningDataModule):
 
     def dataset(self, split: str) -> OneBoxDataset:
         """The images of one split as the loaders give them; decoded at the first call when there is a cache."""
-        if split not in self._datasets:
-            augment = split == "train"
+        while split not in self._datasets:
             try:
-                dataset = self._dataset(split, augment=augment, cache=self._cache)
+                dataset = self._dataset(split, augment=split == "train", cache=self._cache)
+                if self._cache == "none" and self._on_error == "skip":
+                    dataset.decode_all(None)
+                self._datasets[split] = dataset
+            except UndecodableImages as error:
+                index, bad = self.indexes[split], sorted(error.reasons)
+                reasons = [error.reasons[row] for row in bad]
+                self._catalog.keep_checks(index.rows[bad], index.image_stamps[bad], reasons)
+                if self._on_error == "raise":
+                    raise
+                self.indexes[split] = self._index(split)
             except OSError as error:
+                if self._cache == "none":
+                    raise
                 log.warning("%s: %s; decoding at each access, as with data.cache=none", self._cache_dir, error)
                 self._cache = "none"  # said once
-                dataset = self._dataset(split, augment=augment, cache="none")
-            self._datasets[split] = dataset
         return self._datasets[split]
 
     def plain_batch(self, split: str, rows: Sequence[int]) -> Batch:
@@ -255,33 +245,64 @@ class VocDataModule(LightningDataModule):
             seed=self._seed,
         )
 
-    def _rows(self) -> tuple[Catalog, dict[str, Ints]]:
+    def _listed(self) -> tuple[Catalog, dict[str, Ints]]:
         """What is known of all trees, and the rows of each split in it."""
         trees: dict[str, VocTree] = {}
-        listed: dict[str, dict[str, VocTree]] = {split: {} for split in SPLITS}  # id -> tree, once in each split
+        listed: dict[str, dict[Image, None]] = {split: {} for split in SPLITS}  # in order, each image once
         for split, lists in self._splits.items():
             for item in lists:
                 name, _, list_name = item.rpartition("/")
                 if name not in trees:
                     trees[name] = VocTree(self._root / name)
-                for image_id in trees[name].ids(list_name):
-                    listed[split].setdefault(image_id, trees[name])
+                listed[split].update(dict.fromkeys((name, image_id) for image_id in trees[name].ids(list_name)))
         if self._only_train:
-            pooled = {image_id: tree for split in reversed(SPLITS) for image_id, tree in listed[split].items()}
-            order = dict.fromkeys(image_id for split in SPLITS for image_id in listed[split])
-            listed = {"train": {image_id: pooled[image_id] for image_id in order}, "val": {}, "test": {}}
-        check_disjoint(listed)
-        unknown = set(self._ids or []).difference(*listed.values())
+            pooled = dict.fromkeys(image for split in SPLITS for image in listed[split])
+            listed = {"train": pooled, "val": {}, "test": {}}
+        check_disjoint({split: ["/".join(image).lstrip("/") for image in images] for split, images in listed.items()})
+        unknown = set(self._ids or []).difference(image_id for images in listed.values() for _, image_id in images)
         if unknown:
             raise BadInput(
                 f"data.ids: no list of data.splits names {', '.join(sorted(unknown))} "
                 "(an unquoted number loses its zeros: write \"data.ids=['000028']\")"
             )
-        catalog = Catalog(list(trees.values()), self._cache_dir)
-        rows = {split: _find(catalog, images) for split, images in listed.items()}
+        catalog = Catalog(trees, self._cache_dir)
+        rows = {split: catalog.rows(images) for split, images in listed.items()}
         if not self._only_train:
             self._hold_out(rows)
         return catalog, rows
+
+    def _index(self, split: str) -> Index:
+        index = build_index(
+            self._catalog,
+            self._rows[split],
+            label_of={name: label for label, name in enumerate(self.class_names)},
+            select=self._select,
+            include_difficult=self._include_difficult,
+            box_origin=self._box_origin,
+            ids=self._ids,
+            limit=self._limit,
+            on_error=self._on_error,
+        )
+        index = index.where(self._transform.keeps(index.boxes.numpy()), "below augment.min_area")
+        log.info("%-5s %s", split, index)
+        if index.skipped:
+            first = index.skipped[0]
+            log.warning(
+                "%-5s %d bad samples skipped, the first: %s: %s", split, len(index.skipped), first.file, first.reason
+            )
+        return index
+
+    def _check_training_images(self) -> None:
+        if len(self.indexes["train"]) == 0:
+            raise BadInput(
+                f"{self._root}: no training image is left ({self.indexes['train']}); "
+                "loosen data.select, data.ids or data.limit, or name other lists in data.splits"
+            )
+        if self._drop_last and len(self.indexes["train"]) < self._batch_size:
+            raise BadInput(
+                f"data.drop_last leaves no batch of {self._batch_size} from {len(self.indexes['train'])} training "
+                "images; set data.drop_last=false or a smaller data.batch_size"
+            )
 
     def _hold_out(self, rows: dict[str, Ints]) -> None:
         """Move a share of the training rows to the splits that name no list."""
@@ -319,13 +340,3 @@ class VocDataModule(LightningDataModule):
 
 def _as_is(batch: Any) -> Any:
     return batch
-
-
-def _find(catalog: Catalog, images: Mapping[str, VocTree]) -> Ints:
-    """[L] the rows of some images, in their order."""
-    rows = np.zeros(len(images), dtype=np.int64)
-    ids = list(images)
-    for tree in set(images.values()):
-        mine = [position for position, image_id in enumerate(ids) if images[image_id] is tree]
-        rows[mine] = catalog.rows(tree, [ids[position] for position in mine])
-    return rows

@@ -1,7 +1,7 @@
 """From rows of an index to batches. B = batch size, H x W = the model's image size in px."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +55,20 @@ class Batch:
         return len(self.ids)
 
 
+class UndecodableImages(BadInput):
+    """Images whose head and end are whole, but not what lies between.
+
+    Args:
+        reasons: row of the index -> what is wrong.
+        first: the file of the first of them.
+    """
+
+    def __init__(self, reasons: Mapping[int, str], first: Path) -> None:
+        self.reasons = reasons
+        others = f" (and {len(reasons) - 1:,} other images; data.on_error=skip leaves them out)" * (len(reasons) > 1)
+        super().__init__(f"{first}: {reasons[min(reasons)]}{others}")
+
+
 class OneBoxDataset(Dataset[Batch]):
     """Images with one box and one label each, fetched a batch at a time.
 
@@ -71,6 +85,7 @@ class OneBoxDataset(Dataset[Batch]):
 
     Raises:
         OSError: the file of `disk` cannot be made.
+        UndecodableImages: `disk` or `ram` found some.
     """
 
     def __init__(
@@ -83,7 +98,7 @@ class OneBoxDataset(Dataset[Batch]):
         self._images: Tensor | None = None  # [N, H, W, 3] uint8
         if len(index) and cache == "ram":
             images = np.empty(self._shape(), dtype=np.uint8)
-            self._decode_all(images)
+            self.decode_all(images)
             self._images = torch.from_numpy(images)
         elif len(index) and cache == "disk":
             self._images = torch.from_numpy(self._open(cache_dir))
@@ -122,14 +137,26 @@ class OneBoxDataset(Dataset[Batch]):
         folders = {str(self.index.image_paths[row].parent.absolute()) for row in (0, -1)}
         about = {"data": os.path.commonpath(folders), "resizing": resizing}
         key = pixels_key(self.index.ids, self.index.image_stamps, resizing)
-        return open_pixels(cache_dir, key, shape=self._shape, fill=self._decode_all, about=about)
+        return open_pixels(cache_dir, key, shape=self._shape, fill=self.decode_all, about=about)
 
     def _shape(self) -> tuple[int, ...]:
-        return len(self), *self._decode(0).shape
+        return len(self), *self._transform.resize(np.zeros((8, 8, 3), dtype=np.uint8)).shape
 
-    def _decode_all(self, images: Pixels) -> None:
+    def decode_all(self, images: Pixels | None) -> None:
+        """Decode all images into an array ([N, H, W, 3]); into none to see whether they can be decoded.
+
+        Raises:
+            UndecodableImages: some cannot.
+        """
+        bad: dict[int, str] = {}
+
         def fill(row: int) -> None:
-            images[row] = self._decode(row)
+            try:
+                image = self._decode(row)
+                if images is not None:
+                    images[row] = image
+            except BadInput as error:
+                bad[row] = str(error).removeprefix(f"{self.index.image_paths[row]}: ")
 
         # Threads are enough: OpenCV lets go of the interpreter while it decodes.
         pool = ThreadPoolExecutor(os.cpu_count())
@@ -138,7 +165,9 @@ class OneBoxDataset(Dataset[Batch]):
             for _ in progress(done, total=len(self), description="decoding"):
                 pass
         finally:
-            pool.shutdown(cancel_futures=True)  # an error is not to wait for all the others
+            pool.shutdown(cancel_futures=True)  # Ctrl-C is not to wait for all the others
+        if bad:
+            raise UndecodableImages(bad, self.index.image_paths[min(bad)])
 
 
 class EpochSampler(Sampler[Key]):

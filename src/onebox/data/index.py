@@ -51,6 +51,7 @@ class Index:
     """One row an image, N rows: which file, which object.
 
     Attributes:
+        rows: [N] int64, the images' rows in the catalog.
         ids: the images' names in their tree.
         image_paths: the images' files.
         image_stamps: [N, 2] int64, size in bytes and time of change in ns of those files.
@@ -61,6 +62,7 @@ class Index:
         skipped: what was left out because it cannot be used.
     """
 
+    rows: Ints
     ids: tuple[str, ...]
     image_paths: Sequence[Path]
     image_stamps: Ints
@@ -79,6 +81,7 @@ class Index:
             return self
         rows = np.flatnonzero(kept).tolist()
         return Index(
+            rows=self.rows[rows],
             ids=tuple(self.ids[row] for row in rows),
             image_paths=Paths([str(self.image_paths[row]) for row in rows]),
             image_stamps=self.image_stamps[rows],
@@ -165,6 +168,7 @@ def build_index(
     labels = np.array([label_of.get(name, -1) for name in table.class_names], dtype=np.int64)
     before = usable[:end]
     return Index(
+        rows=rows[kept],
         ids=tuple(table.ids[row] for row in kept.tolist()),
         image_paths=Paths([catalog.image_file(row) for row in rows[kept].tolist()]),
         image_stamps=stamps,
