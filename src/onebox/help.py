@@ -10,6 +10,7 @@ onebox-train: train one single-object localisation + classification experiment, 
 Examples
   onebox-train experiment=baseline                      train and test the baseline on the embedded data set
   onebox-train experiment=baseline data=voc2007         the same on PASCAL VOC 2007 (ONEBOX_VOC_ROOT holds VOCdevkit)
+  onebox-train data=voc2012 data.download=true          fetch VOC first, if it is not there
   onebox-train experiment=overfit_one                   fit a single image, the first thing to try with a new idea
   onebox-train loss.weights.loc=30 model/box_coder=xywh change a value, choose another option
   onebox-train sweep=loss_weights                       a sweep that is kept as a file

@@ -329,15 +329,14 @@ def test_ilsvrc_is_read(composed, tmp_path):
             synset = image_id.partition("/")[0] if part == "train" else "n01443537"
             item = OBJECT_XML.format(name=synset, box=(1, 1, 30, 20), difficult=0)
             annotation.write_text(VOC_XML.format(name=image_id, width=60, height=40, objects=item))
-    (lists / "train_cls.txt").write_text("".join(f"{image_id} {n}\n" for n, image_id in enumerate(images["train"], 1)))
+    (lists / "train_loc.txt").write_text("".join(f"{image_id} {n}\n" for n, image_id in enumerate(images["train"], 1)))
     (lists / "val.txt").write_text("ILSVRC2012_val_00000001 1\n")
-    splits = "data.splits={train:[ILSVRC/train_cls],val:[],test:[ILSVRC/val]}"
-    data = build_data(composed("data=folder", f"data.root={tmp_path}", splits, "data.holdout={}", small=False))
+    data = build_data(composed("data=ilsvrc", f"data.root={root}", small=False))
     data.setup()
-    assert data.class_names == ["background", "n01440764", "n01443537"]
+    assert data.class_names == ["n01440764", "n01443537"]
     train, test = data.indexes["train"], data.indexes["test"]
     assert list(train.ids) == images["train"]
-    assert train.labels.tolist() == [1, 2]
+    assert train.labels.tolist() == [0, 1]
     assert str(train.image_paths[0]).endswith("Data/CLS-LOC/train/n01440764/n01440764_10026.JPEG")
-    assert (list(test.ids), test.labels.tolist()) == (images["val"], [2])
+    assert (list(test.ids), test.labels.tolist()) == (images["val"], [1])
     assert data.dataset("train").__getitems__([(0, 0), (0, 1)]).images.shape[0] == 2
