@@ -1,5 +1,6 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+PYTEST := $(BIN)/pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
 UV := $(shell sed -n 's/^\(uv==[0-9.]*\).*/\1/p' requirements.lock)
 
 .PHONY: help setup demo test check bench lock clean
@@ -20,13 +21,13 @@ demo: setup  ## train and test the baseline on the embedded data set
 	$(BIN)/onebox-train experiment=baseline trainer.max_epochs=30
 
 test: setup  ## run the tests (ONEBOX_VOC_ROOT=FOLDER, which holds VOCdevkit, adds those on real data)
-	$(BIN)/pytest
+	$(PYTEST)
 
 check: setup  ## format, lint, types, tests
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(PYTEST)
 
 bench: setup  ## measure speed as ratios and write outputs/bench.json
 	$(BIN)/python -m benchmarks

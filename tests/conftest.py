@@ -1,6 +1,10 @@
 """What tests share: small data, real data where it is there, and configs composed as the command line composes them."""
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads would only wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 

@@ -32,7 +32,7 @@ def cases(few, many):
         max_examples=many if NIGHTLY else few,
         derandomize=True,
         database=None,
-        deadline=timedelta(seconds=1),
+        deadline=timedelta(seconds=10),
         suppress_health_check=list(HealthCheck),
     )
 
