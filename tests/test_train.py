@@ -486,3 +486,19 @@ def test_skipped_samples_stand_in_the_run_directory(run, tree):
         "file": str(tree.folder / "JPEGImages/b.jpg"),
         "reason": "not a readable image (not a JPEG, PNG, WebP or BMP image); restore the file or take it out of its list",
     }
+
+
+def test_lost_boxes_are_counted_and_many_of_them_warned_of(run, caplog):
+    common = ["augment=batched_affine", "augment.margin=1", "trainer.max_epochs=1", "data.batch_size=16", PICTURES_OFF]
+    rows = []
+    for workers in (0, 2):
+        folder = run(f"w{workers}", *common, "augment.scale=[20,20]", f"data.num_workers={workers}")
+        rows += table(folder)
+        assert "train/augment_fallback" in scalars(folder).Tags()["scalars"]
+    assert rows[0]["train/augment_fallback"] == rows[1]["train/augment_fallback"]
+    assert float(rows[0]["train/augment_fallback"]) + float(rows[0]["train/augment_redrawn"]) > 0.5
+    assert caplog.text.count("stayed unmoved") == 2  # once a fit
+    caplog.clear()
+    assert float(table(run("soft", *common))[0]["train/augment_fallback"]) < 0.05
+    assert "train/augment_fallback" not in table(run("none", *common[2:]))[0]
+    assert "stayed unmoved" not in caplog.text

@@ -1,5 +1,6 @@
 """The LightningModule: one step, what is logged, and the optimizer."""
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -15,7 +16,10 @@ from onebox.losses import Losses, WeightedLoss
 from onebox.metrics import LocalizationMetrics, Results
 from onebox.model.localizer import Localizer, Prediction, Target
 
+log = logging.getLogger(__name__)
+
 TRAIN_METRICS = ("acc", "iou", "loc_acc", "joint_acc")
+MANY_FALLBACKS = 0.05  # share of an epoch's images; with more of them the augmentation is not what its file says
 
 
 class LocalizationModule(LightningModule):
@@ -23,7 +27,7 @@ class LocalizationModule(LightningModule):
 
     Logging costs more than a small network's step, so a training step only keeps detached tensors. They are read
     every `log_every_n_steps` steps (tags `step/...`, means over those steps) and at the end of each epoch
-    (`train/...`, means over its images).
+    (`train/...`, means over its images); so are the batch's `shares`.
 
     Args:
         localizer: the network.
@@ -57,6 +61,7 @@ class LocalizationModule(LightningModule):
         self.train_results = RunningResults(class_names)
         self.eval_results = RunningResults(class_names)
         self.test_per_class: dict[str, dict[str, float]] = {}  # filled by a test
+        self._warned = False  # of many fallbacks, once a fit
         self._pending: list[tuple[dict[str, Tensor], Prediction, Target]] = []  # steps not yet read
 
     def forward(self, images: Tensor) -> Prediction:
@@ -80,7 +85,8 @@ class LocalizationModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch; returns the weighted loss."""
         preds, targets, losses = self._predict(batch)
-        self._pending.append((_tags(losses), Prediction(*(column.detach() for column in preds)), targets))
+        values = _tags(losses) | {name: torch.tensor(share) for name, share in batch.shares.items()}
+        self._pending.append((values, Prediction(*(column.detach() for column in preds)), targets))
         if (batch_idx + 1) % self.log_every_n_steps == 0:
             self._read_steps()
         return losses.total
@@ -90,6 +96,14 @@ class LocalizationModule(LightningModule):
         self._read_steps()
         losses, metrics = self.train_results.pop()
         self._log("train", losses | {name: metrics.micro[name] for name in TRAIN_METRICS})
+        if not self._warned and losses.get("augment_fallback", 0) > MANY_FALLBACKS:
+            self._warned = True
+            log.warning(
+                "epoch %d: %.1f %% of the images stayed unmoved, because every draw lost their box; soften "
+                "augment.scale, translate or transforms, or lower augment.min_visibility",
+                self.current_epoch,
+                100 * losses["augment_fallback"],
+            )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """One batch."""

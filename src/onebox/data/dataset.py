@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from onebox.data.augment import Image, Transform
+from onebox.data.augment import Transform
 from onebox.data.cache import Pixels, open_pixels, pixels_key
 from onebox.data.image import read_image, wrong_size
 from onebox.data.index import Index
 from onebox.data.progress import progress
+from onebox.data.resize import Image
 from onebox.errors import BadInput
 
 Cache = Literal["disk", "ram", "none"]
@@ -33,23 +34,26 @@ class Batch:
         boxes: [B, 4] float32, xyxy in [0, 1].
         labels: [B] int64.
         ids: B names of images.
+        shares: what augmentation did to keep boxes, as shares of these images in [0, 1]; empty where it draws nothing.
     """
 
     images: Tensor
     boxes: Tensor
     labels: Tensor
     ids: tuple[str, ...]
+    shares: Mapping[str, float] = field(default_factory=dict)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
         """The same batch on a device."""
         images, boxes, labels = (
             column.to(device, non_blocking=non_blocking) for column in (self.images, self.boxes, self.labels)
         )
-        return Batch(images, boxes, labels, self.ids)
+        return replace(self, images=images, boxes=boxes, labels=labels)
 
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory."""
-        return Batch(self.images.pin_memory(), self.boxes.pin_memory(), self.labels.pin_memory(), self.ids)
+        images, boxes, labels = (column.pin_memory() for column in (self.images, self.boxes, self.labels))
+        return replace(self, images=images, boxes=boxes, labels=labels)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -78,7 +82,7 @@ class OneBoxDataset(Dataset[Batch]):
         index: which images and objects.
         transform: resize and augmentation.
         augment: whether the random transforms are applied.
-        cache: `disk` decodes every image once, at the model's size, into a file that is used again and shared by
+        cache: `disk` decodes every image once, at the transform's size, into a file that is used again and shared by
             processes; `ram` does it into memory; `none` decodes at each access.
         cache_dir: folder of that file.
         seed: seed of the augmentation.
@@ -94,6 +98,7 @@ class OneBoxDataset(Dataset[Batch]):
         self.index = index
         self._transform = transform
         self._augment = augment and transform.is_random
+        self._resize = transform.resize_before_augment if self._augment else transform.resize
         self._seed = seed
         self._images: Tensor | None = None  # [N, H, W, 3] uint8
         if len(index) and cache == "ram":
@@ -110,19 +115,25 @@ class OneBoxDataset(Dataset[Batch]):
         """The batch of these (epoch, row) keys."""
         rows = [row for _, row in keys]
         boxes = self.index.boxes[rows]
-        if self._images is not None:
+        shares: dict[str, float] = {}
+        if self._augment:
+            decoded = [self._image(row) for row in rows]
+            drawn = self._transform.augment(decoded, boxes.numpy(), self._seed, keys[0][0], rows)
+            images, boxes = torch.from_numpy(drawn.images), torch.from_numpy(drawn.boxes)
+            shares = {"augment_redrawn": drawn.redrawn / len(rows), "augment_fallback": drawn.fallback / len(rows)}
+        elif self._images is not None:
             images = self._images[rows]
         else:
             images = torch.from_numpy(np.stack([self._decode(row) for row in rows]))
-        if self._augment:
-            drawn = self._transform.augment(images.numpy(), boxes.numpy(), self._seed, keys[0][0], rows)
-            images, boxes = (torch.from_numpy(column) for column in drawn)
         ids = tuple(self.index.ids[row] for row in rows)
-        return Batch(images.permute(0, 3, 1, 2), boxes, self.index.labels[rows], ids)
+        return Batch(images.permute(0, 3, 1, 2), boxes, self.index.labels[rows], ids, shares)
 
     def __getitem__(self, row: int) -> Batch:
         """One image of epoch 0, as a batch of one."""
         return self.__getitems__([(0, row)])
+
+    def _image(self, row: int) -> Image:
+        return self._decode(row) if self._images is None else self._images[row].numpy()
 
     def _decode(self, row: int) -> Image:
         path = self.index.image_paths[row]
@@ -130,17 +141,17 @@ class OneBoxDataset(Dataset[Batch]):
         height, width = self.index.sizes[row].tolist()
         if image.shape[:2] != (height, width):
             raise BadInput(f"{path}: {wrong_size(image.shape[0], image.shape[1], height, width)}")
-        return self._transform.resize(image)
+        return self._resize(image)
 
     def _open(self, cache_dir: Path) -> Pixels:
-        resizing = f"{self._transform.resizing}, OpenCV {cv2.__version__}"
+        resizing = f"{self._resize}, OpenCV {cv2.__version__}"
         folders = {str(self.index.image_paths[row].parent.absolute()) for row in (0, -1)}
         about = {"data": os.path.commonpath(folders), "resizing": resizing}
         key = pixels_key(self.index.ids, self.index.image_stamps, resizing)
         return open_pixels(cache_dir, key, shape=self._shape, fill=self.decode_all, about=about)
 
     def _shape(self) -> tuple[int, ...]:
-        return len(self), *self._transform.resize(np.zeros((8, 8, 3), dtype=np.uint8)).shape
+        return len(self), self._resize.size, self._resize.size, 3
 
     def decode_all(self, images: Pixels | None) -> None:
         """Decode all images into an array ([N, H, W, 3]); into none to see whether they can be decoded.
