@@ -1,5 +1,7 @@
 import pytest
 import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from torchvision.ops import generalized_box_iou_loss
 
 from onebox.losses import BoxLoss, ClassLoss, CodeLoss, WeightedLoss
@@ -44,3 +46,24 @@ def test_box_loss_is_taken_on_boxes():
     # First pair: intersection .4*.4, union .5*.6 + .4*.4 - .16 = .30, the enclosing box is the first one: 1 - .16/.30.
     # Second pair: intersection .5*.4, union .25, the enclosing box is the first one: 1 - .20/.25.
     assert losses.raw["loc"].item() == pytest.approx(((1 - 0.16 / 0.30) + (1 - 0.8)) / 2, abs=1e-5)
+
+
+def test_a_sum_of_losses_weighs_its_terms(composed):
+    sum_loss = instantiate(composed("loss/loc=l1_giou").loss.loc)
+    losses, *_ = make(1.0, 1.0, sum_loss)
+    l1, giou = (0.1 + 0.2 + 0.1) / 8, ((1 - 0.16 / 0.30) + (1 - 0.8)) / 2
+    assert losses.raw["loc"].item() == pytest.approx(l1 + 0.2 * giou, abs=1e-5)
+
+
+def test_a_sum_of_losses_refuses_shares_without_terms(composed):
+    with pytest.raises(InstantiationException, match="one share for each of its terms"):
+        instantiate(composed("loss/loc=l1_giou", "+loss.loc.shares.l2=1").loss.loc)
+
+
+@pytest.mark.parametrize("name", ["giou", "diou", "ciou"])
+def test_box_losses_fall_to_nothing_at_the_true_box(composed, name):
+    term = instantiate(composed(f"loss/loc={name}").loss.loc)
+    true = torch.tensor([[0.2, 0.2, 0.6, 0.6], [0.0, 0.1, 0.5, 0.5]])
+    target = Target(true, true, torch.tensor([0, 1]))
+    assert term(Prediction(true, true, true), target).item() == pytest.approx(0, abs=1e-5)
+    assert term(Prediction(true, true + 0.3, true), target).item() > 0.5

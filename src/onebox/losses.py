@@ -48,6 +48,35 @@ class ClassLoss(nn.Module):
         return self.criterion(preds.logits, targets.labels)
 
 
+class SumLoss(nn.Module):
+    """sum of share * term over several terms of one head.
+
+    Args:
+        terms: losses such as `CodeLoss` and `BoxLoss`, by any name.
+        shares: the factor of each term, by the same names, > 0.
+    """
+
+    def __init__(self, *, terms: Mapping[str, nn.Module], shares: Mapping[str, float]) -> None:
+        super().__init__()
+        refuse(
+            {
+                f"a sum of losses needs one share for each of its terms {sorted(terms)}, not {sorted(shares)}": set(
+                    terms
+                )
+                != set(shares),
+                f"shares of losses must be numbers > 0, not {dict(shares)}": not all(
+                    is_number(share, 0) and share > 0 for share in shares.values()
+                ),
+            }
+        )
+        self.terms = nn.ModuleDict(terms)
+        self.shares = dict(shares)
+
+    def forward(self, preds: Prediction, targets: Target) -> Tensor:
+        """Scalar loss."""
+        return torch.stack([share * self.terms[name](preds, targets) for name, share in self.shares.items()]).sum()
+
+
 class Losses(NamedTuple):
     """total: the weighted sum, scalar; raw and weighted: each term before and after its weight, detached."""
 

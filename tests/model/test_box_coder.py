@@ -2,7 +2,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-CODERS = ["xywh", "cxcywh_sigmoid"]
+CODERS = ["xywh", "cxcywh_sigmoid", "xyxy", "ltrb"]
 BOXES = torch.tensor([[0.1, 0.2, 0.7, 0.9], [0.0, 0.0, 1.0, 1.0], [0.4, 0.4, 0.41, 0.42]])
 
 

@@ -42,3 +42,38 @@ class CxcywhSigmoidCoder(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Boxes of codes; edges may lie outside the image."""
         return cxcywh_to_xyxy(codes)
+
+
+class XyxyCoder(nn.Module):
+    """Codes are the corners (x1, y1, x2, y2) in [0, 1], read straight from the head: nothing keeps them in order."""
+
+    def activate(self, raw: Tensor) -> Tensor:
+        """The head's output as it is."""
+        return raw
+
+    def encode(self, boxes: Tensor) -> Tensor:
+        """Codes of boxes."""
+        return boxes
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Boxes of codes; where x2 < x1 or y2 < y1 the box is empty at x1, y1."""
+        return cat((codes[..., :2], codes[..., 2:].maximum(codes[..., :2])), dim=-1)
+
+
+class LtrbCoder(nn.Module):
+    """Codes are the distances of the left, top, right and bottom side from the image's centre, read straight from the
+    head; negative where a side lies beyond the centre. A head that gives zeros starts from the centre.
+    """
+
+    def activate(self, raw: Tensor) -> Tensor:
+        """The head's output as it is."""
+        return raw
+
+    def encode(self, boxes: Tensor) -> Tensor:
+        """Codes of boxes."""
+        return cat((0.5 - boxes[..., :2], boxes[..., 2:] - 0.5), dim=-1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Boxes of codes; where a side lies beyond its opposite the box is empty at x1, y1."""
+        corner = 0.5 - codes[..., :2]
+        return cat((corner, (0.5 + codes[..., 2:]).maximum(corner)), dim=-1)

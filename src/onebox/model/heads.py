@@ -1,7 +1,13 @@
-"""Heads: from features to four box codes, or to one logit a class."""
+"""Heads: from features to four numbers a box, or to one logit a class.
 
+A localisation head with `gives_boxes` gives boxes (xyxy in [0, 1]); any other gives four numbers that the box coder
+reads. B = batch size, C x H x W = the backbone's map.
+"""
+
+import torch
 from torch import Tensor, nn
 
+from onebox.errors import is_integer, is_number, refuse
 from onebox.model.features import Features, FeatureShape
 
 
@@ -14,8 +20,11 @@ class LinearHead(nn.Module):
         dropout: share of the pooled features that is dropped in training, [0, 1).
     """
 
+    gives_boxes = False
+
     def __init__(self, feature_shape: FeatureShape, out_features: int, *, dropout: float) -> None:
         super().__init__()
+        _check(dropout=dropout)
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(feature_shape.pooled, out_features)
 
@@ -23,3 +32,202 @@ class LinearHead(nn.Module):
         """Features to [B, out_features]."""
         out: Tensor = self.linear(self.dropout(features.pooled))
         return out
+
+
+class MlpHead(nn.Module):
+    """One hidden layer on the pooled features.
+
+    Args:
+        feature_shape: sizes of the backbone's features.
+        out_features: 4 for boxes, the number of classes for logits.
+        hidden_features: width of the hidden layer.
+        dropout: share that is dropped before both layers in training, [0, 1).
+    """
+
+    gives_boxes = False
+
+    def __init__(self, feature_shape: FeatureShape, out_features: int, *, hidden_features: int, dropout: float) -> None:
+        super().__init__()
+        _check(hidden_features=hidden_features, dropout=dropout)
+        self.layers = _mlp(feature_shape.pooled, hidden_features, out_features, dropout)
+
+    def forward(self, features: Features) -> Tensor:
+        """Features to [B, out_features]."""
+        out: Tensor = self.layers(features.pooled)
+        return out
+
+
+class SpatialHead(nn.Module):
+    """A 1x1 convolution that makes the map thin, then an MLP on all its positions.
+
+    Args:
+        feature_shape: sizes of the backbone's features.
+        out_features: 4 for boxes, the number of classes for logits.
+        channels: of the thin map.
+        hidden_features: width of the hidden layer.
+        dropout: share that is dropped before both layers of the MLP in training, [0, 1).
+    """
+
+    gives_boxes = False
+
+    def __init__(
+        self, feature_shape: FeatureShape, out_features: int, *, channels: int, hidden_features: int, dropout: float
+    ) -> None:
+        super().__init__()
+        _check(channels=channels, hidden_features=hidden_features, dropout=dropout)
+        self.thin = nn.Sequential(nn.Conv2d(feature_shape.channels, channels, 1), nn.ReLU(), nn.Flatten())
+        positions = feature_shape.height * feature_shape.width
+        self.layers = _mlp(channels * positions, hidden_features, out_features, dropout)
+
+    def forward(self, features: Features) -> Tensor:
+        """Features to [B, out_features]."""
+        out: Tensor = self.layers(self.thin(features.maps))
+        return out
+
+
+class AttentionPoolHead(nn.Module):
+    """A learnt query looks at all positions of the map (multi-head attention), then one linear layer.
+
+    Positions are told apart by a learnt vector each, so that a box can be read from them.
+
+    Args:
+        feature_shape: sizes of the backbone's features.
+        out_features: 4 for boxes, the number of classes for logits.
+        channels: width of queries, keys and values; a multiple of `num_heads`.
+        num_heads: of the attention.
+        dropout: share of the pooled vector that is dropped in training, [0, 1).
+    """
+
+    gives_boxes = False
+
+    def __init__(
+        self, feature_shape: FeatureShape, out_features: int, *, channels: int, num_heads: int, dropout: float
+    ) -> None:
+        super().__init__()
+        _check(channels=channels, num_heads=num_heads, dropout=dropout)
+        refuse(
+            {
+                f"channels={channels} of an attention must be a multiple of num_heads={num_heads}": channels % num_heads
+                != 0
+            }
+        )
+        positions = feature_shape.height * feature_shape.width
+        self.thin = nn.Conv2d(feature_shape.channels, channels, 1)
+        self.positions = nn.Parameter(torch.randn(positions, channels) * channels**-0.5)
+        self.query = nn.Parameter(torch.randn(1, 1, channels) * 0.02)
+        self.attention = nn.MultiheadAttention(channels, num_heads, batch_first=True)
+        self.layers = nn.Sequential(nn.LayerNorm(channels), nn.Dropout(dropout), nn.Linear(channels, out_features))
+
+    def forward(self, features: Features) -> Tensor:
+        """Features to [B, out_features]."""
+        cells = self.thin(features.maps).flatten(2).transpose(1, 2) + self.positions  # [B, H * W, channels]
+        pooled, _ = self.attention(self.query.expand(len(cells), -1, -1), cells, cells, need_weights=False)
+        out: Tensor = self.layers(pooled[:, 0])
+        return out
+
+
+class DenseHead(nn.Module):
+    """Each cell gives a box and a score; the box is the mean over cells, weighted by the softmax of the scores.
+
+    A cell's box is told by the distances of its four sides from the cell's centre, as in FCOS (arXiv:1904.01355).
+
+    Args:
+        feature_shape: sizes of the backbone's features.
+        out_features: 4.
+        channels: of the two convolutions before.
+    """
+
+    gives_boxes = True
+
+    def __init__(self, feature_shape: FeatureShape, out_features: int, *, channels: int) -> None:
+        super().__init__()
+        _check(channels=channels)
+        self.trunk = _trunk(feature_shape.channels, channels)
+        self.score = nn.Conv2d(channels, 1, 1)
+        self.distances = nn.Conv2d(channels, out_features, 1)
+        y, x = (
+            (torch.arange(cells) + 0.5) / cells for cells in (feature_shape.height, feature_shape.width)
+        )  # centres of rows and columns
+        grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+        self.centres: Tensor
+        self.register_buffer("centres", torch.stack((grid_x, grid_y)).flatten(1), persistent=False)  # [2, H * W]
+
+    def forward(self, features: Features) -> Tensor:
+        """Features to [B, 4] boxes; x1 <= x2 and y1 <= y2."""
+        maps = self.trunk(features.maps)
+        share = self.score(maps).flatten(2).softmax(-1)  # [B, 1, H * W]
+        left_top, right_bottom = nn.functional.softplus(self.distances(maps).flatten(2)).chunk(2, dim=1)
+        boxes = torch.cat((self.centres - left_top, self.centres + right_bottom), dim=1)  # [B, 4, H * W]
+        return (boxes * share).sum(-1)
+
+
+class EdgesHead(nn.Module):
+    """One heatmap for each side of the box, summed to one axis and read as its expected coordinate.
+
+    Left and right are summed over the rows, top and bottom over the columns (log-sum-exp), so that a side is found
+    wherever along it there is evidence; the softmax over the other axis weighs the coordinates 0 to 1.
+
+    Args:
+        feature_shape: sizes of the backbone's features.
+        out_features: 4.
+        channels: of the three convolutions before.
+        upsample: how much finer than the map the heatmaps are.
+    """
+
+    gives_boxes = True
+
+    def __init__(self, feature_shape: FeatureShape, out_features: int, *, channels: int, upsample: int) -> None:
+        super().__init__()
+        _check(channels=channels, upsample=upsample)
+        self.trunk = _trunk(feature_shape.channels, channels)
+        self.upsample = nn.Upsample(scale_factor=upsample, mode="bilinear", align_corners=False)
+        self.heatmaps = nn.Conv2d(channels, out_features, 1)
+        # The outermost cells stand for the borders: a box may touch them.
+        self.x: Tensor
+        self.y: Tensor
+        self.register_buffer("x", torch.linspace(0, 1, feature_shape.width * upsample), persistent=False)
+        self.register_buffer("y", torch.linspace(0, 1, feature_shape.height * upsample), persistent=False)
+
+    def forward(self, features: Features) -> Tensor:
+        """Features to [B, 4] boxes in [0, 1]; a side may come out on the wrong side of the other."""
+        left, top, right, bottom = self.upsample(self.heatmaps(self.trunk(features.maps))).unbind(1)  # [B, H, W] each
+        x1, x2 = ((heat.logsumexp(1).softmax(-1) * self.x).sum(-1) for heat in (left, right))
+        y1, y2 = ((heat.logsumexp(2).softmax(-1) * self.y).sum(-1) for heat in (top, bottom))
+        return torch.stack((x1, y1, x2, y2), dim=-1)
+
+
+def _mlp(in_features: int, hidden_features: int, out_features: int, dropout: float) -> nn.Module:
+    return nn.Sequential(
+        nn.Dropout(dropout),
+        nn.Linear(in_features, hidden_features),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Linear(hidden_features, out_features),
+    )
+
+
+def _trunk(in_channels: int, channels: int) -> nn.Module:
+    """A thin map in which each cell has seen 7 x 7 of them."""
+    layers: list[nn.Module] = [nn.Conv2d(in_channels, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+    for dilation in (1, 2):
+        layers += [
+            nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+        ]
+    return nn.Sequential(*layers)
+
+
+def _check(*, dropout: float = 0.0, **counts: int) -> None:
+    """Refuse wrong arguments of a head.
+
+    Raises:
+        BadInput: what is wrong.
+    """
+    refuse(
+        {f"a head's dropout must be in [0, 1), not {dropout}": not is_number(dropout, 0, 0.999)}
+        | {
+            f"a head's {name} must be a number >= 1, not {count}": not is_integer(count, 1)
+            for name, count in counts.items()
+        }
+    )

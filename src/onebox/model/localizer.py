@@ -112,7 +112,8 @@ class Localizer(nn.Module):
         if images.dtype == torch.uint8:
             images = images.float() / 255
         features = self.backbone((images - self.mean) / self.std)
-        loc = self.box_coder.activate(self.loc_head(features))
+        loc = self.loc_head(features)
+        loc = self.box_coder.encode(loc) if self.loc_head.gives_boxes else self.box_coder.activate(loc)
         return Prediction(loc, self.box_coder.decode(loc), self.cls_head(features))
 
     def encode(self, boxes: Tensor, labels: Tensor) -> Target:
