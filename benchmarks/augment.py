@@ -63,6 +63,35 @@ def kornia(*transforms: Any) -> Step:
     return run
 
 
+def kornia_functions(*, moves: bool) -> Step:
+    """kornia without its augmentation classes: only the functions that paint, with parameters drawn by us."""
+    from kornia.enhance import adjust_brightness_accumulative, adjust_contrast_with_mean_subtraction, adjust_saturation
+    from kornia.geometry.transform import get_affine_matrix2d, warp_affine
+
+    images, _ = (torch.from_numpy(column) for column in data(SIZE))
+    centre = torch.full((BATCH_SIZE, 2), SIZE / 2)
+
+    def run(epoch: int) -> Any:
+        draw = torch.Generator().manual_seed(epoch)
+        shift, zoom = (
+            torch.rand(BATCH_SIZE, 2, generator=draw) * width + low for width, low in ((30, -15), (0.5, 0.8))
+        )
+        brightness, contrast, saturation = 0.8 + 0.4 * torch.rand(3, BATCH_SIZE, generator=draw)
+        flip = torch.rand(BATCH_SIZE, generator=draw) < 0.5
+        floats = images.permute(0, 3, 1, 2).float() / 255
+        floats = torch.where(flip[:, None, None, None], floats.flip(-1), floats)
+        if moves:
+            matrix = get_affine_matrix2d(shift, centre, zoom, torch.zeros(BATCH_SIZE))
+            floats = warp_affine(floats, matrix[:, :2], (SIZE, SIZE))
+        else:
+            floats = adjust_saturation(floats, saturation)
+            floats = adjust_contrast_with_mean_subtraction(floats, contrast)
+            floats = adjust_brightness_accumulative(floats, brightness)
+        return (floats * 255).round().to(torch.uint8)
+
+    return run
+
+
 def data(size: int) -> tuple[Any, Any]:
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (BATCH_SIZE, size, size, 3), dtype=np.uint8)
@@ -94,6 +123,8 @@ def contestants() -> dict[str, dict[str, Step]]:
             K.RandomHorizontalFlip(p=0.5),
             K.RandomAffine(degrees=0.0, translate=(0.15, 0.15), scale=(0.8, 1.3, 0.8, 1.3), p=1.0),
         )
+        found["flip and colour"]["kornia, functions"] = kornia_functions(moves=False)
+        found["affine"]["kornia, functions"] = kornia_functions(moves=True)
     else:
         print("kornia is not installed: no comparison with it (pip install kornia)")
     return found
