@@ -12,7 +12,6 @@ from onebox.model.torchvision_net import TorchvisionNet
     [  # at 96 px; one of each way in which torchvision writes a network
         ("resnet18", 512, 3),
         ("mobilenet_v3_small", 576, 3),
-        ("efficientnet_b0", 1280, 3),
         ("convnext_tiny", 768, 3),
         ("densenet121", 1024, 3),
         ("alexnet", 256, 6),

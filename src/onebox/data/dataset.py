@@ -100,13 +100,13 @@ class OneBoxDataset(Dataset[Batch]):
         self._augment = augment and transform.is_random
         self._resize = transform.resize_before_augment if self._augment else transform.resize
         self._seed = seed
-        self._images: Tensor | None = None  # [N, H, W, 3] uint8
+        self._images: Pixels | None = None
         if len(index) and cache == "ram":
             images = np.empty(self._shape(), dtype=np.uint8)
             self.decode_all(images)
-            self._images = torch.from_numpy(images)
+            self._images = images
         elif len(index) and cache == "disk":
-            self._images = torch.from_numpy(self._open(cache_dir))
+            self._images = self._open(cache_dir)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -114,26 +114,27 @@ class OneBoxDataset(Dataset[Batch]):
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         """The batch of these (epoch, row) keys."""
         rows = [row for _, row in keys]
-        boxes = self.index.boxes[rows]
+        boxes = self.index.boxes.numpy()[rows]
         shares: dict[str, float] = {}
         if self._augment:
             decoded = [self._image(row) for row in rows]
-            drawn = self._transform.augment(decoded, boxes.numpy(), self._seed, keys[0][0], rows)
-            images, boxes = torch.from_numpy(drawn.images), torch.from_numpy(drawn.boxes)
+            drawn = self._transform.augment(decoded, boxes, self._seed, keys[0][0], rows)
+            images, boxes = drawn.images, drawn.boxes
             shares = {"augment_redrawn": drawn.redrawn / len(rows), "augment_fallback": drawn.fallback / len(rows)}
         elif self._images is not None:
-            images = self._images[rows]
+            images = self._images[rows]  # by NumPy, which copies whole images; torch goes element by element
         else:
-            images = torch.from_numpy(np.stack([self._decode(row) for row in rows]))
+            images = np.stack([self._decode(row) for row in rows])
         ids = tuple(self.index.ids[row] for row in rows)
-        return Batch(images.permute(0, 3, 1, 2), boxes, self.index.labels[rows], ids, shares)
+        images_nchw = torch.from_numpy(images).permute(0, 3, 1, 2)
+        return Batch(images_nchw, torch.from_numpy(boxes), self.index.labels[rows], ids, shares)
 
     def __getitem__(self, row: int) -> Batch:
         """One image of epoch 0, as a batch of one."""
         return self.__getitems__([(0, row)])
 
     def _image(self, row: int) -> Image:
-        return self._decode(row) if self._images is None else self._images[row].numpy()
+        return self._decode(row) if self._images is None else self._images[row]
 
     def _decode(self, row: int) -> Image:
         path = self.index.image_paths[row]
