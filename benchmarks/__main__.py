@@ -1,7 +1,7 @@
-"""`make bench`: speed as ratios of things measured in the same run, written to outputs/bench.json.
+"""`make bench`: speed and memory as ratios of things measured in the same run, written to outputs/bench.json.
 
-Every measurement is a process of its own with the same number of threads. Rounds go through all of them in turn, so
-that a slow minute of the machine hits all alike; a ratio is taken within a round, and the median over rounds counts.
+A row is a figure of one measurement, and a measurement is a process of its own that compares two ways of doing the same
+work and checks that it was the same. Rounds go through all of them in turn; the median over rounds counts.
 """
 
 import argparse
@@ -9,117 +9,109 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
 from onebox.files import read_json, write_json
 
-# name: (numerator, denominators of which the fastest counts, target); images per second
-RATIOS: dict[str, tuple[str, list[str], float | None]] = {
-    "feed_none": ("onebox none", ["bare none"], None),
-    "seed_loop_w0": ("onebox seed", ["notebook 0"], None),
-    "seed_loop_best": ("onebox seed", ["notebook 0", "notebook 1", "notebook 2"], None),
+
+class Row(NamedTuple):
+    measurement: str  # module of benchmarks and its arguments
+    figure: str  # of those that the measurement prints
+    sense: str  # how the figure must stand to the target
+    target: float
+    unit: str = "ratio"
+
+    def is_met(self, value: float) -> bool:
+        return value >= self.target if self.sense == ">=" else value <= self.target
+
+
+ROWS = {
+    "feed_none": Row("training none", "feed", ">=", 0.97),
+    "feed_flip_jitter": Row("training flip_jitter", "feed", ">=", 0.94),
+    "feed_affine": Row("training affine", "feed", ">=", 0.88),
+    "feed_resnet18": Row("training resnet18 --epochs 3", "feed", ">=", 0.99),
+    "framework_64": Row("training framework_64", "framework", "<=", 1.01),
+    "framework_32": Row("training framework_32", "framework", "<=", 1.02),
+    "seed_loop_w0": Row("training seed", "w0", ">=", 3),
+    "seed_loop_best": Row("training seed", "best", ">=", 2),
+    "loader_w0": Row("loading flip_jitter", "w0", ">=", 25),
+    "loader_best": Row("loading flip_jitter", "best", ">=", 12),
+    "loader_none_w0": Row("loading none", "w0", ">=", 25),
+    "loader_none_best": Row("loading none", "best", ">=", 12),
+    "loader_affine_w0": Row("loading affine", "w0", ">=", 25),
+    "loader_affine_best": Row("loading affine", "best", ">=", 12),
+    "cache_build": Row("loading none", "cache", ">=", 1.7),
+    "reopen_ms": Row("loading none", "reopen_ms", "<=", 50, "ms"),
+    "memory_ratio": Row("memory", "ratio", "<=", 1.3),
+    "memory_growth": Row("memory", "growth", "<=", 1, "% in 20 epochs"),
+    "index_files_per_s": Row("index", "files_per_s", ">=", 5000, "files/s"),
+    "index_ratio": Row("index", "ratio", ">=", 0.5),
+    "index_reopen_s": Row("index", "reopen_s", "<=", 1, "s"),
+    "index_bytes": Row("index", "bytes", "<=", 1000, "bytes a file"),
+    "startup_help": Row("startup --help", "ratio", "<=", 1.3),
+    "startup_cfg": Row("startup --cfg job", "ratio", "<=", 1.3),
 }
-# Seconds of the command over those of a Hydra app that does nothing, asked the same.
-STARTUPS = {"startup_help": (["--help"], 1.3), "startup_cfg": (["--cfg", "job"], 1.3)}
-BARE_APP = """
-import hydra
-@hydra.main(version_base="1.3", config_path=None)
-def main(cfg): pass
-main()
-"""
+ONCE = ("index", "memory")  # slow, and steady
+NEEDS_VOC = ("seed", "loading")
 
 
-def measure(what: str, *, epochs: int) -> dict[str, float]:
-    """Run one measurement in a new process; returns what it printed, with `images_per_s`."""
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.training", *what.split(), "--epochs", str(epochs), "--folder", folder],
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
-def startup(arguments: list[str]) -> float:
-    """Seconds of `onebox-train ARGUMENTS` over seconds of a bare Hydra app with the same arguments."""
-    with tempfile.TemporaryDirectory() as folder:
-        app = Path(folder) / "app.py"
-        app.write_text(BARE_APP)
-        seconds = []
-        for command in ([str(Path(sys.executable).parent / "onebox-train")], [sys.executable, str(app)]):
-            start = time.perf_counter()
-            subprocess.run([*command, *arguments], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-            seconds.append(time.perf_counter() - start)
-    return seconds[0] / seconds[1]
+def measure(measurement: str) -> dict[str, list[float]]:
+    """Run one measurement in a new process; returns what it printed."""
+    module, *arguments = measurement.split()
+    command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    figures: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=6, help="of each measurement; the first one is not counted")
-    parser.add_argument("--only", nargs="*", choices=[*RATIOS, *STARTUPS], default=[*RATIOS, *STARTUPS])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", choices=ROWS, default=list(ROWS), metavar="ROW")
+    parser.add_argument("--index-files", type=int, default=20_000, help="100000 is the size that the target names")
     arguments = parser.parse_args()
-    console = Console()
+    console = Console(highlight=False)
+    rows = {name: ROWS[name] for name in arguments.only}
     if "ONEBOX_VOC_ROOT" not in os.environ:
-        console.print("without ONEBOX_VOC_ROOT: the embedded data set, and no comparison with the notebook's VOC loop")
-        arguments.only = [name for name in arguments.only if not name.startswith("seed_loop")]
-    wanted = {name: RATIOS[name] for name in arguments.only if name in RATIOS}
-    needed = list(dict.fromkeys(part for above, below, _ in wanted.values() for part in (above, *below)))
+        console.print(
+            "without ONEBOX_VOC_ROOT: the embedded data set, and no comparison with loading VOC the usual way"
+        )
+        rows = {name: row for name, row in rows.items() if not set(NEEDS_VOC) & set(row.measurement.split())}
 
-    rounds: list[dict[str, dict[str, float]]] = []
-    for number in range(arguments.rounds if needed else 0):
-        rounds.append({})
-        for what in needed:
-            rounds[-1][what] = measure(what, epochs=arguments.epochs)
-            console.print(
-                f"round {number + 1}: {what:12} {rounds[-1][what]['images_per_s']:7.0f} images/s", highlight=False
-            )
-    for results in rounds:
-        check_same_work(results)
+    figures: dict[str, dict[str, list[float]]] = {}
+    for number in range(arguments.rounds):
+        for measurement in dict.fromkeys(row.measurement for row in rows.values()):
+            if number > 0 and measurement in ONCE:
+                continue
+            start, load = time.perf_counter(), os.getloadavg()[0]
+            command = f"index {arguments.index_files}" if measurement == "index" else measurement
+            for figure, values in measure(command).items():
+                figures.setdefault(measurement, {}).setdefault(figure, []).extend(values)
+            middle = {name: f"{median(values):.3g}" for name, values in figures[measurement].items()}
+            seconds = time.perf_counter() - start
+            console.print(f"round {number + 1}: {command:30} {seconds:4.0f} s, load before {load:.1f}, so far {middle}")
 
-    measured: dict[str, tuple[list[float], float | None]] = {}
-    for name, (above, below, target) in wanted.items():
-        speed = [{what: result["images_per_s"] for what, result in results.items()} for results in rounds]
-        measured[name] = [row[above] / max(row[other] for other in below) for row in speed], target
-    for name, (command, target) in STARTUPS.items():
-        if name in arguments.only:
-            startup(command)  # the first one reads files from the disk
-            measured[name] = [startup(command) for _ in range(3 * arguments.rounds)], target
-
-    rows = []
-    table = Table(
-        "", "median", "min", "max", "target", title=f"ratios over {arguments.rounds} rounds, {os.cpu_count()} cores"
-    )
-    for name, (ratios, target) in measured.items():
-        values = {"median": median(ratios), "min": min(ratios), "max": max(ratios)}
-        rows.append({"name": name, "target": target, **values, "unit": "ratio"})
-        table.add_row(name, *(f"{value:.3f}" for value in values.values()), str(target or "-"))
+    table = Table("", "median", "min", "max", "target", "", title=f"{arguments.rounds} rounds, {os.cpu_count()} cores")
+    written = []
+    for name, row in rows.items():
+        values = figures[row.measurement][row.figure]
+        three = {"median": median(values), "min": min(values), "max": max(values)}
+        is_met = row.is_met(three["median"])
+        written.append(
+            {"name": name, **three, "sense": row.sense, "target": row.target, "unit": row.unit, "met": is_met}
+        )
+        verdict = "[green]met" if is_met else "[red]missed"
+        table.add_row(name, *(f"{value:.4g}" for value in three.values()), f"{row.sense} {row.target:g}", verdict)
     file = Path("outputs/bench.json")
     before = read_json(file) if file.exists() else []
-    names = {row["name"] for row in rows}
-    write_json(file, [row for row in before if row["name"] not in names] + rows)  # --only keeps the others
+    write_json(file, [row for row in before if row["name"] not in rows] + written)  # --only keeps the others
     console.print(table, "written to outputs/bench.json")
-
-
-def check_same_work(results: dict[str, dict[str, float]]) -> None:
-    """The same number of images, and for the same batches the same loss."""
-    images = {result["images"] for result in results.values()}
-    assert len(images) == 1, f"different numbers of images: {results}"
-    threads = {result["threads"] for result in results.values()}
-    assert len(threads) == 1, f"different numbers of threads: {results}"
-    for what, result in results.items():
-        assert result["loss"] < result["first_loss"], f"{what} did not learn: {result}"
-    if {"onebox none", "bare none"} <= set(results):
-        one, bare = (results[what]["loss"] for what in ("onebox none", "bare none"))
-        assert abs(one - bare) < 1e-4, f"fit and bare step trained differently: {one} and {bare}"
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Speed of the index on synthetic VOC XML: `python -m benchmarks.index 100000`.
 
-Prints files per second of reading a new tree, the same as a ratio to plain ElementTree in one thread over the same
-files in the same run, the seconds of opening the index again, and the memory that an open index takes for each file.
+Prints one line of JSON: files per second of reading a new tree, the same as a ratio to plain ElementTree in one thread
+over the same files in the same run, the seconds of opening the index again, and the memory that an open index takes for
+each file.
 """
 
 import argparse
+import json
 import os
 import random
 import tempfile
@@ -14,7 +16,6 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from onebox.data.catalog import Catalog
-from onebox.data.processes import num_cores
 from onebox.data.voc import VocTree
 
 OBJECT = """	<object>
@@ -99,12 +100,15 @@ def main() -> None:
         tracemalloc.stop()
         assert len(catalog.table) == num_files
         assert not catalog.table.problems
-    print(f"{num_files} files, {num_cores()} cores")
-    print(f"index          {num_files / build:10,.0f} files/s")
-    print(f"ElementTree    {num_files / plain:10,.0f} files/s, one thread, nothing checked")
-    print(f"ratio          {plain / build:10.2f}")
-    print(f"opened again   {reopen:10.3f} s")
-    print(f"memory         {grown / num_files:10.0f} bytes a file, {peak / num_files:.0f} while it is opened")
+    figures = {
+        "files_per_s": num_files / build,
+        "plain_files_per_s": num_files / plain,
+        "ratio": plain / build,
+        "reopen_s": reopen,
+        "bytes": grown / num_files,
+        "bytes_while_opening": peak / num_files,
+    }
+    print(json.dumps({name: [value] for name, value in figures.items()}))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,25 @@
-"""One measurement of training speed, in this process: `python -m benchmarks.training bare|onebox|notebook OPTION`.
+"""Speed of training, in this process: `python -m benchmarks.training OPTION`.
 
-bare      the model's step in a plain loop over batches that lie ready in memory: the limit
-onebox    the whole fit: loaders, Lightning, metrics, TensorBoard, CSV, checkpoints, progress bar
-notebook  the loop as the notebook writes it: VOCDetection, PIL, albumentations, NCHW; OPTION is the number of workers
+feed       the whole fit (loader, Lightning, metrics, TensorBoard, CSV, checkpoints, progress bar) against the same
+           steps by hand over batches that lie ready in memory
+framework  the whole fit without checkpoints against the same steps by hand over the batches of the same loader
+w0, best   the whole fit against the loop as the notebook writes it: VOCDetection, PIL, albumentations, NCHW; with no
+           worker and with the best of 0, 1 and 2
 
-Prints one line of JSON: images per second after the first epoch, images an epoch, mean loss of first and last epoch.
+The fit and its steps by hand take turns, a step each, so that a slow moment of the machine hits both, and both must end
+each epoch with the same loss. Prints one line of JSON: ratios, for each epoch but the first.
 """
 
 import argparse
+import copy
 import json
+import logging
 import os
 import sys
+import tempfile
 import time
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,9 +31,19 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Callback, seed_everything
 from omegaconf import DictConfig, open_dict
 
+from onebox.data.dataset import Batch
 from onebox.train import IRRELEVANT_WARNINGS, build_data, build_module, build_trainer
 
-BATCH_SIZE = 64
+NO_CHECKPOINTS = ["callbacks.checkpoint_best=null", "callbacks.checkpoint_last=null"]
+OPTIONS = {
+    "none": [],
+    "flip_jitter": ["augment=batched_flip"],
+    "affine": ["augment=batched_affine"],
+    "resnet18": ["model/backbone=resnet18", "image_size=224", "data.batch_size=32", "data.limit=128"],
+    "framework_64": NO_CHECKPOINTS,
+    "framework_32": [*NO_CHECKPOINTS, "data.batch_size=32"],
+    "seed": ["augment=seed", "model/box_coder=xywh", "loss.weights.loc=1", "optimizer=adam"],
+}
 
 
 def config(folder: Path, epochs: int, *overrides: str) -> DictConfig:
@@ -54,61 +72,97 @@ def ready(cfg: DictConfig) -> Any:
     return data
 
 
-class Clock(Callback):
-    """Start of the second epoch and end of the last one, s."""
+class ByHand:
+    """The steps of a fit, from the weights it starts from, without a framework."""
+
+    def __init__(self, module: Any) -> None:
+        module = copy.deepcopy(module)
+        self.model, self.loss = module.localizer, module.loss
+        self.optimizer = module.make_optimizer(self.model.parameters())
+        self.totals: list[Any] = []
+
+    def step(self, batches: Iterator[Batch]) -> None:
+        batch = next(batches)
+        losses = self.loss(self.model(batch.images), self.model.encode(batch.boxes, batch.labels))
+        self.optimizer.zero_grad()
+        losses.total.backward()
+        self.optimizer.step()
+        self.totals.append(losses.total.detach() * len(batch))
+
+    def loss_sum(self) -> float:
+        total = float(torch.stack(self.totals).sum())
+        self.totals = []
+        return total
+
+
+class TakeTurns(Callback):
+    """After each step of the fit, the same step by hand. What the fit does between epochs is counted as well.
+
+    Args:
+        data: the data module of the fit.
+        by_hand: the other side; None when the fit runs alone.
+        in_memory: whether the batches by hand lie ready.
+    """
+
+    def __init__(self, data: Any, by_hand: ByHand | None, *, in_memory: bool) -> None:
+        self.loader = data.train_dataloader()
+        self.images = len(data.indexes["train"])
+        self.by_hand, self.in_memory = by_hand, in_memory
+        self.seconds: list[dict[str, float]] = []  # of each epoch, of the fit and by hand
+        self.losses: list[float] = []  # by hand
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        if trainer.current_epoch == 1:
-            self.start = time.perf_counter()
+        if trainer.current_epoch > 0:
+            self.close()
+        self.loader.sampler.set_epoch(trainer.current_epoch)
+        if self.by_hand is not None:
+            self.batches = iter(list(self.loader) if self.in_memory else self.loader)
+        self.turns = 0.0
+        self.start = time.perf_counter()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        if self.by_hand is None:
+            return
+        start = time.perf_counter()
+        torch.use_deterministic_algorithms(False)  # the trainer's choice, which may cost time
+        self.by_hand.step(self.batches)
+        torch.use_deterministic_algorithms(True)
+        self.turns += time.perf_counter() - start
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        self.end = time.perf_counter()
+        self.close()
+
+    def close(self) -> None:
+        self.seconds.append({"fit": time.perf_counter() - self.start - self.turns, "by hand": self.turns})
+        if self.by_hand is not None:
+            self.losses.append(self.by_hand.loss_sum() / self.images)
 
 
-def onebox(folder: Path, epochs: int, overrides: list[str]) -> dict[str, float]:
+def train(
+    folder: Path, epochs: int, overrides: list[str], *, by_hand: bool, in_memory: bool = False
+) -> tuple[int, list[dict[str, float]]]:
+    """A fit, alone or in turns with its steps by hand; returns images an epoch and seconds of each but the first."""
     cfg = config(folder, epochs, *overrides)
     data = ready(cfg)
     seed_everything(cfg.seed, verbose=False)
     module = build_module(cfg, data)
+    turns = TakeTurns(data, ByHand(module) if by_hand else None, in_memory=in_memory)
     trainer = build_trainer(cfg)
-    clock = Clock()
-    trainer.callbacks.append(clock)
+    trainer.callbacks.append(turns)
     trainer.fit(module, datamodule=data)
-    images = len(data.indexes["train"])
     (rows,) = [logger.rows for logger in trainer.loggers if hasattr(logger, "rows")]
     losses = [rows[epoch]["train/loss"] for epoch in range(epochs)]
-    return result(images, epochs, clock.end - clock.start, losses)
+    assert losses[-1] < losses[0], f"the fit did not learn: {losses}"
+    for one, other in zip(losses, turns.losses or losses, strict=True):
+        assert abs(one - other) < 1e-3 * one, f"fit and steps by hand trained differently: {losses}, {turns.losses}"
+    return turns.images, turns.seconds[1:]
 
 
-def bare(folder: Path, epochs: int, overrides: list[str]) -> dict[str, float]:
-    cfg = config(folder, epochs, *overrides)
-    data = ready(cfg)
-    seed_everything(cfg.seed, verbose=False)
-    module = build_module(cfg, data)
-    model, loss = module.localizer, module.loss
-    optimizer = module.make_optimizer(model.parameters())
-    loader = data.train_dataloader()
-    batches = []
-    for epoch in range(epochs):
-        loader.sampler.set_epoch(epoch)
-        batches.append(list(loader))
-    means = []
-    for epoch in range(epochs):
-        if epoch == 1:
-            start = time.perf_counter()
-        totals = []
-        for batch in batches[epoch]:
-            losses = loss(model(batch.images), model.encode(batch.boxes, batch.labels))
-            optimizer.zero_grad()
-            losses.total.backward()
-            optimizer.step()
-            totals.append(losses.total.detach() * len(batch))
-        means.append(float(torch.stack(totals).sum()) / len(data.indexes["train"]))
-    return result(len(data.indexes["train"]), epochs, time.perf_counter() - start, means)
+def notebook(folder: Path, epochs: int, num_workers: int) -> tuple[int, float]:
+    """The notebook's functions and names, put into a Dataset and a DataLoader as its closing exercise asks.
 
-
-def notebook(folder: Path, epochs: int, num_workers: int) -> dict[str, float]:
-    """The notebook's functions and names, put into a Dataset and a DataLoader as its closing exercise asks."""
+    Returns images an epoch, and images per second after the first epoch.
+    """
     import albumentations as A
     import torchvision
 
@@ -174,7 +228,7 @@ def notebook(folder: Path, epochs: int, num_workers: int) -> dict[str, float]:
     torch.manual_seed(0)
     dataset = Single()
     loader = torch.utils.data.DataLoader(
-        dataset, batch_size=BATCH_SIZE, shuffle=True, num_workers=num_workers, persistent_workers=num_workers > 0
+        dataset, batch_size=64, shuffle=True, num_workers=num_workers, persistent_workers=num_workers > 0
     )
     model = Model(len(classes))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -192,41 +246,39 @@ def notebook(folder: Path, epochs: int, num_workers: int) -> dict[str, float]:
             optimizer.step()
             losses.append(loss.item())
         means.append(fmean(losses))
-    return result(len(dataset), epochs, time.perf_counter() - start, means)
+    assert means[-1] < means[0], f"the notebook's loop did not learn: {means}"
+    return len(dataset), len(dataset) * (epochs - 1) / (time.perf_counter() - start)
 
 
-def result(images: int, epochs: int, seconds: float, losses: list[float]) -> dict[str, float]:
+def measure(folder: Path, epochs: int, option: str) -> dict[str, list[float]]:
+    if option == "seed":
+        loops = [notebook(folder, 3, num_workers) for num_workers in (0, 1, 2)]
+        images, seconds = train(folder, epochs, OPTIONS[option], by_hand=False)
+        assert {count for count, _ in loops} == {images}, f"different numbers of images: {loops}, {images}"
+        speeds = [speed for _, speed in loops]
+        mine = [images / row["fit"] for row in seconds]
+        return {"w0": [speed / speeds[0] for speed in mine], "best": [speed / max(speeds) for speed in mine]}
+    framework = option.startswith("framework")
+    images, seconds = train(folder, epochs, OPTIONS[option], by_hand=True, in_memory=not framework)
+    if framework:
+        return {"framework": [row["fit"] / row["by hand"] for row in seconds]}
     return {
-        "images_per_s": images * (epochs - 1) / seconds,
-        "images": images,
-        "first_loss": losses[0],
-        "loss": losses[-1],
-        "threads": torch.get_num_threads(),
+        "feed": [row["by hand"] / row["fit"] for row in seconds],
+        "images_per_s": [images / row["fit"] for row in seconds],
     }
 
 
-OVERRIDES = {"none": [], "seed": ["augment=seed", "model/box_coder=xywh", "loss.weights.loc=1", "optimizer=adam"]}
-
-
 def main() -> None:
-    import logging
-    import warnings
-
     for text in IRRELEVANT_WARNINGS:
         warnings.filterwarnings("ignore", text)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["bare", "onebox", "notebook"])
-    parser.add_argument("option")
-    parser.add_argument("--epochs", type=int, required=True)
-    parser.add_argument("--folder", type=Path, required=True)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training")
+    parser.add_argument("option", choices=OPTIONS)
+    parser.add_argument("--epochs", type=int, default=6)
     arguments = parser.parse_args()
     stdout, sys.stdout = sys.stdout, sys.stderr  # the progress bar is part of the work, not of the answer
-    if arguments.what == "notebook":
-        measured = notebook(arguments.folder, arguments.epochs, int(arguments.option))
-    else:
-        function = {"bare": bare, "onebox": onebox}[arguments.what]
-        measured = function(arguments.folder, arguments.epochs, OVERRIDES[arguments.option])
+    with tempfile.TemporaryDirectory() as folder:
+        measured = measure(Path(folder), arguments.epochs, arguments.option)
     print(json.dumps(measured), file=stdout)
 
 
