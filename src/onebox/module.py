@@ -80,7 +80,9 @@ class LocalizationModule(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Make what the step draws a function of (seed, epoch, step, rank), whatever was drawn before."""
         draw = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, self.global_rank])
-        torch.manual_seed(int(draw.generate_state(1)[0]))
+        # torch.manual_seed takes a millisecond to keep a stack trace for each kind of device that is not there.
+        manual_seed = torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed
+        manual_seed(int(draw.generate_state(1)[0]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch; returns the weighted loss."""

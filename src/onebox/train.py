@@ -223,6 +223,7 @@ def build_module(cfg: DictConfig, data: VocDataModule) -> LocalizationModule:
 
 def build_trainer(cfg: DictConfig) -> Trainer:
     """The trainer with all callbacks and loggers that are not null."""
+    import torch.utils.deterministic
     from lightning.pytorch.callbacks import ProgressBar
 
     from onebox.callbacks.epoch_csv import EpochCsvLogger
@@ -241,6 +242,8 @@ def build_trainer(cfg: DictConfig) -> Trainer:
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         _convert_="all",
     )
+    # Part of trainer.deterministic: writes NaN into all new memory, in case something reads it. Nothing here does.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return trainer
 
 
