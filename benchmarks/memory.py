@@ -11,6 +11,7 @@ import logging
 import sys
 import tempfile
 import warnings
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -60,7 +61,7 @@ def activations(module: Any, batch: Any) -> int:
 
 def measure(folder: Path, *overrides: str) -> dict[str, list[float]]:
     cfg = config(folder, EPOCHS, *overrides)
-    ready(cfg)  # the cache is there
+    build_module(cfg, ready(cfg)), build_trainer(cfg), import_module("torch.utils.tensorboard")  # what a fit imports
     Path("/proc/self/clear_refs").write_text("5")  # the highest size counts from here
     before = resident()
     data = ready(cfg)
@@ -74,7 +75,16 @@ def measure(folder: Path, *overrides: str) -> dict[str, list[float]]:
     images = len(data.indexes["train"]) * cfg.image_size**2 * 3
     parameters = 4 * sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
     step = activations(module, next(iter(data.train_dataloader())))
-    print({"peak": peak, "images": images, "parameters": parameters, "activations": step, "epochs": watch.sizes})
+    print(
+        {
+            "before": before,
+            "peak": peak,
+            "images": images,
+            "parameters": parameters,
+            "activations": step,
+            "epochs": watch.sizes,
+        }
+    )
     growth = median(watch.sizes[-4:]) / median(watch.sizes[1:5]) - 1
     return {"ratio": [peak / (images + parameters + step)], "growth": [100 * growth]}
 
