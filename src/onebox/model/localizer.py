@@ -110,8 +110,8 @@ class Localizer(nn.Module):
             images: [B, 3, H, W], uint8 in [0, 255] or float in [0, 1].
         """
         if images.dtype == torch.uint8:
-            images = images.float() / 255
-        features = self.backbone((images - self.mean) / self.std)
+            images = images.float().div_(255)
+        features = self.backbone((images - self.mean).div_(self.std))
         loc = self.loc_head(features)
         loc = self.box_coder.encode(loc) if self.loc_head.gives_boxes else self.box_coder.activate(loc)
         return Prediction(loc, self.box_coder.decode(loc), self.cls_head(features))
