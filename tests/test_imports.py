@@ -14,6 +14,7 @@ LAYERS = {
     "files": 0,
     "boxes": 0,
     "draw": 0,
+    "trace": 0,
     "schedules": 0,
     "data": 1,
     "model": 1,

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 TRAIN_METRICS = ("acc", "iou", "loc_acc", "joint_acc")
 MANY_FALLBACKS = 0.05  # share of an epoch's images; with more of them the augmentation is not what its file says
 
+Step = tuple[dict[str, Tensor], Prediction, Target]  # losses by tag, detached; what was predicted; what was true
+
 
 class LocalizationModule(LightningModule):
     """Trains a `Localizer` on batches of one box and one class an image.
@@ -62,7 +64,8 @@ class LocalizationModule(LightningModule):
         self.eval_results = RunningResults(class_names)
         self.test_per_class: dict[str, dict[str, float]] = {}  # filled by a test
         self._warned = False  # of many fallbacks, once a fit
-        self._pending: list[tuple[dict[str, Tensor], Prediction, Target]] = []  # steps not yet read
+        self.last_step: Step  # set by each training step
+        self._pending: list[Step] = []  # not yet read
 
     def forward(self, images: Tensor) -> Prediction:
         """See `Localizer.forward`."""
@@ -87,8 +90,9 @@ class LocalizationModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch; returns the weighted loss."""
         preds, targets, losses = self._predict(batch)
-        values = _tags(losses) | {name: torch.tensor(share) for name, share in batch.shares.items()}
-        self._pending.append((values, Prediction(*(column.detach() for column in preds)), targets))
+        self.last_step = _tags(losses), Prediction(*(column.detach() for column in preds)), targets
+        shares = {name: torch.tensor(share) for name, share in batch.shares.items()}
+        self._pending.append((self.last_step[0] | shares, *self.last_step[1:]))
         if (batch_idx + 1) % self.log_every_n_steps == 0:
             self._read_steps()
         return losses.total
