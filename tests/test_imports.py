@@ -25,13 +25,15 @@ LAYERS = {
     "runs": 4,
     "sweep": 4,
     "train": 5,
-    "cli": 5,
+    "replay": 6,
+    "cli_reproduce": 7,
+    "cli": 8,
     "spelling": 4,
     "validation": 4,
     "help": 4,
 }
 CONFIG_LIBRARIES = {"hydra", "omegaconf"}
-MAY_IMPORT_CONFIG = {"train", "cli", "spelling", "validation", "runs", "sweep"}
+MAY_IMPORT_CONFIG = {"train", "replay", "cli", "spelling", "validation", "runs", "sweep"}
 HEAVY = {"torch", "lightning", "torchvision", "albumentations", "torchmetrics", "matplotlib"}
 
 

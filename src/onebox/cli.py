@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from onebox import cli_reproduce
 from onebox.errors import BadInput
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ CHECK_EPILOG = (
 )
 
 app = typer.Typer(
-    help="What is done beside training (onebox-train): get the data, and look at it.",
+    help="What is done beside training (onebox-train): get the data, look at it, and prove what a run found.",
     epilog=EPILOG,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -65,6 +66,7 @@ data_app = typer.Typer(
     help="Get the data, look at it, and see what is kept of it.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(data_app, name="data")
+app.command(help=cli_reproduce.HELP, epilog=cli_reproduce.EPILOG)(cli_reproduce.reproduce)
 
 
 CACHE_HELP = """Show what data.cache_dir holds, and with --clear remove it.

@@ -127,6 +127,7 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord) -> float | None:
     import lightning.pytorch as L
 
     from onebox.callbacks.epoch_csv import EpochCsvLogger
+    from onebox.callbacks.trace import Enough, weights_hash
     from onebox.files import write_json, write_text
     from onebox.runs.provenance import hardware
     from onebox.runs.report import write_report
@@ -145,6 +146,7 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord) -> float | None:
             f"monitor={cfg.monitor} but there is no validation image; name a list in data.splits.val, give "
             "data.holdout.val a share of the training images, or set monitor=train/loss monitor_mode=min"
         )
+    _check_data(cfg, data)
     data.decode()
     cfg.model.num_classes = data.num_classes
     write_text(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
@@ -160,7 +162,11 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord) -> float | None:
         parameters=sum(parameter.numel() for parameter in module.parameters()),
     )
 
-    _run(trainer, trainer.fit, module, datamodule=data)
+    try:
+        _run(trainer, trainer.fit, module, datamodule=data)
+    except Enough:
+        return None
+    record.add(final_weights=weights_hash(module))
     best = best_row(rows, cfg.monitor, cfg.monitor_mode)
     test: dict[str, float] = {}
     floor: dict[str, float] = {}
@@ -180,6 +186,18 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord) -> float | None:
     write_report(run_dir)
     print_results(run_dir)
     return best.get(cfg.monitor)
+
+
+def _check_data(cfg: DictConfig, data: VocDataModule) -> None:
+    """Raises BadInput when `cfg.data_fingerprint` is of other data; parts that it does not name may be any."""
+    found = data.fingerprint()
+    wanted = cfg.get("data_fingerprint") or {}
+    others = [f"{part} is {found.get(part)}, not {value}" for part, value in wanted.items() if found.get(part) != value]
+    if others:
+        raise BadInput(
+            f"the data are not those of data_fingerprint ({', '.join(others)}); bring them back, or accept these with "
+            "data_fingerprint=null (onebox reproduce --force)"
+        )
 
 
 def build_data(cfg: DictConfig) -> VocDataModule:

@@ -1,5 +1,6 @@
 """Keeps the trace of a fit, and ends a fit when its trace is long enough."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from onebox.data.dataset import Batch
 from onebox.module import LocalizationModule
@@ -33,7 +34,7 @@ class StepTrace(Callback):
 
     In the order in which a step makes them: batch, predictions, losses, learning rates, parameters after the step.
     Gradients are left out: they would only tell apart backward and optimizer. A checksum costs about as much as
-    reading the tensor once. What it needs stays on the device and is read every `log_every_n_steps` steps of the module.
+    reading the tensor once. What it needs stays on the device and is read as rarely as the module reads its losses.
 
     Args:
         path: the file; a fit that goes on from a checkpoint cuts it back to the checkpoint's last step.
@@ -142,6 +143,15 @@ class StopAfter(Callback):
         self._left -= 1
         if self._left == 0:
             raise Enough
+
+
+def weights_hash(module: nn.Module) -> str:
+    """Hash of all weights and buffers that a checkpoint keeps, with their names."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def _rates(trainer: Trainer) -> dict[str, float]:

@@ -1,0 +1,64 @@
+"""The code of a run, from git."""
+
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onebox
+from onebox.errors import BadInput
+
+
+@contextmanager
+def checkout(record: Mapping[str, Any]) -> Iterator[Path]:
+    """A git worktree of a run's commit with its uncommitted changes, removed in the end.
+
+    Args:
+        record: run.json.
+
+    Raises:
+        BadInput: commit or changes are not to be had.
+    """
+    git = record.get("git")
+    if git is None:
+        raise BadInput("the run was not made from a git checkout; --checkout has nothing to check out")
+    source = Path(onebox.__file__).parent
+    repository = Path.cwd() if "site-packages" in source.parts else source
+    sha = git["sha"]
+    with tempfile.TemporaryDirectory(prefix="onebox-") as temporary:
+        folder = Path(temporary) / "code"
+        _git(repository, "worktree", "add", "--detach", str(folder), sha, advice=f"fetch commit {sha[:9]}")
+        try:
+            patch = stored_patch(record)
+            if patch:
+                advice = "the run's uncommitted changes cannot be applied"
+                _git(folder, "apply", "--whitespace=nowarn", "-", stdin=patch, advice=advice)
+            yield folder
+        finally:
+            _git(repository, "worktree", "remove", "--force", str(folder), advice="remove the worktree by hand")
+
+
+def stored_patch(record: Mapping[str, Any]) -> str:
+    """The uncommitted changes of tracked files that a run was made with, as `git apply` takes them.
+
+    Raises:
+        BadInput: they were too large to be stored whole.
+    """
+    git = record["git"]
+    if git.get("diff_cut"):
+        raise BadInput("the run's uncommitted changes were too large to be stored; --checkout cannot apply them")
+    return str(git.get("diff", ""))
+
+
+def _git(folder: Path, *arguments: str, advice: str, stdin: str = "") -> None:
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(
+            command, input=stdin, capture_output=True, text=True, errors="surrogateescape", check=False
+        )
+    except OSError as error:
+        raise BadInput(f"git cannot be started ({error.strerror}); --checkout needs it") from error
+    if done.returncode:
+        raise BadInput(f"git {arguments[0]}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}; {advice}")
