@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onebox.callbacks.trace import _chunks, _integers, _rows
+from onebox.callbacks.trace import _chunks, _integers, _Rows
 from onebox.errors import BadInput
 from onebox.trace import CHECKSUM, LOSS, RATE, Trace, TraceWriter, checksums, first_divergence
 from onebox.train import build_data, build_module, build_trainer
@@ -69,10 +69,10 @@ def test_a_checksum_sees_every_change_and_every_exchange(data):
     place = tuple(data.draw(st.integers(0, side - 1)) for side in shape)
     changed = weights.clone()
     changed[place] = torch.nextafter(changed[place], torch.tensor(9.0))
-    assert checksum(_rows(changed)) != checksum(_rows(weights))
-    assert checksum(_rows(weights.flip(0))) != checksum(_rows(weights))
+    assert checksum(_Rows(changed)()) != checksum(_Rows(weights)())
+    assert checksum(_Rows(weights.flip(0))()) != checksum(_Rows(weights)())
     if len(shape) == 4:
-        assert checksum(_rows(weights.to(memory_format=torch.channels_last))) == checksum(_rows(weights))
+        assert checksum(_Rows(weights.to(memory_format=torch.channels_last))()) == checksum(_Rows(weights)())
 
 
 @pytest.mark.parametrize("side", [1, 7, 64])

@@ -7,6 +7,7 @@ last one, which reading passes over.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from onebox.errors import BadInput
 
-SCHEMA = 1
+SCHEMA = 1  # another one when checksums are made otherwise
 COUNTERS = ("epoch", "batch")
 CHECKSUM, LOSS, RATE = "<u4", "<f4", "<f8"  # types of the fields
 
@@ -26,20 +27,27 @@ def checksums(values: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
     """A checksum of each piece of a row of integers: sum of value times a weight of its position, mod 2^64, top half.
 
     Args:
-        values: [V] int64, the pieces one after the other.
+        values: [V] int32, the pieces one after the other.
         lengths: P lengths of the pieces, each > 0, V in all.
 
     Returns:
         [P] uint32.
     """
+    starts, weights = _weights(tuple(lengths))
+    products = values.astype(np.int64).view(np.uint64) * weights
+    return (np.add.reduceat(products, starts) >> np.uint64(32)).astype(np.uint32)
+
+
+@lru_cache(maxsize=4)  # a fit has two: that of the last batch of an epoch and that of the others
+def _weights(lengths: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Where each piece starts, and the weight of each value."""
     starts = np.cumsum([0, *lengths[:-1]])
-    positions = np.arange(len(values), dtype=np.uint64) - np.repeat(starts, lengths).astype(np.uint64)
-    # SplitMix64's mixing (Steele, Lea and Flood 2014): differences of neighbours do not cancel out.
-    weights = (positions + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    weights = (weights ^ (weights >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    weights = (weights ^ (weights >> np.uint64(27))) | np.uint64(1)
-    sums = np.add.reduceat(values.view(np.uint64) * weights, starts)
-    return (sums >> np.uint64(32)).astype(np.uint32)
+    positions = np.concatenate([np.arange(1, length + 1, dtype=np.uint64) for length in lengths])
+    # SplitMix64's mixing (Steele, Lea and Flood 2014): small differences of neighbours do not cancel out.
+    mixed = positions * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return starts, (mixed ^ (mixed >> np.uint64(31))) | np.uint64(1)
 
 
 class TraceWriter:

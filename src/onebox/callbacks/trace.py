@@ -63,12 +63,13 @@ class StepTrace(Callback):
         """Note the weights before the first step."""
         self._is_writing = trainer.is_global_zero
         named = dict(pl_module.named_parameters())
-        self._parameters = list(named.values())
-        self._rows = [_rows(parameter) for parameter in self._parameters]
+        self._parameters = [_Rows(parameter) for parameter in named.values()]
+        self._rows = [rows() for rows in self._parameters]
         self._initial = dict(zip(named, checksums(*_integers(self._rows)).tolist(), strict=True))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        """Note the learning rates, which the schedule changes before the step's end."""
+        """Note what the step may change: the images, which are still in the processor's cache, and the rates."""
+        self._images = _chunks(batch.images)
         self._rates = _rates(trainer)
 
     def on_train_batch_end(
@@ -78,13 +79,13 @@ class StepTrace(Callback):
         module = cast(LocalizationModule, pl_module)
         losses, preds, targets = module.last_step
         self._rows = [
-            _rows(parameter) if parameter.requires_grad else rows  # what is frozen is not read again
-            for parameter, rows in zip(self._parameters, self._rows, strict=True)
+            make() if make.parameter.requires_grad else rows  # what is frozen is not read again
+            for make, rows in zip(self._parameters, self._rows, strict=True)
         ]
-        seen = [_chunks(batch.images), targets.boxes, targets.labels, preds.loc, preds.logits]
+        seen = [self._images, targets.boxes, targets.labels, preds.loc, preds.logits]
         self._pending.append(_Step((trainer.current_epoch, batch_idx), seen, losses, self._rates, self._rows))
         self._steps += 1
-        if self._steps % module.log_every_n_steps == 0:
+        if (batch_idx + 1) % module.log_every_n_steps == 0:
             self._write()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -109,15 +110,20 @@ class StepTrace(Callback):
                 *((name, CHECKSUM) for name in self._initial),
             ]
             self._writer = TraceWriter(self._path, fields, self._initial, keep=self._steps - len(steps))
-        hashed = [tensor for step in steps for tensor in (*step.seen, *step.parameters)]
+        # One transfer; the losses first, as they are not hashed.
         losses = [torch.stack([step.losses[name].float() for name in names]) for step in steps]
-        values, lengths = _integers([*hashed, *losses])
-        end = sum(lengths[: len(hashed)])
-        sums = checksums(values[:end], lengths[: len(hashed)]).reshape(len(steps), -1)
+        values, lengths = _integers([*losses, *(tensor for step in steps for tensor in (*step.seen, *step.parameters))])
+        num_losses, num_hashed = len(steps) * len(names), len(SEEN) + len(self._initial)
+        sums = np.empty((len(steps), num_hashed), np.uint32)
+        start = num_losses
+        for row, first in enumerate(range(len(steps), len(lengths), num_hashed)):
+            mine = lengths[first : first + num_hashed]
+            sums[row] = checksums(values[start : start + sum(mine)], mine)
+            start += sum(mine)
         blocks = [
             np.array([step.counters for step in steps]),
             sums[:, : len(SEEN)],
-            values[end:].astype(np.int32).view(np.float32).reshape(len(steps), -1),
+            values[:num_losses].view(np.float32).reshape(len(steps), -1),
             np.array([list(step.rates.values()) for step in steps]),
             sums[:, len(SEEN) :],
         ]
@@ -159,17 +165,25 @@ def _rates(trainer: Trainer) -> dict[str, float]:
     return {"lr" if number == 0 else f"lr_{number}": float(group["lr"]) for number, group in enumerate(groups)}
 
 
-def _bits(tensor: Tensor) -> Tensor:
-    """The numbers that a tensor's bits are as integers."""
-    return tensor.detach().view(INTEGERS[tensor.element_size()])
+class _Rows:
+    """[N] sums of a parameter's bits over all but its first dimension, which wrap around; called, it gives a copy.
 
+    Keeps its view of the parameter's memory, which takes half of the time to make.
+    """
 
-def _rows(parameter: Tensor) -> Tensor:
-    """[N] sums of a parameter's bits over all but its first dimension, which wrap around; a copy."""
-    bits = _bits(parameter)
-    if bits.ndim < 2:
-        return bits.reshape(-1).clone()
-    return bits.sum(tuple(range(1, bits.ndim)), dtype=torch.int64 if bits.dtype == torch.int64 else torch.int32)
+    def __init__(self, parameter: Tensor) -> None:
+        self.parameter = parameter
+        self._address = -1
+
+    def __call__(self) -> Tensor:
+        if self.parameter.data_ptr() != self._address:
+            self._address = self.parameter.data_ptr()
+            self._bits = self.parameter.detach().view(INTEGERS[self.parameter.element_size()])
+            self._dimensions = tuple(range(1, self._bits.ndim))
+            self._sum_type = torch.int64 if self._bits.dtype == torch.int64 else torch.int32
+        if not self._dimensions:
+            return self._bits.reshape(-1).clone()
+        return self._bits.sum(self._dimensions, dtype=self._sum_type)
 
 
 def _chunks(images: Tensor) -> Tensor:
@@ -184,8 +198,14 @@ def _chunks(images: Tensor) -> Tensor:
 
 
 def _integers(tensors: Sequence[Tensor]) -> tuple[np.ndarray, list[int]]:
-    """The bits of some tensors, one after the other: [V] int64 and the number of values of each."""
-    pieces = [
-        tensor if tensor.ndim == 1 and not tensor.is_floating_point() else _bits(tensor).flatten() for tensor in tensors
-    ]
-    return torch.cat(pieces).long().cpu().numpy(), [len(piece) for piece in pieces]
+    """The bits of some tensors, one after the other: [V] int32 and the number of values of each."""
+    pieces = []
+    for tensor in tensors:
+        if tensor.dtype is torch.int32 and tensor.ndim == 1:  # most are: passed over quickly
+            pieces.append(tensor)
+            continue
+        flat = tensor.detach().flatten()
+        if flat.element_size() < 4:
+            flat = flat.float() if flat.is_floating_point() else flat.int()
+        pieces.append(flat.view(torch.int32))
+    return torch.cat(pieces).cpu().numpy(), [len(piece) for piece in pieces]
