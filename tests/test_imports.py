@@ -14,8 +14,8 @@ LAYERS = {
     "files": 0,
     "boxes": 0,
     "draw": 0,
-    "trace": 0,
     "schedules": 0,
+    "trace": 1,
     "data": 1,
     "model": 1,
     "losses": 2,
@@ -33,7 +33,7 @@ LAYERS = {
     "help": 4,
 }
 CONFIG_LIBRARIES = {"hydra", "omegaconf"}
-MAY_IMPORT_CONFIG = {"train", "replay", "cli", "spelling", "validation", "runs", "sweep"}
+MAY_IMPORT_CONFIG = {"train", "replay", "cli", "cli_reproduce", "spelling", "validation", "runs", "sweep"}
 HEAVY = {"torch", "lightning", "torchvision", "albumentations", "torchmetrics", "matplotlib"}
 
 

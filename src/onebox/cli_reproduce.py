@@ -129,7 +129,7 @@ def _run_again(
         "overrides": recorded.record.get("overrides", []),
         "threads": threads,
     }
-    differences = _differences(recorded, now)
+    differences = [*_changed(recorded, config, overrides), *_differences(recorded, now)]
     differences = [item for item in differences if not (checkout and item.what == "code")]
     console.print(f"{recorded.folder} again, in {folder}", highlight=False, soft_wrap=True)
     for line in map(str, differences) if differences else ["code, packages and machine are those of the run"]:
@@ -145,6 +145,18 @@ def _run_again(
     if exit_code:
         raise typer.Exit(exit_code if exit_code == EXIT_INTERRUPTED else 2)
     return differences
+
+
+def _changed(recorded: "Recorded", config: dict[str, Any], overrides: Sequence[str]) -> "Iterator[Difference]":
+    """What the overrides change."""
+    from omegaconf import OmegaConf
+
+    from onebox.runs.reproduce import Difference
+
+    for override in overrides:
+        key = override.partition("=")[0]
+        before, after = (str(OmegaConf.select(OmegaConf.create(part), key)) for part in (recorded.config, config))
+        yield Difference(f"config {key}", before, after)
 
 
 def _differences(recorded: "Recorded", now: dict[str, Any]) -> "list[Difference]":

@@ -198,7 +198,7 @@ def _shown(trace: Trace, step: int, name: str) -> Value:
         return None
     value = trace.records[step][name]
     if trace.records.dtype[name] == LOSS:
-        return float(str(value))  # the shortest number that gives these bits
+        return float(str(value)) if np.isfinite(value) else str(value)  # the shortest number that gives these bits
     return _hexadecimal(int(value)) if trace.records.dtype[name] == CHECKSUM else value.item()
 
 

@@ -190,8 +190,8 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord) -> float | None:
 
 def _check_data(cfg: DictConfig, data: VocDataModule) -> None:
     """Raises BadInput when `cfg.data_fingerprint` is of other data; parts that it does not name may be any."""
-    found = data.fingerprint()
     wanted = cfg.get("data_fingerprint") or {}
+    found = data.fingerprint() if wanted else {}
     others = [f"{part} is {found.get(part)}, not {value}" for part, value in wanted.items() if found.get(part) != value]
     if others:
         raise BadInput(
