@@ -11,6 +11,10 @@ class BadInput(Exception):
     """
 
 
+class Preempted(BaseException):
+    """A scheduler asks the process to end (SIGTERM). No `Exception`, as nothing between is to handle it."""
+
+
 def refuse(problems: Mapping[str, bool]) -> None:
     """Raise one `BadInput` that names all problems which are so.
 

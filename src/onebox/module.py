@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -111,6 +112,19 @@ class LocalizationModule(LightningModule):
                 100 * losses["augment_fallback"],
             )
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the steps of an unfinished epoch have gathered."""
+        pending = [(losses, tuple(preds), tuple(targets)) for losses, preds, targets in self._pending]
+        checkpoint["unfinished_epoch"] = {"results": self.train_results.state(), "pending": pending}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back."""
+        kept = move_data_to_device(checkpoint["unfinished_epoch"], self.trainer.strategy.root_device)
+        self.train_results.restore(kept["results"])
+        self._pending = [
+            (losses, Prediction(*preds), Target(*targets)) for losses, preds, targets in kept["pending"]
+        ]
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """One batch."""
         self._eval_step(batch)
@@ -182,6 +196,20 @@ class RunningResults(nn.Module):
             torch.cat([row.boxes for row in targets]),
             torch.cat([row.labels for row in targets]),
         )
+
+    def state(self) -> dict[str, Any]:
+        """Everything that was added, as plain data."""
+        return {
+            "loss_sums": dict(self._loss_sums),
+            "num_images": self._num_images,
+            "sums": self.metrics.sums,
+            "count": self.metrics.count,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        self._loss_sums, self._num_images = dict(state["loss_sums"]), state["num_images"]
+        self.metrics.sums, self.metrics.count = state["sums"], state["count"]
 
     def pop(self) -> tuple[dict[str, Tensor], Results]:
         """Mean losses and metrics; starts again from nothing."""

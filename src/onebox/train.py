@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,10 +18,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException
 from hydra.experimental.callback import Callback as HydraCallback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from onebox.errors import BadInput
+from onebox.errors import BadInput, Preempted
 from onebox.help import help_text
 from onebox.spelling import explain_unknown_keys
 from onebox.validation import validate
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 USER_ERRORS = (BadInput, HydraException, OmegaConfBaseException)
 EXIT_BAD_INPUT = 2
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell gives it
 
 IRRELEVANT_WARNINGS = (
@@ -44,6 +45,8 @@ IRRELEVANT_WARNINGS = (
     ".*smaller than the logging interval.*",  # the module reads what is left at the end of each epoch
     ".*Total length of .* across ranks is zero.*",  # an empty split is said on its own line
     ".*LeafSpec.*deprecated.*",  # Lightning's own use of torch
+    ".*your dataloader is not resumable.*",  # the sampler begins where the checkpoint says
+    ".*Checkpoint directory .* exists and is not empty.*",  # of a run that goes on
 )
 RESULT_TAGS = [
     f"{split}/{name}"
@@ -53,12 +56,13 @@ RESULT_TAGS = [
 
 
 def main() -> None:
-    """The console command. Exit codes: 0 done, 1 a fault of onebox, 2 bad input, 130 stopped by hand."""
+    """The console command. Exit codes: 0 done, 1 a fault, 2 bad input, 75 stopped by SIGTERM, 130 by hand."""
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_text(), end="")
         return
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here instead of being printed by Hydra
     try:
+        sys.argv[1:] = [new for argument in sys.argv[1:] for new in _stored_arguments(argument)]
         _app()
     except USER_ERRORS as error:
         _exit_with(error)
@@ -70,20 +74,31 @@ def main() -> None:
         if error.filename is None:
             raise
         _exit_with(BadInput(f"{error.filename}: {error.strerror}; free it, or choose another hydra.run.dir"))
-    except KeyboardInterrupt:
-        print("stopped by hand", file=sys.stderr)
+    except Preempted as error:
+        print(error, file=sys.stderr)
+        sys.exit(EXIT_PREEMPTED)
+    except KeyboardInterrupt as error:
+        print(str(error) or "stopped by hand", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
 
 
-class RefuseTakenDirectory(HydraCallback):
-    """Stops before Hydra writes into a directory that holds a run already, so that nothing of that run is lost."""
+class ClaimDirectory(HydraCallback):
+    """Stops before Hydra writes into a directory that this run may not have, so that nothing in it is lost."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called once before a single run."""
-        folder = Path(config.hydra.run.dir)
-        if (folder / "run.json").exists():
-            # Hydra turns other exceptions of a callback into warnings.
-            _exit_with(BadInput(f"{folder}: holds a run already; choose another hydra.run.dir or remove the folder"))
+        from onebox.runs.claim import claim
+
+        cfg = config.copy()
+        with open_dict(cfg):
+            folder = Path(cfg.pop("hydra").run.dir)
+            cfg.run_dir = str(folder)
+        try:
+            claim(folder, fingerprint=_fingerprint(cfg), resume=cfg.resume)
+        except USER_ERRORS as error:
+            _exit_with(error)  # Hydra turns other exceptions of a callback into warnings
+        except OSError:
+            return  # the folder cannot be made, which Hydra finds as well
 
 
 @hydra.main(version_base="1.3", config_path="pkg://onebox.conf", config_name="train")
@@ -105,30 +120,40 @@ def train(cfg: DictConfig) -> float | None:
     Raises:
         BadInput: config or data cannot be used; run.json says why.
     """
-    from onebox.runs.fingerprint import fingerprint
+    from onebox.runs.claim import claim, release
+    from onebox.runs.preemption import sigterm_raises
     from onebox.runs.record import RunRecord
 
     run_dir = Path(os.path.relpath(cfg.run_dir))
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    fingerprint = _fingerprint(cfg)
+    earlier = claim(run_dir, fingerprint=fingerprint, resume=cfg.resume)
     record = RunRecord(
         run_dir,
+        earlier,
         name=cfg.name,
         seed=cfg.seed,
-        fingerprint=fingerprint(config, cfg.fingerprint_ignore),
+        fingerprint=fingerprint,
         choices=_choices(),
         overrides=list(HydraConfig.get().overrides.task),
     )
-    with record:
-        validate(cfg)
-        return _train(cfg, run_dir, record)
+    try:
+        with sigterm_raises(), record:
+            validate(cfg)
+            return _train(cfg, run_dir, record, fingerprint)
+    except (Preempted, KeyboardInterrupt) as error:
+        error.args = (f"{error or 'stopped by hand'}; onebox-train resume={run_dir} goes on",)
+        raise
+    finally:
+        release(run_dir)
 
 
-def _train(cfg: DictConfig, run_dir: Path, record: RunRecord) -> float | None:
+def _train(cfg: DictConfig, run_dir: Path, record: RunRecord, fingerprint: str) -> float | None:
     import lightning.pytorch as L
 
     from onebox.callbacks.epoch_csv import EpochCsvLogger
     from onebox.callbacks.trace import Enough, weights_hash
     from onebox.files import write_json, write_text
+    from onebox.runs.checkpoint import load_weights
     from onebox.runs.provenance import hardware
     from onebox.runs.report import write_report
     from onebox.runs.results import best_row, floor_metrics, metrics_json, print_results
@@ -152,7 +177,14 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord) -> float | None:
     write_text(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
 
     module = build_module(cfg, data)
-    trainer = build_trainer(cfg)
+    facts = {
+        "fingerprint": fingerprint,
+        "data_fingerprint": data.fingerprint(),
+        "class_names": data.class_names,
+        "config": OmegaConf.to_container(cfg, resolve=True),
+    }
+    checkpoint = _checkpoint(cfg, run_dir, facts) if record.goes_on else None
+    trainer = build_trainer(cfg, facts)
     rows = next(logger.rows for logger in trainer.loggers if isinstance(logger, EpochCsvLogger))
     record.add(
         hardware=hardware(),
@@ -163,7 +195,7 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord) -> float | None:
     )
 
     try:
-        _run(trainer, trainer.fit, module, datamodule=data)
+        _run(trainer, trainer.fit, module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except Enough:
         return None
     record.add(final_weights=weights_hash(module))
@@ -171,9 +203,10 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord) -> float | None:
     test: dict[str, float] = {}
     floor: dict[str, float] = {}
     if len(data.indexes["test"]):
-        checkpoint = run_dir / "checkpoints" / "best.ckpt"
-        path = str(checkpoint) if checkpoint.exists() else None  # callbacks.checkpoint_best=null: the last weights
-        _run(trainer, trainer.test, module, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
+        if (run_dir / "checkpoints" / "best.ckpt").exists():  # callbacks.checkpoint_best=null: the last weights
+            # Not by Lightning, which under averaging would test the weights that were not averaged.
+            load_weights(module, run_dir / "checkpoints" / "best.ckpt")
+        _run(trainer, trainer.test, module, datamodule=data, verbose=False)
         test = {tag.removeprefix("test/"): value.item() for tag, value in trainer.callback_metrics.items()}
         num_tested = int(sum(row["images"] for row in module.test_per_class.values()))
         floor = floor_metrics(data.indexes["train"], data.indexes["test"], data.class_names, num_tested)
@@ -239,13 +272,38 @@ def build_module(cfg: DictConfig, data: VocDataModule) -> LocalizationModule:
     return module
 
 
-def build_trainer(cfg: DictConfig) -> Trainer:
-    """The trainer with all callbacks and loggers that are not null."""
+def _checkpoint(cfg: DictConfig, run_dir: Path, facts: Mapping[str, Any]) -> Path | None:
+    """Where a run goes on from, None for its beginning; what was logged later is dropped from TensorBoard.
+
+    Raises:
+        BadInput: the data are not those that it was begun with.
+    """
+    from onebox.runs.checkpoint import newest_checkpoint
+
+    found = newest_checkpoint(run_dir / "checkpoints", fingerprint=facts["fingerprint"])
+    path, content = found if found else (None, {"global_step": 0, "epoch": 0, "onebox": facts})
+    begun, now = content["onebox"]["data_fingerprint"], facts["data_fingerprint"]
+    changed = [part for part in now if begun.get(part) != now[part]]
+    if changed:
+        raise BadInput(
+            f"{run_dir}: the data have changed since the run was begun ({', '.join(changed)}); bring them back, or "
+            "choose another hydra.run.dir"
+        )
+    for logger in cfg.logger.values():
+        if logger is not None and "purge_step" in logger:
+            logger.purge_step = content["global_step"]
+    log.info("goes on after %s epochs, %s steps", content["epoch"], content["global_step"])
+    return path
+
+
+def build_trainer(cfg: DictConfig, facts: Mapping[str, Any] | None = None) -> Trainer:
+    """The trainer with all callbacks and loggers that are not null; `facts` go into each checkpoint."""
     import torch.utils.deterministic
     from lightning.pytorch.callbacks import ProgressBar
 
     from onebox.callbacks.epoch_csv import EpochCsvLogger
     from onebox.callbacks.hparams import HParams
+    from onebox.runs.checkpoint import CheckpointFacts
 
     callbacks, loggers = (
         [hydra.utils.instantiate(part, _convert_="all") for part in group.values() if part is not None]
@@ -255,7 +313,7 @@ def build_trainer(cfg: DictConfig) -> Trainer:
         loggers.append(EpochCsvLogger(path=None))  # metrics.json is made from its rows
     trainer: Trainer = hydra.utils.instantiate(
         cfg.trainer,
-        callbacks=[*callbacks, HParams(_hparams(cfg), RESULT_TAGS)],
+        callbacks=[*callbacks, HParams(_hparams(cfg), RESULT_TAGS), CheckpointFacts(facts or {})],
         logger=loggers,
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         _convert_="all",
@@ -281,6 +339,32 @@ def _run(trainer: Trainer, function: Callable[..., Any], *args: Any, **kwargs: A
         if trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
+
+
+def _fingerprint(cfg: DictConfig) -> str:
+    from onebox.runs.fingerprint import fingerprint
+
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    return fingerprint(config, cfg.fingerprint_ignore)
+
+
+def _stored_arguments(argument: str) -> Iterator[str]:
+    """For `resume=FOLDER` the arguments that the run in it was started with, for any other argument itself.
+
+    Raises:
+        BadInput: there is no run.
+    """
+    key, _, value = argument.partition("=")
+    if key != "resume" or value in ("auto", "never", ""):
+        yield argument
+        return
+    path = Path(value, ".hydra", "overrides.yaml")
+    try:
+        overrides = OmegaConf.load(path)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read; resume=FOLDER takes the folder of a run") from error
+    folder = value.replace("\\", "\\\\").replace("'", "\\'")
+    yield from [*overrides, f"hydra.run.dir='{folder}'", "hydra.mode=RUN"]  # a job of a sweep goes on alone
 
 
 def _choices() -> dict[str, str | None]:

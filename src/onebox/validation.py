@@ -32,6 +32,8 @@ def validate(cfg: DictConfig) -> None:
             f"seed must be a number >= 0 and below 2^32, not {get('seed')}": not is_integer(get("seed"), 0, 2**32 - 1),
             f"image_size must be a number >= 1, not {get('image_size')}": not is_integer(get("image_size"), 1),
             f"monitor={monitor} is nothing that is logged; it must be one of {', '.join(tags)}": monitor not in tags,
+            f"resume must be auto, never or the folder of a run, not {get('resume')}": get("resume")
+            not in ("auto", "never"),
             f"monitor_mode must be max or min, not {mode}": mode not in ("max", "min"),
             f"monitor={monitor} but trainer.limit_val_batches=0; set monitor=train/loss monitor_mode=min": str(
                 monitor

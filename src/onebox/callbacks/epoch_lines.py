@@ -21,6 +21,7 @@ class EpochLines(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the line of the epoch before."""
         if trainer.current_epoch > 0:
+            self._epoch = trainer.current_epoch  # a run that goes on has seen no epoch end
             self._print(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -61,7 +61,8 @@ class BoxPictures(Callback):
         if writers:
             picture = self._draw(trainer, pl_module, "val", f"Validation images after epoch {epoch}")
             for writer in writers:
-                writer.add_image("val/predictions", picture, trainer.global_step, dataformats="HWC")
+                # The step that Lightning gives to the metrics of the epoch.
+                writer.add_image("val/predictions", picture, trainer.global_step - 1, dataformats="HWC")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the PNG of training images when there will be no test."""

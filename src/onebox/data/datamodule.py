@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import logging
 import math
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -144,6 +145,7 @@ class VocDataModule(LightningDataModule):
         self._drop_last = drop_last
         self._seed = seed
         self._datasets: dict[str, OneBoxDataset] = {}
+        self.start = (0, 0)  # epoch and step of it that training begins with
         self.class_names: list[str] = []  # index = logit
         self.indexes: dict[str, Index] = {}
 
@@ -224,7 +226,7 @@ class VocDataModule(LightningDataModule):
         return self._dataset(split, augment=False, cache="none").__getitems__([(0, row) for row in rows])
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Batches in an order of their own for each epoch."""
+        """Batches in an order of their own for each epoch, from `start` on."""
         return self._loader("train")
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -319,20 +321,24 @@ class VocDataModule(LightningDataModule):
         dataset = self.dataset(split)
         is_train = split == "train"
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        batch_size = self._batch_size if is_train else self._eval_batch_size
+        epoch, step = self.start if is_train else (0, 0)
         return DataLoader(
             dataset,
-            batch_size=self._batch_size if is_train else self._eval_batch_size,
+            batch_size=batch_size,
             sampler=EpochSampler(
                 len(dataset),
                 shuffle=is_train,
                 seed=self._seed,
                 rank=torch.distributed.get_rank() if distributed else 0,
                 num_replicas=torch.distributed.get_world_size() if distributed else 1,
+                start=(epoch, step * batch_size),
             ),
             drop_last=is_train and self._drop_last,
             num_workers=self._num_workers,
             persistent_workers=self._num_workers > 0,
             collate_fn=_as_is,  # __getitems__ gives whole batches
+            worker_init_fn=_ignore_sigterm,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(self._seed),  # workers must not draw from the global generator
         )
@@ -340,3 +346,8 @@ class VocDataModule(LightningDataModule):
 
 def _as_is(batch: Any) -> Any:
     return batch
+
+
+def _ignore_sigterm(worker: int) -> None:
+    # Schedulers send it to all processes of a job; the main process still needs batches until it has stored its state.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -187,15 +187,33 @@ class EpochSampler(Sampler[Key]):
 
     With several replicas each takes every `num_replicas`-th key. The last ones start again from the front, so that
     all replicas have the same number.
+
+    Args:
+        num_rows: how many images there are.
+        shuffle: whether each epoch has an order of its own; if not, it is that of the rows.
+        seed: seed of the order.
+        rank: which replica this is.
+        num_replicas: how many there are.
+        start: (epoch, number of keys): this epoch is begun after so many of its keys.
     """
 
-    def __init__(self, num_rows: int, *, shuffle: bool, seed: int, rank: int = 0, num_replicas: int = 1) -> None:
+    def __init__(
+        self,
+        num_rows: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        rank: int = 0,
+        num_replicas: int = 1,
+        start: tuple[int, int] = (0, 0),
+    ) -> None:
         self._num_rows = num_rows
         self._shuffle = shuffle
         self._seed = seed
         self._rank = rank
         self._num_replicas = num_replicas
-        self._epoch = 0
+        self._start = start
+        self._epoch = start[0]  # loader workers may ask for keys before the trainer sets the epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the trainer before each epoch."""
@@ -209,4 +227,5 @@ class EpochSampler(Sampler[Key]):
         if self._shuffle:
             np.random.default_rng([self._seed, self._epoch]).shuffle(rows)
         mine = np.resize(rows, len(self) * self._num_replicas)[self._rank :: self._num_replicas]
-        return ((self._epoch, row) for row in mine.tolist())
+        done = self._start[1] if self._epoch == self._start[0] else 0
+        return ((self._epoch, row) for row in mine[done:].tolist())

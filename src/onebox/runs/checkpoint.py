@@ -1,12 +1,23 @@
-"""Checkpoint files that a crash cannot leave half-written."""
+"""Checkpoint files: whole or not there, plain data, and known to belong to a run."""
 
+import logging
+import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
 
+from onebox.errors import BadInput
 from onebox.files import replacing
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # grows when older code could not read a checkpoint rightly
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -16,3 +27,75 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """See `lightning.fabric.plugins.CheckpointIO.save_checkpoint`."""
         with replacing(Path(path)) as temporary:
             super().save_checkpoint(checkpoint, temporary, storage_options)
+
+
+class CheckpointFacts(Callback):
+    """Puts into each checkpoint whose it is, as `checkpoint["onebox"]`.
+
+    Args:
+        facts: plain data: config, fingerprint, data_fingerprint, class_names.
+    """
+
+    def __init__(self, facts: Mapping[str, Any]) -> None:
+        self._facts = {"format": FORMAT, **facts}
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the facts."""
+        checkpoint["onebox"] = self._facts
+
+
+def read_checkpoint(path: Path, *, fingerprint: str | None = None) -> dict[str, Any]:
+    """A checkpoint of onebox, its tensors in main memory. No code in it is ever run.
+
+    Args:
+        path: the file.
+        fingerprint: of the run that it must belong to; None accepts any.
+
+    Raises:
+        BadInput: it is not there, not whole, not plain data, not of onebox, of a newer onebox or of another run.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise BadInput(f"{path}: is not there") from error
+    except pickle.UnpicklingError as error:
+        raise BadInput(f"{path}: not whole, or holds something else than plain data; it was not loaded") from error
+    except Exception as error:  # torch raises about anything for a file that is cut off
+        raise BadInput(f"{path}: cannot be read, it is cut off or no checkpoint ({type(error).__name__})") from error
+    facts = checkpoint.get("onebox") if isinstance(checkpoint, dict) else None
+    if not isinstance(facts, dict) or not isinstance(facts.get("format"), int):
+        raise BadInput(f"{path}: not a checkpoint of onebox")
+    if facts["format"] > FORMAT:
+        raise BadInput(f"{path}: written by a newer onebox (format {facts['format']}, this one reads {FORMAT})")
+    if fingerprint not in (None, facts.get("fingerprint")):
+        raise BadInput(f"{path}: belongs to a run of another config ({facts.get('fingerprint')}, not {fingerprint})")
+    return checkpoint
+
+
+def newest_checkpoint(folder: Path, *, fingerprint: str) -> tuple[Path, dict[str, Any]] | None:
+    """The last checkpoint that can be used, and its content; says which ones cannot.
+
+    Args:
+        folder: where `LastCheckpoint` writes.
+        fingerprint: of the run.
+    """
+    for name in ("last.ckpt", "previous.ckpt"):
+        path = folder / name
+        if path.exists():
+            try:
+                return path, read_checkpoint(path, fingerprint=fingerprint)
+            except BadInput as error:
+                log.warning("%s; passed over", error)
+    return None
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load a checkpoint's weights, the averaged ones where there are such.
+
+    Raises:
+        BadInput: see `read_checkpoint`; or they are of another network.
+    """
+    try:
+        module.load_state_dict(read_checkpoint(path)["state_dict"])
+    except RuntimeError as error:
+        raise BadInput(f"{path}: the weights are of another network ({error})") from error

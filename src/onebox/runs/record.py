@@ -3,12 +3,13 @@
 import platform
 import sys
 import traceback
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from onebox.errors import BadInput
+from onebox.errors import Preempted
 from onebox.files import write_json
 from onebox.runs.provenance import git_state, packages
 
@@ -18,17 +19,28 @@ SCHEMA = 1
 class RunRecord:
     """Keeps run.json true from the first second to the last.
 
-    As a context manager it writes `running` at the start and at the end `completed`, `interrupted` (Ctrl-C) or
-    `failed` with the reason; the exception goes on its way.
+    As a context manager it writes `running` at the start and at the end `completed`, `interrupted` (Ctrl-C, SIGTERM)
+    or `failed` with the reason; the exception goes on its way. A run that was killed still says `running`.
 
     Args:
         folder: the run directory.
+        earlier: run.json of the run that goes on; None for a new one. What it says of its last attempt moves to
+            `attempts`.
         facts: what else to record from the start.
     """
 
-    def __init__(self, folder: Path, **facts: Any) -> None:
+    def __init__(self, folder: Path, earlier: Mapping[str, Any] | None = None, **facts: Any) -> None:
         self._path = folder / "run.json"
         self._facts: dict[str, Any] = {"schema": SCHEMA, "status": "running", **facts}
+        if earlier is not None:
+            attempt = {key: earlier.get(key) for key in ("status", "started", "ended", "seconds", "error", "host")}
+            attempt["sha"] = (earlier.get("git") or {}).get("sha")
+            self._facts["attempts"] = [*earlier.get("attempts", []), attempt]
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether an earlier attempt began the run."""
+        return "attempts" in self._facts
 
     def add(self, **facts: Any) -> None:
         """Record more."""
@@ -36,10 +48,6 @@ class RunRecord:
         write_json(self._path, self._facts)
 
     def __enter__(self) -> Self:
-        if self._path.exists():
-            raise BadInput(
-                f"{self._path.parent}: holds a run already; choose another hydra.run.dir or remove the folder"
-            )
         self._started = datetime.now(UTC)
         self.add(
             started=self._started.isoformat(timespec="seconds"),
@@ -61,8 +69,9 @@ class RunRecord:
             "ended": ended.isoformat(timespec="seconds"),
             "seconds": round((ended - self._started).total_seconds(), 1),
         }
-        if isinstance(error, KeyboardInterrupt):
-            facts |= {"status": "interrupted", "error": {"type": "KeyboardInterrupt", "message": "stopped by hand"}}
+        if isinstance(error, KeyboardInterrupt | Preempted):
+            message = str(error) or "stopped by hand"
+            facts |= {"status": "interrupted", "error": {"type": type(error).__name__, "message": message}}
         elif error is not None:
             text = "".join(traceback.format_exception(kind, error, trace))
             facts |= {

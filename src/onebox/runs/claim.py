@@ -1,0 +1,78 @@
+"""Whose a run directory is: one process at a time, one config for ever."""
+
+import errno
+import fcntl
+import json
+import logging
+from pathlib import Path
+from typing import Any, TextIO
+
+from onebox.errors import BadInput
+from onebox.files import read_json
+
+log = logging.getLogger(__name__)
+
+_held: dict[Path, TextIO] = {}
+
+
+def claim(folder: Path, *, fingerprint: str, resume: str) -> dict[str, Any] | None:
+    """Take a run directory for this process, until `release` or its end. Claimed again, it is only looked at again.
+
+    Args:
+        folder: the run directory; need not exist.
+        fingerprint: of the config that is to run there.
+        resume: `auto` accepts a run of the same fingerprint that did not complete; `never` accepts no run.
+
+    Returns:
+        What run.json says of the run that is to go on; None when there is none yet.
+
+    Raises:
+        BadInput: the directory cannot be taken; nothing in it was changed.
+    """
+    facts = _facts(folder)
+    if facts is not None:
+        _check(folder, facts, fingerprint, resume)
+    _lock(folder)
+    return _facts(folder)  # another process may have written until now
+
+
+def release(folder: Path) -> None:
+    """Let other processes have the directory."""
+    _held.pop(folder.absolute()).close()
+
+
+def _check(folder: Path, facts: dict[str, Any], fingerprint: str, resume: str) -> None:
+    other = "choose another hydra.run.dir or remove the folder"
+    status, theirs = facts.get("status"), facts.get("fingerprint")
+    if status == "completed" or resume == "never":
+        raise BadInput(f"{folder}: holds a run already ({status}); {other}")
+    if theirs != fingerprint:
+        raise BadInput(f"{folder}: holds a run already, of another config (fingerprint {theirs}, not {fingerprint}); {other}")
+
+
+def _facts(folder: Path) -> dict[str, Any] | None:
+    path = folder / "run.json"
+    try:
+        facts: dict[str, Any] = read_json(path)
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path}: not valid JSON ({error}); remove the folder or choose another hydra.run.dir") from error
+    return facts
+
+
+def _lock(folder: Path) -> None:
+    folder = folder.absolute()
+    if folder in _held:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / ".lock").open("a")
+    try:
+        # lockf, as a lock by flock would live on in loader workers, seconds after their parent was killed.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            file.close()
+            raise BadInput(f"{folder}: another process is running it; wait, or choose another hydra.run.dir") from error
+        log.warning("%s: cannot be locked (%s); do not start a second process on it", folder, error)
+    _held[folder] = file
