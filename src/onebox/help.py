@@ -16,13 +16,15 @@ Examples
   onebox-train sweep=loss_weights                       a sweep that is kept as a file
   onebox-train -m optimizer.lr=1e-3,3e-3 seed=0,1,2     a sweep from the command line
   onebox-train debug=fast                               any experiment in a few seconds
+  onebox-train resume=outputs/baseline/2026-...         go on with a run that was killed or stopped
   onebox-train ... --cfg job                            show the composed config and do nothing
 
 Groups: GROUP=OPTION chooses
 {groups}
 
 Everything else is KEY=VALUE: see --cfg job. Results go to outputs/<name>/<date>_<time>/.
-Exit codes: 0 done, 1 a fault of onebox, 2 something to put right in config or data, 130 stopped by hand.
+Exit codes: 0 done, 1 a fault of onebox, 2 something to put right in config or data, 75 stopped by SIGTERM (the same
+command with the same hydra.run.dir goes on), 130 stopped by hand.
 ONEBOX_DEBUG=1 shows tracebacks. Tab completion: eval "$(onebox-train -sc install=bash)". More flags: --hydra-help
 """
 

@@ -92,15 +92,16 @@ class LocalizationModule(LightningModule):
         """One batch; returns the weighted loss."""
         preds, targets, losses = self._predict(batch)
         self.last_step = _tags(losses), Prediction(*(column.detach() for column in preds)), targets
-        shares = {name: torch.tensor(share) for name, share in batch.shares.items()}
+        shares = {name: torch.tensor(share, device=self.device) for name, share in batch.shares.items()}
         self._pending.append((self.last_step[0] | shares, *self.last_step[1:]))
-        if (batch_idx + 1) % self.log_every_n_steps == 0:
-            self._read_steps()
+        # The last steps are read when the epoch ends, so that nothing is logged of its end before validation.
+        if (batch_idx + 1) % self.log_every_n_steps == 0 and not self.trainer.is_last_batch:
+            self._read_steps(self.global_step)
         return losses.total
 
     def on_train_epoch_end(self) -> None:
         """Log the means of the epoch."""
-        self._read_steps()
+        self._read_steps(self.global_step - 1)
         losses, metrics = self.train_results.pop()
         self._log("train", losses | {name: metrics.micro[name] for name in TRAIN_METRICS})
         if not self._warned and losses.get("augment_fallback", 0) > MANY_FALLBACKS:
@@ -121,9 +122,7 @@ class LocalizationModule(LightningModule):
         """Take it back."""
         kept = move_data_to_device(checkpoint["unfinished_epoch"], self.trainer.strategy.root_device)
         self.train_results.restore(kept["results"])
-        self._pending = [
-            (losses, Prediction(*preds), Target(*targets)) for losses, preds, targets in kept["pending"]
-        ]
+        self._pending = [(losses, Prediction(*preds), Target(*targets)) for losses, preds, targets in kept["pending"]]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """One batch."""
@@ -156,8 +155,8 @@ class LocalizationModule(LightningModule):
     def _log(self, split: str, values: dict[str, Any]) -> None:
         self.log_dict({f"{split}/{name}": value for name, value in values.items()}, sync_dist=True)
 
-    def _read_steps(self) -> None:
-        """Add the kept steps to the epoch's results and log their means."""
+    def _read_steps(self, last: int) -> None:
+        """Add the kept steps to the epoch's results and log their means under the number of the last, from 0."""
         if not self._pending:
             return
         losses, preds, targets = zip(*self._pending, strict=True)
@@ -167,7 +166,7 @@ class LocalizationModule(LightningModule):
         for number, group in enumerate(self.trainer.optimizers[0].param_groups):
             values["step/lr" if number == 0 else f"step/lr_{number}"] = group["lr"]
         for logger in self.loggers:
-            logger.log_metrics(values, step=self.global_step)
+            logger.log_metrics(values, step=last)
 
 
 class RunningResults(nn.Module):

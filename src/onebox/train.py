@@ -89,9 +89,10 @@ class ClaimDirectory(HydraCallback):
         """Called once before a single run."""
         from onebox.runs.claim import claim
 
+        folder = Path(config.hydra.run.dir)  # not of the copy, whose time stamp would be another
         cfg = config.copy()
         with open_dict(cfg):
-            folder = Path(cfg.pop("hydra").run.dir)
+            del cfg["hydra"]
             cfg.run_dir = str(folder)
         try:
             claim(folder, fingerprint=_fingerprint(cfg), resume=cfg.resume)
@@ -273,7 +274,7 @@ def build_module(cfg: DictConfig, data: VocDataModule) -> LocalizationModule:
 
 
 def _checkpoint(cfg: DictConfig, run_dir: Path, facts: Mapping[str, Any]) -> Path | None:
-    """Where a run goes on from, None for its beginning; what was logged later is dropped from TensorBoard.
+    """The checkpoint that a run goes on from, None for its beginning.
 
     Raises:
         BadInput: the data are not those that it was begun with.
@@ -281,7 +282,8 @@ def _checkpoint(cfg: DictConfig, run_dir: Path, facts: Mapping[str, Any]) -> Pat
     from onebox.runs.checkpoint import newest_checkpoint
 
     found = newest_checkpoint(run_dir / "checkpoints", fingerprint=facts["fingerprint"])
-    path, content = found if found else (None, {"global_step": 0, "epoch": 0, "onebox": facts})
+    start: dict[str, Any] = {"global_step": 0, "epoch": 0, "onebox": facts}
+    path, content = found or (None, start)
     begun, now = content["onebox"]["data_fingerprint"], facts["data_fingerprint"]
     changed = [part for part in now if begun.get(part) != now[part]]
     if changed:
@@ -289,9 +291,6 @@ def _checkpoint(cfg: DictConfig, run_dir: Path, facts: Mapping[str, Any]) -> Pat
             f"{run_dir}: the data have changed since the run was begun ({', '.join(changed)}); bring them back, or "
             "choose another hydra.run.dir"
         )
-    for logger in cfg.logger.values():
-        if logger is not None and "purge_step" in logger:
-            logger.purge_step = content["global_step"]
     log.info("goes on after %s epochs, %s steps", content["epoch"], content["global_step"])
     return path
 

@@ -1,7 +1,12 @@
+import logging
+import os
+import pickle
+
 import pytest
 import torch
 
-from onebox.runs.checkpoint import AtomicCheckpointIO
+from onebox.errors import BadInput
+from onebox.runs.checkpoint import FORMAT, AtomicCheckpointIO, newest_checkpoint, read_checkpoint
 
 
 def test_a_failed_write_keeps_the_old_checkpoint_and_leaves_nothing_else(tmp_path):
@@ -17,3 +22,72 @@ def test_a_failed_write_keeps_the_old_checkpoint_and_leaves_nothing_else(tmp_pat
         writer.save_checkpoint({"epoch": 2, "state": Unwritable()}, path)
     assert torch.load(path, weights_only=True) == {"epoch": 1}
     assert [item.name for item in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def good(fingerprint="abc", number=1):
+    return {"onebox": {"format": FORMAT, "fingerprint": fingerprint}, "weights": torch.arange(1000) + number}
+
+
+class Payload:
+    """What a malicious pickle does when it is loaded: here it makes a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def cut(path):
+    torch.save(good(), path)
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def flip_a_bit(path):
+    torch.save(good(), path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+BAD = {
+    "empty": (lambda path: path.write_bytes(b""), "cut off"),
+    "truncated": (cut, "cut off"),
+    "damaged": (flip_a_bit, "cannot be read"),
+    "text": (lambda path: path.write_text("hello"), "no checkpoint"),
+    "foreign": (lambda path: torch.save({"state_dict": {}}, path), "not a checkpoint of onebox"),
+    "a tensor": (lambda path: torch.save(torch.zeros(2), path), "not a checkpoint of onebox"),
+    "newer": (lambda path: torch.save({"onebox": {"format": FORMAT + 1}}, path), "newer onebox"),
+    "of another run": (lambda path: torch.save(good("other"), path), "another config .other, not abc."),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_checkpoint_is_refused_with_one_line_and_the_previous_one_is_used(tmp_path, kind, caplog):
+    write, told = BAD[kind]
+    torch.save(good(number=7), tmp_path / "previous.ckpt")
+    write(tmp_path / "last.ckpt")
+    with pytest.raises(BadInput, match=told) as refusal:
+        read_checkpoint(tmp_path / "last.ckpt", fingerprint="abc")
+    assert "\n" not in str(refusal.value) and str(refusal.value).startswith(f"{tmp_path / 'last.ckpt'}: ")
+    with caplog.at_level(logging.WARNING):
+        path, content = newest_checkpoint(tmp_path, fingerprint="abc")
+    assert (path.name, content["weights"][0]) == ("previous.ckpt", 7)
+    assert str(refusal.value) in caplog.text
+    (tmp_path / "previous.ckpt").unlink()
+    assert newest_checkpoint(tmp_path, fingerprint="abc") is None
+
+
+def pickle_save(value, path):
+    path.write_bytes(pickle.dumps(value))
+
+
+@pytest.mark.parametrize("save", [torch.save, pickle_save])
+def test_the_code_in_a_malicious_checkpoint_does_not_run(tmp_path, save):
+    path, trace = tmp_path / "last.ckpt", tmp_path / "the payload ran"
+    save({**good(), "more": Payload(str(trace))}, path)
+    with pytest.raises(BadInput, match=r"was not loaded|no checkpoint"):
+        read_checkpoint(path)
+    assert not trace.exists()
+    torch.load(path, weights_only=False) if save is torch.save else pickle.loads(path.read_bytes())
+    assert trace.exists()  # it would have

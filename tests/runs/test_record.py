@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from onebox.errors import BadInput
+from onebox.errors import Preempted
 from onebox.runs.record import RunRecord
 
 
@@ -19,16 +19,27 @@ def test_a_record_says_running_until_it_says_completed(tmp_path):
     assert facts["ended"] >= facts["started"]
 
 
-def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):
-    with RunRecord(tmp_path):
-        pass
-    before = (tmp_path / "run.json").read_bytes()
-    with pytest.raises(BadInput, match="holds a run already"), RunRecord(tmp_path):
-        pass
-    assert (tmp_path / "run.json").read_bytes() == before
+def test_a_run_that_goes_on_keeps_what_is_known_of_its_earlier_attempts(tmp_path):
+    for status in ("interrupted", "running", "completed"):
+        earlier = read(tmp_path) if (tmp_path / "run.json").exists() else None
+        if status == "interrupted":
+            with pytest.raises(Preempted), RunRecord(tmp_path, earlier, name="x"):
+                raise Preempted("stopped by SIGTERM")
+        elif status == "running":
+            RunRecord(tmp_path, earlier, name="x").__enter__()  # and killed
+        else:
+            with RunRecord(tmp_path, earlier, name="x"):
+                pass
+        assert read(tmp_path)["status"] == status
+    first, second = read(tmp_path)["attempts"]
+    assert (first["status"], first["error"]["message"]) == ("interrupted", "stopped by SIGTERM")
+    assert (second["status"], second["ended"]) == ("running", None)
 
 
-@pytest.mark.parametrize(("error", "status"), [(ValueError("broken"), "failed"), (KeyboardInterrupt(), "interrupted")])
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(ValueError("broken"), "failed"), (KeyboardInterrupt(), "interrupted"), (Preempted(), "interrupted")],
+)
 def test_an_error_is_recorded_and_goes_on_its_way(tmp_path, error, status):
     with pytest.raises(type(error)), RunRecord(tmp_path):
         raise error

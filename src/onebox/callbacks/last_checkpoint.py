@@ -12,6 +12,8 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from onebox.callbacks.epoch_csv import EpochCsvLogger
 from onebox.errors import BadInput, is_number, refuse
@@ -52,20 +54,24 @@ class LastCheckpoint(Checkpoint):
         self._settle: Callable[[Loops], None] | None = None
         self._position = (0, 0)  # epoch and step of it where the fit began
         self._loaded: dict[str, Any] = {}
+        self._first_step = 0  # that is logged
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what Lightning cannot go on with exactly."""
         if trainer.max_steps != -1:
-            raise BadInput("trainer.max_steps cannot be resumed; set trainer.max_epochs or callbacks.checkpoint_last=null")
+            raise BadInput(
+                "trainer.max_steps cannot be resumed; set trainer.max_epochs or callbacks.checkpoint_last=null"
+            )
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take back what `on_save_checkpoint` added."""
         self._loaded = checkpoint["fit"]
         self._position = tuple(self._loaded["position"])
+        self._first_step = self._loaded["first_step"]
         trainer.datamodule.start = self._position  # type: ignore[attr-defined]
         for logger in trainer.loggers:
             if isinstance(logger, EpochCsvLogger):
-                logger.rows = self._loaded["rows"]
+                logger.rows.update(self._loaded["rows"])
         folder = os.path.realpath(self._folder)
         for state in checkpoint["callbacks"].values():
             if "dirpath" in state:  # Lightning forgets the best score of a run directory that was moved
@@ -77,17 +83,24 @@ class LastCheckpoint(Checkpoint):
             return  # the best checkpoint, which is for evaluation
         loops = checkpoint["loops"]["fit_loop"]
         self._settle(loops)
-        begun = loops["epoch_progress"]["current"]["ready"] > loops["epoch_progress"]["current"]["processed"]
-        step = loops["epoch_loop.batch_progress"]["current"]["completed"] if begun else 0
+        epochs = loops["epoch_progress"]["current"]
+        is_begun = epochs["ready"] > epochs["processed"]
+        step = loops["epoch_loop.batch_progress"]["current"]["completed"] if is_begun else 0
         checkpoint["fit"] = {
-            "position": [trainer.fit_loop.epoch_progress.current.processed, step],
+            "position": [epochs["processed"], step],
+            # Lightning gives to an epoch's metrics the number of its last step, counted from 0.
+            "first_step": trainer.global_step - (self._settle is _before_validation),
             "done": self._settle is _as_they_are,
             "rows": next((lo.rows for lo in trainer.loggers if isinstance(lo, EpochCsvLogger)), {}),
             "monitored": dict(trainer.callback_metrics),
         }
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Do not train on when the checkpoint says that training had ended."""
+        """Drop from TensorBoard what will be logged again; do not train on when the checkpoint is that of the end."""
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                start = SessionLog(status=SessionLog.START)
+                logger.experiment._get_file_writer().add_event(Event(session_log=start), self._first_step)
         if self._loaded.get("done"):
             trainer.should_stop = True
 
@@ -140,6 +153,8 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: Trainer, settle: Callable[[Loops], None]) -> None:
         last, new = self._folder / "last.ckpt", self._folder / "new.ckpt"
+        for logger in trainer.loggers:
+            logger.save()  # what was logged until now will not be logged again
         self._settle = settle
         trainer.save_checkpoint(new)
         self._settle = None
@@ -162,8 +177,8 @@ class LastCheckpoint(Checkpoint):
             signal.signal(signal.SIGTERM, handler)
 
 
-# Lightning counts what is ready, started, processed and completed, and tells from the differences where a checkpoint was
-# written. These make the counters say what is so at the places where `LastCheckpoint` saves.
+# Lightning counts what is ready, started, processed and completed, and tells from the differences where a checkpoint
+# was written. These make the counters say what is so at the places where `LastCheckpoint` saves.
 
 
 def _as_they_are(loops: Loops) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,13 +56,17 @@ def read_checkpoint(path: Path, *, fingerprint: str | None = None) -> dict[str, 
         BadInput: it is not there, not whole, not plain data, not of onebox, of a newer onebox or of another run.
     """
     try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()  # torch does not look at the check sums
+        if damaged is not None:
+            raise zipfile.BadZipFile(damaged)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise BadInput(f"{path}: is not there") from error
     except pickle.UnpicklingError as error:
-        raise BadInput(f"{path}: not whole, or holds something else than plain data; it was not loaded") from error
-    except Exception as error:  # torch raises about anything for a file that is cut off
-        raise BadInput(f"{path}: cannot be read, it is cut off or no checkpoint ({type(error).__name__})") from error
+        raise BadInput(f"{path}: holds something else than plain data, so it was not loaded") from error
+    except (OSError, zipfile.BadZipFile, RuntimeError, KeyError, ValueError, EOFError) as error:
+        raise BadInput(f"{path}: cannot be read; it is cut off, damaged or no checkpoint") from error
     facts = checkpoint.get("onebox") if isinstance(checkpoint, dict) else None
     if not isinstance(facts, dict) or not isinstance(facts.get("format"), int):
         raise BadInput(f"{path}: not a checkpoint of onebox")

@@ -33,6 +33,8 @@ def claim(folder: Path, *, fingerprint: str, resume: str) -> dict[str, Any] | No
     if facts is not None:
         _check(folder, facts, fingerprint, resume)
     _lock(folder)
+    for unfinished in folder.rglob(".*.tmp"):  # of a process that was killed
+        unfinished.unlink()
     return _facts(folder)  # another process may have written until now
 
 
@@ -47,7 +49,9 @@ def _check(folder: Path, facts: dict[str, Any], fingerprint: str, resume: str) -
     if status == "completed" or resume == "never":
         raise BadInput(f"{folder}: holds a run already ({status}); {other}")
     if theirs != fingerprint:
-        raise BadInput(f"{folder}: holds a run already, of another config (fingerprint {theirs}, not {fingerprint}); {other}")
+        raise BadInput(
+            f"{folder}: holds a run already, of another config (fingerprint {theirs}, not {fingerprint}); {other}"
+        )
 
 
 def _facts(folder: Path) -> dict[str, Any] | None:
@@ -57,7 +61,9 @@ def _facts(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except json.JSONDecodeError as error:
-        raise BadInput(f"{path}: not valid JSON ({error}); remove the folder or choose another hydra.run.dir") from error
+        raise BadInput(
+            f"{path}: not valid JSON ({error}); remove the folder or choose another hydra.run.dir"
+        ) from error
     return facts
 
 

@@ -1,0 +1,131 @@
+"""A trained model out of its run directory, ready for use."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hydra
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+
+from onebox.boxes import clip, unnorm
+from onebox.data.augment import Transform
+from onebox.errors import BadInput
+from onebox.model.localizer import Localizer
+from onebox.runs.checkpoint import read_checkpoint
+
+KNOWN = ("onebox.model", "onebox.data.augment", "albumentations", "torch.nn")
+
+
+class Detection(NamedTuple):
+    """What is in an image.
+
+    Attributes:
+        box_px: [4] float32, xyxy in pixels of the image that was given, inside it.
+        label: name of the class.
+        probability: of that class.
+        probabilities: [K] float32, of all classes.
+    """
+
+    box_px: NDArray[np.float32]
+    label: str
+    probability: float
+    probabilities: NDArray[np.float32]
+
+
+class LoadedRun:
+    """A trained localizer in evaluation mode, on the processor.
+
+    Attributes:
+        localizer: the network.
+        class_names: the K names that belong to its logits.
+        config: resolved config of the run, as plain data.
+    """
+
+    def __init__(
+        self, localizer: Localizer, transform: Transform, class_names: Sequence[str], config: dict[str, Any]
+    ) -> None:
+        self.localizer = localizer
+        self.class_names = list(class_names)
+        self.config = config
+        self._transform = transform
+
+    def predict(self, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> list[Detection]:
+        """Find the object of each image.
+
+        Args:
+            images: RGB images [H, W, 3] uint8, each of its own size; or one of them. They are predicted as one batch.
+
+        Returns:
+            One detection an image.
+        """
+        if isinstance(images, np.ndarray) and images.ndim == 3:
+            images = [images]
+        for image in images:
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                raise BadInput(f"an image must be uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
+        if not len(images):
+            return []
+        batch = torch.from_numpy(np.stack([self._transform.resize(image) for image in images]))
+        device = next(self.localizer.parameters()).device
+        with torch.inference_mode():
+            preds = self.localizer(batch.permute(0, 3, 1, 2).to(device))
+        boxes, probabilities = clip(preds.boxes).cpu(), preds.logits.softmax(1).cpu()
+        return [
+            Detection(
+                unnorm(box, image.shape[:2]).numpy(), self.class_names[int(p.argmax())], float(p.max()), p.numpy()
+            )
+            for image, box, p in zip(images, boxes, probabilities, strict=True)
+        ]
+
+
+def load_run(path: str | Path, *, trust: Sequence[str] = ()) -> LoadedRun:
+    """The model of a run: config.yaml, with the weights of the best checkpoint or, without one, the last.
+
+    A checkpoint is loaded as plain data. config.yaml names the classes to build; a run that someone else made could
+    name anything, so only onebox, albumentations and torch.nn are built unless `trust` says more.
+
+    Args:
+        path: the run directory.
+        trust: further packages whose classes config.yaml may name.
+
+    Raises:
+        BadInput: there is no such run, its files cannot be read, or it names what is not trusted.
+    """
+    folder = Path(path)
+    names = [folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last", "previous")]
+    file = next((name for name in names if name.exists()), None)
+    if file is None or not (folder / "config.yaml").exists():
+        raise BadInput(f"{folder}: no trained run; it needs config.yaml and checkpoints/best.ckpt or last.ckpt")
+    config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    parts = {group: config[group] for group in ("model", "augment")}
+    for target in _targets(parts):
+        if not any(target == name or target.startswith(f"{name}.") for name in (*KNOWN, *trust)):
+            raise BadInput(
+                f"{folder / 'config.yaml'}: names {target}; if you trust it, load_run(..., trust=['{target}'])"
+            )
+    checkpoint = read_checkpoint(file)
+    localizer, transform = (hydra.utils.instantiate(part, _convert_="all") for part in parts.values())
+    weights = {
+        name.removeprefix("localizer."): value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith("localizer.")
+    }
+    try:
+        localizer.load_state_dict(weights)
+    except RuntimeError as error:
+        raise BadInput(f"{file}: the weights are of another network than config.yaml ({error})") from error
+    return LoadedRun(localizer.eval(), transform, checkpoint["onebox"]["class_names"], config)
+
+
+def _targets(value: Any) -> Iterator[str]:
+    """Every `_target_` in plain data."""
+    if isinstance(value, dict):
+        if "_target_" in value:
+            yield str(value["_target_"])
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _targets(item)

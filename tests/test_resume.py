@@ -1,0 +1,303 @@
+"""Killed at any moment, a run that goes on ends with the same bits as one that was never stopped.
+
+The trainings are processes of their own, started by the installed code and really killed. ONEBOX_NIGHTLY=1 kills ten
+times as often.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from onebox.data.shapes import write_shapes
+
+sys.path.insert(0, str(Path(__file__).parent))
+from nursery import Nursery
+
+NIGHTLY = os.environ.get("ONEBOX_NIGHTLY") == "1"
+KILLS = 50 if NIGHTLY else 5  # of each kind of run, of which there are four
+COMMAND = Path(sys.executable).parent / "onebox-train"
+
+# What there is to lose: averaged weights, a schedule, dropout, early stopping, an epoch's sums, workers ahead of the step.
+COMMON = [
+    "data.source=null",
+    "data.batch_size=8",
+    "image_size=24",
+    "callbacks/ema=default",
+    "callbacks.ema.decay=0.8",
+    "callbacks/early_stopping=default",
+    "callbacks/progress=lines",
+    "callbacks.pictures.num_images=2",
+    "callbacks.pictures.every_n_epochs=1",
+    "model.backbone.dropout=0.3",
+    "optimizer.lr=0.003",
+    "scheduler=one_cycle",
+    "monitor=val/iou",
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=4",
+    "trainer.log_every_n_steps=2",
+]
+EACH_STEP = "callbacks.checkpoint_last.every_minutes=0"
+KINDS = {
+    "per sample, in the process, each step saved": ["augment=flip", "data.num_workers=0", EACH_STEP],
+    "per sample, workers, each epoch saved, stopped early": [
+        "augment=strong",
+        "data.num_workers=2",
+        "callbacks.early_stopping.patience=1",
+        "callbacks.early_stopping.min_delta=1.0",
+    ],
+    "batched, in the process, each epoch saved, no validation in every second": [
+        "augment=batched_strong",
+        "data.num_workers=0",
+        "trainer.check_val_every_n_epoch=2",
+        "callbacks.early_stopping.check_on_train_epoch_end=false",
+    ],
+    "batched, workers, each step saved, gradients of two steps": [
+        "augment=batched_flip",
+        "data.num_workers=2",
+        "+trainer.accumulate_grad_batches=2",
+        EACH_STEP,
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def nursery():
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, nursery):
+    """Arguments that all trainings here have; what is read once is read."""
+    root = tmp_path_factory.mktemp("resume")
+    sizes = {"num_train": 40, "num_val": 12, "num_test": 8}
+    write_shapes(root / "shapes", **sizes, multi_object_fraction=0.0, min_side=32, max_side=40, seed=0)
+    arguments = [f"data.root={root / 'shapes'}", f"data.cache_dir={root / 'cache'}", *COMMON]
+    log = root / "log"
+    assert nursery.run(*arguments, f"hydra.run.dir={root / 'first'}", log=log) == 0, log.read_text()
+    return arguments
+
+
+def facts(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
+def scalars(folder):
+    """What TensorBoard shows: (step, value) of each tag, and the steps of the pictures."""
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0, "images": 0})
+    events.Reload()
+    tags = events.Tags()
+    shown = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags["scalars"]}
+    return shown | {tag: [event.step for event in events.Images(tag)] for tag in tags["images"]}
+
+
+def callbacks(checkpoint, folder):
+    """The state of all callbacks, as text."""
+    for state in checkpoint["callbacks"].values():
+        state.pop("current_score", None)  # Lightning stores it, but neither restores nor uses it
+    return str(checkpoint["callbacks"]).replace(str(folder), "")
+
+
+def assert_same(folder, straight):
+    assert facts(folder)["status"] == "completed"
+    for name in ("metrics.json", "metrics.csv"):
+        assert (folder / name).read_bytes() == (straight / name).read_bytes(), name
+    for name in ("best", "last"):
+        mine, theirs = (
+            torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True) for run in (folder, straight)
+        )
+        for part in ("state_dict", "current_model_state"):
+            for key, value in theirs[part].items():
+                assert torch.equal(mine[part][key], value), (name, part, key)
+        for key in ("epoch", "global_step", "lr_schedulers", "averaging_state"):
+            assert mine[key] == theirs[key], (name, key)
+        assert str(mine["optimizer_states"]) == str(theirs["optimizer_states"]), name
+        assert callbacks(mine, folder) == callbacks(theirs, straight), name
+    assert scalars(folder) == scalars(straight)
+    assert not list(folder.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_run_goes_on_and_ends_with_the_same_bits(nursery, data, tmp_path, kind):
+    draw = random.Random(kind)
+
+    def run(name, **options):
+        return nursery.run(
+            *data, *KINDS[kind], f"hydra.run.dir={tmp_path / name}", log=tmp_path / f"{name}.log", **options
+        )
+
+    def kill(name):
+        """The exit code, and when it was hit."""
+        if draw.random() < 0.5:  # within a write, or between two
+            moment = draw.randrange(len(moments))
+            return run(name, hit_at=moment + 1), f"at write {moment} ({moments[moment]})"
+        delay = draw.uniform(0, seconds)
+        process = nursery.start(*data, *KINDS[kind], f"hydra.run.dir={tmp_path / name}", log=tmp_path / f"{name}.log")
+        time.sleep(delay)
+        os.kill(process, signal.SIGKILL)  # does nothing to a process that has ended
+        return nursery.wait(process), f"after {delay:.2f} s"
+
+    assert run("straight") == 0, (tmp_path / "straight.log").read_text()
+    started = time.monotonic()
+    assert run("again") == 0
+    seconds = time.monotonic() - started
+    assert_same(tmp_path / "again", tmp_path / "straight")
+    moments = (tmp_path / "again.log.moments").read_text().splitlines()
+
+    kills = 0
+    while kills < KILLS:
+        name, story = f"killed{kills}", []
+        while True:
+            code, when = kill(name)
+            story.append(when)
+            if code != -signal.SIGKILL:
+                break  # it was too quick
+            kills += 1
+            if draw.random() < 0.7:  # else what goes on is killed as well
+                code = run(name)
+                break
+        try:
+            assert code == 0, (tmp_path / f"{name}.log").read_text()
+            assert_same(tmp_path / name, tmp_path / "straight")
+        except AssertionError as error:
+            raise AssertionError(f"killed {', then '.join(story)}: {error}") from error
+        shutil.rmtree(tmp_path / name)
+
+
+def test_sigterm_stores_what_there_is_and_the_same_command_goes_on(nursery, data, tmp_path):
+    """Wherever it strikes: exit code 75, status interrupted, and in the end the same bits."""
+
+    def run(name, **options):
+        return nursery.run(*data, f"hydra.run.dir={tmp_path / name}", log=tmp_path / f"{name}.log", **options)
+
+    assert run("straight") == 0
+    moments = (tmp_path / "straight.log.moments").read_text().splitlines()
+    strikes = {  # the moment that it comes after, how often that is passed before -> whether a checkpoint is there
+        ("after config.yaml", 0): False,
+        ("before best.ckpt", 0): True,  # at the end of the first epoch
+        ("before last.ckpt", 1): True,  # while another one is written
+        ("before predictions.png", 0): True,  # in the test
+        ("before metrics.json", 0): True,
+        ("sync", -2): True,  # report.html
+    }
+    for number, ((what, which), is_stored) in enumerate(strikes.items()):
+        name = f"stopped{number}"
+        hit_at = [moment for moment, passed in enumerate(moments, 1) if passed == what][which]
+        assert run(name, hit_at=hit_at, hit_by=signal.SIGTERM) == 75, what
+        record = facts(tmp_path / name)
+        assert (record["status"], record["error"]["message"]) == ("interrupted", "stopped by SIGTERM")
+        log = (tmp_path / f"{name}.log").read_text()
+        assert "Traceback" not in log
+        assert "goes on" in log.splitlines()[-1]
+        assert (tmp_path / name / "checkpoints" / "last.ckpt").exists() == is_stored, what
+        assert run(name) == 0, (tmp_path / f"{name}.log").read_text()
+        assert_same(tmp_path / name, tmp_path / "straight")
+        assert [attempt["status"] for attempt in facts(tmp_path / name)["attempts"]] == ["interrupted"]
+
+
+def test_sigterm_within_an_epoch_loses_no_step(nursery, data, tmp_path):
+    long = [*data, "data.batch_size=1", "trainer.max_epochs=2", "data.num_workers=2", "callbacks.pictures=null"]
+
+    def start(name):
+        return nursery.start(*long, f"hydra.run.dir={tmp_path / name}", log=tmp_path / f"{name}.log")
+
+    assert nursery.wait(start("straight")) == 0
+    process = start("stopped")
+    checkpoints = tmp_path / "stopped" / "checkpoints"
+    while not (checkpoints / "last.ckpt").exists():  # the second epoch begins
+        time.sleep(0.001)
+    time.sleep(0.05)
+    os.kill(process, signal.SIGTERM)
+    assert nursery.wait(process) == 75
+    stored = torch.load(checkpoints / "last.ckpt", weights_only=True)
+    before = torch.load(checkpoints / "previous.ckpt", weights_only=True)
+    assert before["global_step"] == 40 < stored["global_step"] < 80
+    assert nursery.wait(start("stopped")) == 0
+    assert_same(tmp_path / "stopped", tmp_path / "straight")
+
+
+def test_the_installed_command_ends_with_75_within_seconds_and_goes_on_with_the_run(nursery, data, tmp_path):
+    """As a scheduler and a user would do it: no hydra.run.dir, and `resume=FOLDER`."""
+    arguments = [*data, "callbacks.pictures=null", "callbacks.early_stopping=null", "trainer.max_epochs=30"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}  # one thread, as in the nursery
+
+    def start(*arguments):
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen([str(COMMAND), *arguments], cwd=tmp_path, env=environment, **output)
+
+    process = start(*arguments)
+    for line in process.stdout:
+        if line.startswith("Epoch 2/"):
+            break
+    process.send_signal(signal.SIGTERM)
+    sent = time.monotonic()
+    out, _ = process.communicate()
+    assert process.returncode == 75
+    assert time.monotonic() - sent < 10  # a fraction of a second where no other process wants the processor
+    (folder,) = (tmp_path / "outputs/default").iterdir()
+    assert f"onebox-train resume={folder.relative_to(tmp_path)} goes on" in out
+    assert facts(folder)["status"] == "interrupted"
+
+    process = start(f"resume={folder}")
+    out, _ = process.communicate()
+    assert process.returncode == 0, out
+    log = tmp_path / "log"
+    assert nursery.run(*arguments, f"hydra.run.dir={tmp_path / 'straight'}", log=log) == 0
+    assert_same(folder, tmp_path / "straight")
+    log.unlink()
+    assert nursery.run(f"resume={folder}", log=log) == 2
+    (line,) = log.read_text().splitlines()
+    assert "holds a run already (completed)" in line
+    log.unlink()
+    assert nursery.run("resume=nowhere", log=log) == 2
+    (line,) = log.read_text().splitlines()
+    assert "resume=FOLDER takes the folder of a run" in line
+
+
+def test_one_run_directory_belongs_to_one_process_and_one_config(nursery, data, tmp_path):
+    log = tmp_path / "log"
+    arguments = [
+        *data,
+        "trainer.max_epochs=10000",
+        "callbacks.early_stopping=null",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    ]
+    process = nursery.start(*arguments, log=tmp_path / "first.log")
+    while not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists():
+        time.sleep(0.01)
+    assert nursery.run(*arguments, log=log) == 2
+    assert "another process is running it" in log.read_text()
+    os.kill(process, signal.SIGKILL)
+    nursery.wait(process)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    for change in ("seed=1", "resume=never"):
+        log.unlink()
+        assert nursery.run(*arguments, change, log=log) == 2
+        (line,) = log.read_text().splitlines()
+        assert "holds a run already" in line
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_a_run_whose_data_changed_is_refused(nursery, data, tmp_path):
+    arguments = [*data, f"hydra.run.dir={tmp_path / 'run'}"]
+    assert nursery.run(*arguments, log=tmp_path / "log", hit_at=40) == -signal.SIGKILL
+    root = Path(data[0].partition("=")[2])
+    shutil.copytree(root, tmp_path / "shapes")
+    annotation = sorted((tmp_path / "shapes" / "Annotations").iterdir())[0]
+    text = annotation.read_text()
+    xmax = int(text.split("<xmax>")[1].split("<")[0])
+    annotation.write_text(text.replace(f"<xmax>{xmax}<", f"<xmax>{xmax - 1}<"))
+    assert nursery.run(*arguments, f"data.root={tmp_path / 'shapes'}", log=tmp_path / "refusal") == 2
+    assert "the data have changed since the run was begun (train)" in (tmp_path / "refusal").read_text()
+    assert nursery.run(*arguments, log=tmp_path / "log") == 0  # with its own data it still goes on
