@@ -16,7 +16,15 @@ from onebox.errors import BadInput
 from onebox.model.localizer import Localizer
 from onebox.runs.checkpoint import read_checkpoint
 
-KNOWN = ("onebox.model", "onebox.data.augment", "albumentations", "torch.nn")
+# What config.yaml may name: classes that do nothing but compute.
+KNOWN = (
+    "onebox.model",
+    "onebox.data.augment",
+    "onebox.data.batched",
+    "onebox.data.resize",
+    "albumentations",
+    "torch.nn",
+)
 
 
 class Detection(NamedTuple):
