@@ -67,7 +67,7 @@ def test_help_shows_examples_and_groups(tmp_path):
     done = run(tmp_path, "--help")
     assert done.returncode == 0
     assert "onebox-train experiment=baseline" in done.stdout
-    assert "model/box_coder: cxcywh_sigmoid, xywh" in done.stdout
+    assert "model/box_coder: cxcywh_sigmoid, ltrb, xywh, xyxy" in done.stdout
 
 
 @pytest.mark.parametrize(
