@@ -111,7 +111,7 @@ def callbacks(checkpoint, folder):
 
 def assert_same(folder, straight):
     assert facts(folder)["status"] == "completed"
-    for name in ("metrics.json", "metrics.csv"):
+    for name in ("metrics.json", "metrics.csv", "trace.bin"):
         assert (folder / name).read_bytes() == (straight / name).read_bytes(), name
     for name in ("best", "last"):
         mine, theirs = (

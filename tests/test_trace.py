@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from onebox.callbacks.trace import _chunks, _integers, _Rows
 from onebox.errors import BadInput
 from onebox.trace import CHECKSUM, LOSS, RATE, Trace, TraceWriter, checksums, first_divergence
-from onebox.train import build_data, build_module, build_trainer
 
 FIELDS = [("batch boxes", CHECKSUM), ("loss", LOSS), ("lr", RATE), ("weight", CHECKSUM)]
 
@@ -84,24 +83,3 @@ def test_a_checksum_of_images_sees_every_pixel(side):
     assert checksum(_chunks(images.contiguous())) == checksum(_chunks(images))  # whatever the memory format
     offset = torch.zeros(images.numel() + 1, dtype=torch.uint8)[1:].view(3, side, side, 3).permute(0, 3, 1, 2)
     assert checksum(_chunks(offset.copy_(images))) == checksum(_chunks(images))
-
-
-@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-def test_the_trace_of_a_fit_that_goes_on_is_that_of_a_straight_one(composed, tmp_path):
-    def fit(name: str, checkpoint: str | None = None, **changes) -> bytes:
-        cfg = composed(f"run_dir={tmp_path / name}", "callbacks.pictures=null", "callbacks.progress=null")
-        cfg.trainer.max_epochs, cfg.data.batch_size = changes.pop("max_epochs", 2), 16
-        cfg.trainer.log_every_n_steps = 3  # neither of the four steps of an epoch nor of all of them
-        data = build_data(cfg)
-        data.setup()
-        cfg.model.num_classes = data.num_classes
-        torch.manual_seed(0)
-        module = build_module(cfg, data)
-        build_trainer(cfg).fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        return (tmp_path / name / "trace.bin").read_bytes()
-
-    straight = fit("straight")
-    fit("killed", max_epochs=1)
-    trace = tmp_path / "killed" / "trace.bin"
-    trace.write_bytes(trace.read_bytes() + b"steps after the checkpoint, and a torn one")
-    assert fit("killed", str(tmp_path / "killed/checkpoints/last.ckpt")) == straight
