@@ -9,7 +9,6 @@ from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from onebox.runs.fingerprint import fingerprint
 from onebox.train import build_data, build_module, build_trainer
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -92,27 +91,3 @@ def test_interpolations_reach_only_top_level_scalars():
             if "${" in line and not line.lstrip().startswith(("#", "$", "{")) and not file.startswith("hydra/"):
                 for name in line.replace("}", "").split("${")[1:]:
                     assert "." not in name.split(",")[0].split("/")[0] or name.startswith(("oc.env", "hydra")), line
-
-
-def test_fingerprint_ignores_what_cannot_change_a_result_and_nothing_else(composed):
-    def of(*overrides):
-        cfg = composed(*overrides)
-        return fingerprint(OmegaConf.to_container(cfg, resolve=True), cfg.fingerprint_ignore)
-
-    assert of() == of("run_dir=elsewhere", "data.num_workers=2", "logger=csv", "callbacks/progress=lines", "name=other")
-    assert of("loss.weights.loc=10") == of("loss.weights.loc=10.0")
-    changes = [
-        "seed=1",
-        "optimizer.lr=0.0010001",
-        "model/box_coder=xywh",
-        "data.limit=10",
-        "model.backbone.dropout=0.1",
-    ]
-    assert len({of(), *(of(change) for change in changes)}) == 1 + len(changes)
-
-
-def test_fingerprint_ignores_only_keys_that_exist(composed):
-    cfg = composed()
-    for key in cfg.fingerprint_ignore:
-        parent, _, last = key.rpartition(".")
-        assert last in (OmegaConf.select(cfg, parent) if parent else cfg).keys(), key  # noqa: SIM118 (a missing value counts)

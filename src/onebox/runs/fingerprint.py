@@ -1,35 +1,116 @@
-"""A short name for everything in a config that can change a run's result."""
+"""Short names for everything in a config that can change a run's result."""
 
-import copy
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
 
-def fingerprint(config: dict[str, Any], ignore: Sequence[str]) -> str:
+# Lightning reads 1 as one batch and 1.0 as all of them.
+COUNT_OR_SHARE = {
+    "limit_train_batches",
+    "limit_val_batches",
+    "limit_test_batches",
+    "limit_predict_batches",
+    "overfit_batches",
+    "val_check_interval",
+}
+PATHS = {("data", "root")}  # two spellings of one place are the same
+
+Path = tuple[Any, ...]
+
+
+def fingerprints(cfg: DictConfig) -> dict[str, str]:
+    """`fingerprint`, and `fingerprint_seedless`: the same without the seed and what is interpolated from it."""
+    seedless = cfg.copy()
+    seedless.seed = None
+    configs = {"fingerprint": cfg, "fingerprint_seedless": seedless}
+    return {
+        name: fingerprint(OmegaConf.to_container(config, resolve=True), cfg.fingerprint_ignore)  # type: ignore[arg-type]
+        for name, config in configs.items()
+    }
+
+
+def fingerprint(config: Mapping[str, Any], ignore: Sequence[str]) -> str:
     """Hash of a resolved config, as 12 hexadecimal digits.
+
+    Neither the order of keys nor 10.0 in place of 10 changes it (but for the few keys where the type has a meaning).
 
     Args:
         config: plain dicts, lists and scalars.
-        ignore: dotted keys that cannot change the result; a key that is not there is passed over.
+        ignore: what cannot change the result, see `Ignored`.
     """
-    kept = copy.deepcopy(config)
-    for key in ignore:
-        *parents, last = key.split(".")
-        node: Any = kept
-        for parent in parents:
-            node = node.get(parent) if isinstance(node, dict) else None
-        if isinstance(node, dict):
-            node.pop(last, None)
-    text = json.dumps(_plain(kept), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashlib.sha256(_text(_canonical(config, (), Ignored(config, ignore))).encode()).hexdigest()[:12]
 
 
-def _plain(value: Any) -> Any:
-    """The value with 10.0 written as 10: which of the two was typed cannot change a result."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
+def same(key: str, one: Any, other: Any) -> bool:
+    """Whether two values of the dotted `key` are one and the same to a fingerprint."""
+    path = tuple(key.split("."))
+    return _text(_canonical(one, path, None)) == _text(_canonical(other, path, None))
+
+
+class Ignored:
+    """Tells the keys of a config that cannot change its result.
+
+    Args:
+        config: nested dicts.
+        rules: dotted keys, each with all that is below it; `*` stands for any one name. `KEY if OTHER` holds only where
+            OTHER is not null.
+    """
+
+    def __init__(self, config: Mapping[str, Any], rules: Sequence[str]) -> None:
+        self._rules = set()
+        for rule in rules:
+            pattern, _, condition = rule.partition(" if ")
+            if not condition or _select(config, condition) is not None:
+                self._rules.add(tuple(pattern.split(".")))
+        self._lengths = {len(rule) for rule in self._rules}
+
+    def __call__(self, path: Path) -> bool:
+        """Whether the key, given name by name, or one above it is ignored."""
+        return any(self._matches(path[:length]) for length in self._lengths if length <= len(path))
+
+    def _matches(self, path: Path) -> bool:
+        if path in self._rules:
+            return True
+        return any(
+            len(rule) == len(path) and "*" in rule and all(a in ("*", b) for a, b in zip(rule, path, strict=True))
+            for rule in self._rules
+        )
+
+
+def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values; lists and empty dicts are values."""
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _canonical(value: Any, path: Path, ignored: Ignored | None) -> Any:
+    """Equal for values that mean the same."""
+    if isinstance(value, Mapping):
+        kept = {key: item for key, item in value.items() if ignored is None or not ignored((*path, key))}
+        # The key 1 is not the key "1".
+        return {json.dumps(key): _canonical(item, (*path, key), ignored) for key, item in kept.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(item, path, None) for item in value]
+    if isinstance(value, str) and path in PATHS:
+        return os.path.realpath(value)
+    if path and path[-1] in COUNT_OR_SHARE and not isinstance(value, bool):
+        return repr(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _select(config: Mapping[str, Any], key: str) -> Any:
+    node: Any = config
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, Mapping) else None
+    return node

@@ -1,0 +1,216 @@
+"""Two configs that cannot give different results have one fingerprint; any other change gives another."""
+
+import copy
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from onebox.runs.fingerprint import COUNT_OR_SHARE, Ignored, fingerprint, fingerprints, flatten, same
+
+CHOICES = [
+    [],
+    ["experiment=baseline", "data=voc0712", "callbacks/early_stopping=default", "loss/loc=giou"],
+    ["data=folder", "augment=strong", "optimizer=sgd", "scheduler=cosine", "callbacks/progress=lines"],
+]
+
+
+def composed(*overrides):
+    GlobalHydra.instance().clear()
+    with initialize_config_module("onebox.conf", version_base="1.3"):
+        root = ["data.root=cards"] if "data=folder" in overrides else []
+        cfg = compose("train", overrides=[*root, *overrides, "run_dir=x"], return_hydra_config=True)
+    del cfg._get_node("hydra")._content["callbacks"]
+    return cfg
+
+
+def plain(cfg):
+    content = OmegaConf.to_container(cfg, resolve=False)
+    del content["hydra"]
+    return OmegaConf.to_container(OmegaConf.create(content), resolve=True)
+
+
+@pytest.fixture(scope="module")
+def configs():
+    """Real configs, one for each option, resolved."""
+    found = [plain(composed(*overrides)) for overrides in CHOICES]
+    HydraConfig.instance().cfg = None
+    return found
+
+
+def of(config):
+    return fingerprint(config, config["fingerprint_ignore"])
+
+
+def short(*overrides):
+    return of(plain(composed(*overrides)))
+
+
+def test_what_cannot_change_a_result_does_not_change_the_fingerprint():
+    assert short() == short(
+        *("run_dir=elsewhere", "data.num_workers=2", "logger=csv", "callbacks/progress=lines", "name=other"),
+        *("data.root=/elsewhere", "data_dir=there", "callbacks.checkpoint_last=null", "hparams=[]"),
+    )
+    assert short("loss.weights.loc=10") == short("loss.weights.loc=10.0")
+    assert short("image_size=64") == short("image_size=64", "augment.resize.size=64", "model.backbone.image_size=64")
+    voc = "data.source.archives.voc2007_test.urls=[http://mirror/x.tar]"
+    assert short("data=voc2007") == short("data=voc2007", "voc_root=/big", voc, "data.source.timeout_s=5")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *("seed=1", "optimizer.lr=0.0010001", "model/box_coder=xywh", "data.limit=10", "model.backbone.dropout=0.1"),
+        *("data.source.num_train=1999", "data.source=null", "+trainer.accumulate_grad_batches=2", "data.seed=7"),
+    ],
+)
+def test_what_can_change_a_result_changes_the_fingerprint(change):
+    assert short(change) != short()
+
+
+def test_a_folder_of_ones_own_is_told_by_its_path_however_that_is_spelled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one = short("data=folder", "data.root=cards")
+    assert one == short("data=folder", f"data.root={tmp_path}/cards/")
+    assert one != short("data=folder", "data.root=other")
+
+
+def test_one_batch_is_not_all_batches():
+    assert short("trainer.limit_train_batches=1") != short("trainer.limit_train_batches=1.0")
+
+
+def test_seeds_differ_in_the_fingerprint_and_not_in_the_seedless_one():
+    def both(*overrides):
+        cfg = composed(*overrides)
+        with_seed = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))
+        del with_seed["hydra"]
+        return fingerprints(with_seed)
+
+    zero, one, held = both(), both("seed=1"), both("data.seed=0")
+    assert zero["fingerprint"] != one["fingerprint"]
+    assert zero["fingerprint_seedless"] == one["fingerprint_seedless"]
+    # The holdout and the order of all its seeds are those of seed 0.
+    assert held["fingerprint"] == zero["fingerprint"]
+    assert held["fingerprint_seedless"] != zero["fingerprint_seedless"]
+
+
+def changed(value, draw):
+    """A value that means something else."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + draw(st.sampled_from([1, -1, 0.5, 1e-7 * max(1.0, abs(value))]))
+    if isinstance(value, str):
+        return value + draw(st.sampled_from(["x", " ", "0"]))
+    if isinstance(value, list) and value:
+        return value[1:]
+    return draw(st.sampled_from([0, "", "null", False, [1]]))
+
+
+@settings(deadline=None, max_examples=300)
+@given(data=st.data())
+def test_any_key_of_any_real_config_counts_unless_it_is_listed(configs, data):
+    config = data.draw(st.sampled_from(configs))
+    key, value = data.draw(st.sampled_from([*flatten(config)]))
+    *parents, last = key.split(".")
+    other = copy.deepcopy(config)
+    node = other
+    for parent in parents:
+        node = node[parent]
+    node[last] = changed(value, data.draw)
+    rules = config["fingerprint_ignore"]
+    listed = Ignored(config, rules)(tuple(key.split(".")))
+    assert (fingerprint(other, rules) == of(config)) is listed, (key, value, node[last])
+    assert not same(key, value, node[last])
+    del node[last]
+    assert (fingerprint(other, rules) == of(config)) is listed, key
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats(allow_nan=False) | st.text("a1", max_size=2),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text("abcd", min_size=1, max_size=2), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+CONFIGS = st.dictionaries(st.text("abcd", min_size=1, max_size=2), VALUES, max_size=4)
+
+
+def as_typed(value):
+    """The same, with keys in another order and whole numbers written in another way."""
+    if isinstance(value, dict):
+        return {key: as_typed(item) for key, item in reversed(value.items())}
+    if isinstance(value, list):
+        return [as_typed(item) for item in value]
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53:
+        return float(value)
+    return value
+
+
+def strict(value):
+    """Python's == without its True == 1."""
+    if isinstance(value, dict):
+        return {key: strict(item) for key, item in value.items()}
+    return [strict(item) for item in value] if isinstance(value, list) else (isinstance(value, bool), value)
+
+
+@given(one=CONFIGS, other=CONFIGS)
+def test_fingerprints_are_equal_exactly_when_the_values_are(one, other):
+    assert (fingerprint(one, []) == fingerprint(other, [])) == (strict(one) == strict(other))
+    assert fingerprint(one, []) == fingerprint(as_typed(one), [])
+
+
+@given(config=CONFIGS, value=VALUES, key=st.text("abcd", min_size=1, max_size=2))
+def test_an_ignored_key_may_hold_anything_or_be_missing(config, value, key):
+    without = {name: item for name, item in config.items() if name != key}
+    assert fingerprint({**config, key: value}, [key]) == fingerprint(without, [key])
+
+
+def test_every_rule_meets_a_key_of_some_option(configs):
+    # The keys themselves and all above them.
+    paths = [
+        (Ignored(config, []), {tuple(key.split(".")[:end]) for key, _ in flatten(config) for end in range(1, 9)})
+        for config in configs
+    ]
+    rules = configs[0]["fingerprint_ignore"]
+    for rule in rules:
+        bare = rule.partition(" if ")[0]
+        assert any(Ignored({}, [bare])(path) for _, found in paths for path in found), rule
+
+
+# Names that sound as if they could not change a result, though they can.
+MATTER = {
+    "data.splits": "which lists",
+    "data.source.archives.*.checksum": "",
+    "trainer.log_every_n_steps": "sums of an epoch are rounded in groups of so many",
+    "callbacks.checkpoint_best.filename": "the test looks for best",
+    "callbacks.checkpoint_best.enable_version_counter": "best-v1 is not found",
+    "model.backbone._target_": "",
+}
+HARMLESS_WORDS = ("dir", "path", "root", "url", "timeout", "pause", "verbose", "worker", "cache", "progress", "logger", "log_", "download", "name", "summary", "picture", "mirror", "archive")  # fmt: skip
+
+
+def test_a_key_that_sounds_harmless_is_listed_or_known_to_matter(configs):
+    for config in configs:
+        ignored = Ignored(config, config["fingerprint_ignore"])
+        for key, _ in flatten(config):
+            if any(word in key.rpartition(".")[2] for word in HARMLESS_WORDS):
+                expected = key in MATTER or key.endswith(("archives.voc2007_test.name", "_trainval.name"))
+                known = expected or (key == "data.root" and config["data"]["source"] is None)
+                assert ignored(tuple(key.split("."))) or known, key
+
+
+def test_the_keys_whose_type_has_a_meaning_are_lightnings():
+    import inspect
+
+    from lightning.pytorch import Trainer
+
+    assert {
+        name
+        for name, item in inspect.signature(Trainer.__init__).parameters.items()
+        if "int" in str(item.annotation) and "float" in str(item.annotation) and name != "gradient_clip_val"
+    } == COUNT_OR_SHARE
