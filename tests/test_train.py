@@ -75,7 +75,7 @@ def test_a_run_directory_has_what_is_promised(run):
         record["packages"]["torch"] == torch.__version__.split("+")[0]
         or record["packages"]["torch"] == torch.__version__
     )
-    assert record["data_fingerprint"].keys() == {"classes", "train", "val", "test"}
+    assert record["data_fingerprint"].keys() == {"classes", "pixels", "train", "val", "test"}
     assert record["seed"] == 0
     assert record["choices"]["experiment"] == "baseline"
     assert record["hardware"]["threads"] == torch.get_num_threads()

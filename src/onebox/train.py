@@ -88,6 +88,7 @@ class ClaimDirectory(HydraCallback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called once before a single run."""
         from onebox.runs.claim import claim
+        from onebox.runs.fingerprint import fingerprints
 
         folder = Path(config.hydra.run.dir)  # not of the copy, whose time stamp would be another
         cfg = config.copy()
@@ -95,7 +96,7 @@ class ClaimDirectory(HydraCallback):
             del cfg["hydra"]
             cfg.run_dir = str(folder)
         try:
-            claim(folder, fingerprint=_fingerprint(cfg), resume=cfg.resume)
+            claim(folder, fingerprint=fingerprints(cfg)["fingerprint"], resume=cfg.resume)
         except USER_ERRORS as error:
             _exit_with(error)  # Hydra turns other exceptions of a callback into warnings
         except OSError:
@@ -122,25 +123,29 @@ def train(cfg: DictConfig) -> float | None:
         BadInput: config or data cannot be used; run.json says why.
     """
     from onebox.runs.claim import claim, release
+    from onebox.runs.composition import composition
+    from onebox.runs.fingerprint import fingerprints
     from onebox.runs.preemption import sigterm_raises
     from onebox.runs.record import RunRecord
 
     run_dir = Path(os.path.relpath(cfg.run_dir))
-    fingerprint = _fingerprint(cfg)
-    earlier = claim(run_dir, fingerprint=fingerprint, resume=cfg.resume)
+    prints = fingerprints(cfg)
+    choices = _choices()
+    earlier = claim(run_dir, fingerprint=prints["fingerprint"], resume=cfg.resume)
     record = RunRecord(
         run_dir,
         earlier,
         name=cfg.name,
         seed=cfg.seed,
-        fingerprint=fingerprint,
-        choices=_choices(),
+        **prints,
+        choices=choices,
         overrides=list(HydraConfig.get().overrides.task),
+        **composition(cfg, choices),
     )
     try:
         with sigterm_raises(), record:
             validate(cfg)
-            return _train(cfg, run_dir, record, fingerprint)
+            return _train(cfg, run_dir, record, prints["fingerprint"])
     except (Preempted, KeyboardInterrupt) as error:
         error.args = (f"{error or 'stopped by hand'}; onebox-train resume={run_dir} goes on",)
         raise
@@ -158,6 +163,7 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord, fingerprint: str) 
     from onebox.runs.provenance import hardware
     from onebox.runs.report import write_report
     from onebox.runs.results import best_row, floor_metrics, metrics_json, print_results
+    from onebox.runs.samples import write_samples
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its import sets another level
     for text in IRRELEVANT_WARNINGS:
@@ -177,6 +183,7 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord, fingerprint: str) 
     cfg.model.num_classes = data.num_classes
     write_text(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
 
+    write_samples(run_dir, data.indexes, data.class_names)
     module = build_module(cfg, data)
     facts = {
         "fingerprint": fingerprint,
@@ -191,6 +198,7 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord, fingerprint: str) 
         hardware=hardware(),
         data={split: str(index) for split, index in data.indexes.items()},
         data_fingerprint=data.fingerprint(),
+        weights_fingerprint=None,  # of pretrained weights, when a backbone has any
         skipped=data.skipped,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
     )
@@ -338,13 +346,6 @@ def _run(trainer: Trainer, function: Callable[..., Any], *args: Any, **kwargs: A
         if trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
-
-
-def _fingerprint(cfg: DictConfig) -> str:
-    from onebox.runs.fingerprint import fingerprint
-
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
-    return fingerprint(config, cfg.fingerprint_ignore)
 
 
 def _stored_arguments(argument: str) -> Iterator[str]:

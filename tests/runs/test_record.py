@@ -49,33 +49,3 @@ def test_an_error_is_recorded_and_goes_on_its_way(tmp_path, error, status):
     if status == "failed":
         assert facts["error"]["message"] == "broken"
         assert "test_record.py" in facts["error"]["traceback"]
-
-
-def test_git_state_is_recorded_with_uncommitted_changes(tmp_path, monkeypatch):
-    import subprocess
-
-    from onebox.runs import provenance
-
-    def git(*arguments):
-        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True)
-
-    git("init", "-q", "-b", "trunk")
-    (tmp_path / "model.py").write_text("width = 8\n")
-    git("add", ".")
-    git("commit", "-q", "-m", "first")
-    monkeypatch.setattr(provenance.onebox, "__file__", str(tmp_path / "__init__.py"))
-    state = provenance.git_state()
-    assert state["branch"] == "trunk"
-    assert len(state["sha"]) == 40
-    assert not state["dirty"]
-    (tmp_path / "model.py").write_text("width = 16\n")
-    state = provenance.git_state()
-    assert state["dirty"]
-    assert "-width = 8\n+width = 16" in state["diff"]
-
-
-def test_outside_git_the_state_is_none(tmp_path, monkeypatch):
-    from onebox.runs import provenance
-
-    monkeypatch.setattr(provenance.onebox, "__file__", str(tmp_path / "__init__.py"))
-    assert provenance.git_state() is None

@@ -99,7 +99,7 @@ def make_run(
         "command": ["onebox-train", "data=voc2007"],
         "host": "vm",
         "python": "3.11.7",
-        "git": {"sha": "da611e5737249490", "branch": "main", "dirty": True, "diff": "", "diff_cut": False},
+        "git": {"sha": "da611e5737249490", "branch": "main", "dirty": True},
         "packages": {"onebox": "0.1.0", "torch": "2.14.1"},
         "hardware": {"cpu": "Xeon", "cores": 2, "threads": 2, "gpus": []},
         "data": {split: "8 of 9 images" for split in splits},

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from onebox.data.augment import Transform
 from onebox.data.catalog import Catalog
-from onebox.data.dataset import Batch, Cache, EpochSampler, OneBoxDataset, UndecodableImages
+from onebox.data.dataset import Batch, Cache, EpochSampler, OneBoxDataset, UndecodableImages, pixel_source
 from onebox.data.index import Index, OnError, Select, build_index, check_disjoint, class_names
 from onebox.data.table import Ints
 from onebox.data.voc import VocTree
@@ -195,9 +195,10 @@ class VocDataModule(LightningDataModule):
         return len(self.class_names)
 
     def fingerprint(self) -> dict[str, str]:
-        """Hash of each split's images, boxes and labels, and of the class names."""
-        names = hashlib.sha256("\n".join(self.class_names).encode()).hexdigest()[:16]
-        return {"classes": names} | {split: index.fingerprint() for split, index in self.indexes.items()}
+        """Hashes of the class names, of how files become pixels, and of each split's images, boxes and labels."""
+        texts = {"classes": "\n".join(self.class_names), "pixels": pixel_source(self._transform.resize)}
+        hashes = {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in texts.items()}
+        return hashes | {split: index.fingerprint() for split, index in self.indexes.items()}
 
     def dataset(self, split: str) -> OneBoxDataset:
         """The images of one split as the loaders give them; decoded at the first call when there is a cache."""

@@ -18,7 +18,7 @@ from onebox.data.cache import Pixels, open_pixels, pixels_key
 from onebox.data.image import read_image, wrong_size
 from onebox.data.index import Index
 from onebox.data.progress import progress
-from onebox.data.resize import Image
+from onebox.data.resize import Image, Resize
 from onebox.errors import BadInput
 
 Cache = Literal["disk", "ram", "none"]
@@ -71,6 +71,11 @@ class UndecodableImages(BadInput):
         self.reasons = reasons
         others = f" (and {len(reasons) - 1:,} other images; data.on_error=skip leaves them out)" * (len(reasons) > 1)
         super().__init__(f"{first}: {reasons[min(reasons)]}{others}")
+
+
+def pixel_source(resize: Resize) -> str:
+    """What makes pixels of a file: the decoder and the resize."""
+    return f"{resize}, OpenCV {cv2.__version__}"
 
 
 class OneBoxDataset(Dataset[Batch]):
@@ -145,7 +150,7 @@ class OneBoxDataset(Dataset[Batch]):
         return self._resize(image)
 
     def _open(self, cache_dir: Path) -> Pixels:
-        resizing = f"{self._resize}, OpenCV {cv2.__version__}"
+        resizing = pixel_source(self._resize)
         folders = {str(self.index.image_paths[row].parent.absolute()) for row in (0, -1)}
         about = {"data": os.path.commonpath(folders), "resizing": resizing}
         key = pixels_key(self.index.ids, self.index.image_stamps, resizing)

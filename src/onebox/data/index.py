@@ -93,10 +93,11 @@ class Index:
         )
 
     def fingerprint(self) -> str:
-        """Hash of which images are in, where their objects are and of which class."""
+        """Hash of which images are in, how long their files are, where their objects are and of which class."""
         digest = hashlib.sha256("\n".join(self.ids).encode("utf-8", "surrogateescape"))
         for column in (self.sizes, self.boxes, self.labels):
             digest.update(column.numpy().tobytes())
+        digest.update(self.image_stamps[:, 0].astype("<i8").tobytes())
         return digest.hexdigest()[:16]
 
     def __str__(self) -> str:

@@ -1,51 +1,137 @@
 """Where a run's numbers come from: code, packages, machine."""
 
-import importlib.metadata
+import fnmatch
+import gzip
+import hashlib
 import os
 import platform
+import re
+import shutil
 import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 import onebox
+from onebox.files import replacing
 
-MAX_DIFF_CHARACTERS = 200_000
+PATCH_FILE = "changes.patch.gz"
+MAX_PATCH_BYTES = 2_000_000
+MAX_LEFT_OUT = 100  # names
+MAX_UNTRACKED_BYTES = 200_000  # of one file; a longer one is data
+# Untracked files that are source. Nothing else is kept: what is not known could be anything.
+SOURCE = (".py", ".pyi", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".md", ".html", ".sh", ".c", ".cpp", ".cu", ".h")
+SECRET = (
+    *(".env*", "*.env", "*.pem", "*.key", "*.p12", "*.pfx", "*.kdbx", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*"),
+    *(".netrc", ".pypirc", ".npmrc", ".htpasswd", "*secret*", "*credential*", "*password*", "*apikey*"),
+    *("*.token", "token.*", "*[_-]token.*"),
+)
+_PRIVATE_KEY = b"PRIVATE KEY-----"
+
+# What can change numbers, or say which job it was. Values of other variables are nobody's business.
+VARIABLES = re.compile(
+    r"(ONEBOX_\w+|(OMP|MKL|OPENBLAS)_NUM_THREADS|KMP_\w+|CUDA_VISIBLE_DEVICES|CUDA_LAUNCH_BLOCKING|"
+    r"CUBLAS_WORKSPACE_CONFIG|PYTHONHASHSEED|NVIDIA_TF32_OVERRIDE|TORCH_ALLOW_TF32_CUBLAS_OVERRIDE|"
+    r"PYTORCH_CUDA_ALLOC_CONF|ATEN_CPU_CAPABILITY|ONEDNN_\w+|"
+    r"SLURM_(JOB_ID|JOB_NAME|ARRAY_JOB_ID|ARRAY_TASK_ID|NTASKS|PROCID|NODELIST))"
+)
 
 
-def git_state() -> dict[str, Any] | None:
-    """Commit, branch, changes of tracked files and names of untracked ones.
+def provenance(run_dir: Path) -> dict[str, Any]:
+    """Everything that is known before torch is imported; uncommitted changes go to `PATCH_FILE` in `run_dir`."""
+    return {
+        "host": platform.node(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "environment": environment(),
+        "source": source_fingerprint(),
+        "git": git_state(run_dir),
+        "packages": packages(),
+    }
 
-    Of the checkout that onebox runs from, or else of the current folder.
 
-    None outside git. A diff of more than `MAX_DIFF_CHARACTERS` is cut, and says so in `diff_cut`.
+def git_state(run_dir: Path) -> dict[str, Any] | None:
+    """Commit, branch and uncommitted changes of the checkout that onebox runs from, or else of the current folder.
+
+    The changes of tracked and untracked source, but nothing that git ignores or that looks like a secret, are written
+    to `PATCH_FILE` in `run_dir`; `changed` names their files, `left_out` those that are not in it.
+
+    None outside git.
     """
     source = Path(onebox.__file__).parent
     folder = Path.cwd() if "site-packages" in source.parts else source
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=20).stdout
-
     try:
-        top = git("rev-parse", "--show-toplevel").strip()
-        diff = git("diff", "HEAD", "--", top)
-        status = git("status", "--porcelain", "--", top)
-        return {
-            "sha": git("rev-parse", "HEAD").strip(),
-            "branch": git("rev-parse", "--abbrev-ref", "HEAD").strip(),
-            "dirty": bool(status),
-            "untracked": [line[3:] for line in status.splitlines() if line.startswith("??")],
-            "diff": diff[:MAX_DIFF_CHARACTERS],
-            "diff_cut": len(diff) > MAX_DIFF_CHARACTERS,
-        }
-    except (OSError, subprocess.SubprocessError):
+        head = _git(folder, "rev-parse", "--show-toplevel", "HEAD", "--abbrev-ref", "HEAD").decode().splitlines()
+        top, sha, branch = Path(head[0]), head[1], head[2]
+        status = _git(top, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all")
+        lines = [os.fsdecode(line) for line in status.split(b"\0") if line]
+        tracked, untracked = ([line[3:] for line in lines if line.startswith("??") is new] for new in (False, True))
+        secret = [name for name in tracked if _is_secret(name)]
+        new = [name for name in untracked if _is_source(top, name)]
+        patch = _patch(top, secret, new) if len(tracked) > len(secret) or new else b""
+    except (OSError, subprocess.SubprocessError, IndexError):
         return None
+    too_large = len(patch) > MAX_PATCH_BYTES
+    if patch and not too_large:
+        with replacing(run_dir / PATCH_FILE) as temporary:
+            temporary.write_bytes(gzip.compress(patch, mtime=0))
+    return {
+        "sha": sha,
+        "branch": branch,
+        "dirty": bool(lines),
+        "changed": [_printable(name) for name in sorted({*tracked, *new} - {*secret})],
+        "left_out": [_printable(name) for name in sorted({*secret, *untracked} - {*new})[:MAX_LEFT_OUT]],
+        "patch": hashlib.sha256(patch).hexdigest()[:12] if patch else None,
+        # One that is cut could not be applied.
+        "patch_too_large": len(patch) if too_large else None,
+    }
+
+
+def patch(run_dir: Path) -> str | None:
+    """The uncommitted changes of a run, as `git apply` takes them; None without any.
+
+    Its text is UTF-8 with surrogates for other bytes: write it with `errors="surrogateescape"`.
+    """
+    path = run_dir / PATCH_FILE
+    return gzip.decompress(path.read_bytes()).decode("utf-8", "surrogateescape") if path.exists() else None
+
+
+def source_fingerprint() -> str:
+    """Hash of onebox's own code and configs as they are run, in a checkout or from a wheel, whatever git says."""
+    found = [*_source_files(files("onebox"), "onebox"), *_source_files(files("onebox.conf"), "onebox/conf")]
+    digest = hashlib.sha256()
+    for name, content in sorted(dict(found).items()):  # in a wheel, conf lies in onebox
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:12]
 
 
 def packages() -> dict[str, str]:
-    """Version of each installed distribution."""
-    found = {item.metadata["Name"]: item.version for item in importlib.metadata.distributions()}
+    """Version of each installed distribution, from the names of folders: to read their files takes 50 times as long."""
+    found: dict[str, str] = {}
+    for folder in sys.path:
+        try:
+            names = os.listdir(folder or ".")
+        except OSError:
+            continue
+        for name in names:
+            if name.endswith((".dist-info", ".egg-info")):
+                package, _, version = name.rpartition(".")[0].partition("-")
+                found.setdefault(re.sub(r"[-_.]+", "-", package).lower(), version)  # the first on the path is imported
     return dict(sorted(found.items()))
+
+
+def environment() -> dict[str, str]:
+    """The environment variables that `VARIABLES` names."""
+    secret = re.compile("TOKEN|SECRET|PASSWORD|KEY", re.I)
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if VARIABLES.fullmatch(name) and not secret.search(name)
+    }
 
 
 def hardware() -> dict[str, Any]:
@@ -57,7 +143,56 @@ def hardware() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
+        "driver": _driver(),
     }
+
+
+def _git(folder: Path, *arguments: str, stdin: bytes = b"", **variables: str) -> bytes:
+    command = ["git", "-C", str(folder), *arguments]
+    variables = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", **variables}
+    return subprocess.run(command, check=True, input=stdin, capture_output=True, timeout=20, env=variables).stdout
+
+
+def _patch(top: Path, secret: list[str], new: list[str]) -> bytes:
+    options = ["--binary", "--no-ext-diff", "--no-textconv", "--no-color", "--no-renames"]
+    options += ["--src-prefix=a/", "--dst-prefix=b/"]
+    diff = ["diff", "HEAD", *options, "--", ".", *(f":(exclude,literal){name}" for name in secret)]
+    if not new:
+        return _git(top, *diff)
+    # Untracked files take part in a diff once they are in the index: here, in a copy of it.
+    index = Path(os.fsdecode(_git(top, "rev-parse", "--path-format=absolute", "--git-path", "index").rstrip(b"\n")))
+    names = b"\0".join(map(os.fsencode, new))
+    with tempfile.TemporaryDirectory() as folder:
+        copied = str(Path(folder) / "index")
+        if index.exists():
+            shutil.copy2(index, copied)
+        add = ["--literal-pathspecs", "add", "--intent-to-add", "--pathspec-from-file=-", "--pathspec-file-nul"]
+        _git(top, *add, stdin=names, GIT_INDEX_FILE=copied)
+        return _git(top, *diff, GIT_INDEX_FILE=copied)
+
+
+def _is_secret(name: str) -> bool:
+    return any(fnmatch.fnmatch(part.lower(), pattern) for part in Path(name).parts for pattern in SECRET)
+
+
+def _is_source(top: Path, name: str) -> bool:
+    path = top / name
+    known = path.suffix in SOURCE or path.name in ("Makefile", "Dockerfile")
+    if not known or _is_secret(name) or path.is_symlink() or not path.is_file():
+        return False
+    return path.stat().st_size <= MAX_UNTRACKED_BYTES and _PRIVATE_KEY not in path.read_bytes()
+
+
+def _source_files(folder: Traversable, name: str) -> Iterator[tuple[str, bytes]]:
+    for item in folder.iterdir():
+        if item.is_dir():
+            yield from _source_files(item, f"{name}/{item.name}")
+        elif item.name.endswith((".py", ".yaml")):
+            yield f"{name}/{item.name}", item.read_bytes()
+
+
+def _printable(name: str) -> str:
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _cpu_model() -> str:
@@ -66,3 +201,12 @@ def _cpu_model() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def _driver() -> str | None:
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.search(r"Kernel Module\s+(?:for \S+\s+)?([\d.]+)", text)
+    return found[1] if found else None

@@ -1,6 +1,5 @@
 """run.json: what a run is, where it comes from and how it ended."""
 
-import platform
 import sys
 import traceback
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Any, Self
 
 from onebox.errors import Preempted
 from onebox.files import write_json
-from onebox.runs.provenance import git_state, packages
+from onebox.runs.provenance import provenance
 
 SCHEMA = 1
 
@@ -50,13 +49,9 @@ class RunRecord:
     def __enter__(self) -> Self:
         self._started = datetime.now(UTC)
         self.add(
-            started=self._started.isoformat(timespec="seconds"),
+            started=self._started.isoformat(timespec="milliseconds"),
             command=sys.argv,
-            host=platform.node(),
-            system=platform.platform(),
-            python=platform.python_version(),
-            git=git_state(),
-            packages=packages(),
+            **provenance(self._path.parent),
         )
         return self
 
@@ -66,7 +61,7 @@ class RunRecord:
         ended = datetime.now(UTC)
         facts: dict[str, Any] = {
             "status": "completed",
-            "ended": ended.isoformat(timespec="seconds"),
+            "ended": ended.isoformat(timespec="milliseconds"),
             "seconds": round((ended - self._started).total_seconds(), 1),
         }
         if isinstance(error, KeyboardInterrupt | Preempted):

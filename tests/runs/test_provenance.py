@@ -1,0 +1,114 @@
+"""What run.json says of code, packages and machine."""
+
+import importlib.metadata
+import os
+import subprocess
+import time
+
+import pytest
+
+from onebox.runs import provenance
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A checkout with one commit, which onebox is made to believe it runs from; and git in it."""
+    folder = tmp_path / "code"
+    folder.mkdir()
+
+    def git(*arguments, **kwargs):
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+        return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, **kwargs).stdout
+
+    git("init", "-q", "-b", "trunk")
+    (folder / "model.py").write_text("width = 8\n")
+    (folder / ".gitignore").write_text("ignored*\n")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    monkeypatch.setattr(provenance.onebox, "__file__", str(folder / "__init__.py"))
+    return folder, git
+
+
+def test_a_clean_checkout_leaves_no_patch(repository, tmp_path):
+    state = provenance.git_state(tmp_path)
+    assert state["branch"] == "trunk" and len(state["sha"]) == 40 and not state["dirty"]
+    assert provenance.patch(tmp_path) is None
+
+
+def test_the_patch_brings_tracked_and_untracked_source_back(repository, tmp_path):
+    folder, git = repository
+    (folder / "model.py").write_text("width = 16\n")
+    (folder / "sub").mkdir()
+    (folder / "sub" / "mit Ümlaut.py").write_text("new = 'ä'")  # and no line end
+    index = (folder / ".git" / "index").read_bytes()
+    state = provenance.git_state(tmp_path)
+    assert state["dirty"] and state["changed"] == ["model.py", "sub/mit Ümlaut.py"]
+    assert (folder / ".git" / "index").read_bytes() == index  # the user's index is not touched
+    git("worktree", "add", "-q", tmp_path / "again", state["sha"])
+    text = provenance.patch(tmp_path)
+    subprocess.run(["git", "apply"], cwd=tmp_path / "again", input=text.encode(errors="surrogateescape"), check=True)
+    for name in ("model.py", "sub/mit Ümlaut.py"):
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_secrets_data_and_what_git_ignores_stay_out(repository, tmp_path):
+    folder, git = repository
+    secret = "AKIA-not-to-be-seen"
+    names = [".env", ".env.local", "server.pem", "id_rsa", "secrets.yaml", "my_credentials.py", "api_token.py"]
+    for name in [*names, "ignored.py", "notes.txt", "weights.bin"]:
+        (folder / name).write_text(secret)
+    (folder / "secret").mkdir()
+    (folder / "secret" / "x.py").write_text(secret)
+    (folder / "inline.py").write_text(f"-----BEGIN RSA PRIVATE KEY-----\n{secret}")
+    (folder / "large.py").write_text(secret * 20_000)
+    (folder / "tokenizer.py").write_text("kept = 1\n")
+    git("add", ".env")  # also when it is tracked
+    state = provenance.git_state(tmp_path)
+    text = provenance.patch(tmp_path)
+    assert secret not in text and "kept = 1" in text
+    assert state["changed"] == ["tokenizer.py"]
+    assert set(state["left_out"]) >= {*names, "secret/x.py", "inline.py", "large.py", "notes.txt", "weights.bin"}
+    assert "ignored.py" not in state["left_out"]
+
+
+def test_a_patch_that_is_too_large_is_left_out_whole(repository, tmp_path, monkeypatch):
+    folder, _ = repository
+    monkeypatch.setattr(provenance, "MAX_PATCH_BYTES", 10)
+    (folder / "model.py").write_text("width = 16\n")
+    assert provenance.git_state(tmp_path)["patch_too_large"] > 10
+    assert provenance.patch(tmp_path) is None
+
+
+def test_outside_git_the_state_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance.onebox, "__file__", str(tmp_path / "__init__.py"))
+    assert provenance.git_state(tmp_path) is None
+
+
+def test_versions_are_those_that_the_packages_say():
+    found = provenance.packages()
+    for name in ("torch", "hydra-core", "pillow", "onebox"):
+        assert found[name] == importlib.metadata.version(name)
+
+
+def test_only_listed_variables_are_kept_and_no_secret_among_them(monkeypatch):
+    for name in (
+        "OMP_NUM_THREADS",
+        "ONEBOX_VOC_ROOT",
+        "ONEBOX_API_TOKEN",
+        "AWS_SECRET_ACCESS_KEY",
+        "MY_OMP_NUM_THREADS",
+    ):
+        monkeypatch.setenv(name, "7")
+    kept = provenance.environment()
+    assert kept["OMP_NUM_THREADS"] == kept["ONEBOX_VOC_ROOT"] == "7"
+    assert not {"ONEBOX_API_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_OMP_NUM_THREADS"} & set(kept)
+    assert not {name for name in kept if name not in os.environ}
+
+
+def test_it_takes_milliseconds(tmp_path):
+    def seconds():
+        start = time.perf_counter()
+        provenance.provenance(tmp_path)
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(5)) < 0.25  # 0.03 on an idle machine

@@ -1,0 +1,59 @@
+"""The table of samples, and what differs between two."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from onebox.runs import samples
+from onebox.runs.samples import compare_samples, write_samples
+
+NAMES = ["cat", "dog"]
+
+
+class Index(SimpleNamespace):
+    def __len__(self):
+        return len(self.ids)
+
+
+def index(ids="abcd", labels=(0, 1, 0, 1), x1=0.25, stamp=1000):
+    count = len(ids)
+    return Index(
+        ids=tuple(ids),
+        labels=torch.tensor(labels[:count]),
+        boxes=torch.tensor([[x1, 0.25, 0.75, 0.75]] * count).reshape(count, 4),
+        sizes=torch.full((count, 2), 100),
+        image_stamps=np.full((count, 2), stamp),
+    )
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        (index(), {}),
+        (index(ids="abc"), {"removed": ["d"]}),
+        (index(ids="abcde", labels=(0, 1, 0, 1, 1)), {"added": ["e"]}),
+        (index(labels=(0, 0, 0, 1)), {"relabelled": ["b"]}),
+        (index(x1=0.25 + 1 / 500), {"box moved": list("abcd")}),
+        (index(stamp=1001), {"other image file": list("abcd")}),
+        (index(ids="badc", labels=(1, 0, 1, 0)), {"other order": ["all"]}),
+        (index(ids=""), {"removed": list("abcd")}),
+    ],
+)
+def test_differences_are_told_by_name(tmp_path, other, expected):
+    write_samples(tmp_path / "a", {"train": index(), "val": index()}, NAMES)
+    write_samples(tmp_path / "b", {"train": other, "val": index()}, NAMES)
+    assert compare_samples(tmp_path / "a", tmp_path / "b") == ({"train": expected} if expected else {})
+
+
+def test_labels_are_compared_by_their_names(tmp_path):
+    write_samples(tmp_path / "a", {"train": index()}, NAMES)
+    write_samples(tmp_path / "b", {"train": index(labels=(1, 2, 1, 2))}, ["background", *NAMES])
+    assert compare_samples(tmp_path / "a", tmp_path / "b") == {}
+
+
+def test_too_many_are_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(samples, "MAX_SAMPLES", 3)
+    assert not write_samples(tmp_path, {"train": index()}, NAMES)
+    assert compare_samples(tmp_path, tmp_path) is None
