@@ -14,6 +14,7 @@ import typer
 
 from onebox import cli_reproduce
 from onebox.errors import BadInput
+from onebox.runs import commands
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -56,7 +57,7 @@ CHECK_EPILOG = (
 )
 
 app = typer.Typer(
-    help="What is done beside training (onebox-train): get the data, look at it, and prove what a run found.",
+    help="What is done beside training (onebox-train): get the data, look at it, find, compare and reproduce runs.",
     epilog=EPILOG,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -67,6 +68,7 @@ data_app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.command(help=cli_reproduce.HELP, epilog=cli_reproduce.EPILOG)(cli_reproduce.reproduce)
+commands.register(app, EPILOG)
 
 
 CACHE_HELP = """Show what data.cache_dir holds, and with --clear remove it.

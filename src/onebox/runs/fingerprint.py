@@ -4,9 +4,10 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 # Lightning reads 1 as one batch and 1.0 as all of them.
 COUNT_OR_SHARE = {
@@ -22,8 +23,10 @@ PATHS = {("data", "root")}  # two spellings of one place are the same
 Path = tuple[Any, ...]
 
 
-def fingerprints(cfg: DictConfig) -> dict[str, str]:
+def fingerprints(cfg: "DictConfig") -> dict[str, str]:
     """`fingerprint`, and `fingerprint_seedless`: the same without the seed and what is interpolated from it."""
+    from omegaconf import OmegaConf  # onebox runs does without
+
     seedless = cfg.copy()
     seedless.seed = None
     configs = {"fingerprint": cfg, "fingerprint_seedless": seedless}
