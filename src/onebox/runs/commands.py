@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from onebox.errors import BadInput
+
 Outputs = Annotated[Path, typer.Option(metavar="FOLDER", help="Where runs are looked for.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
@@ -23,9 +25,62 @@ Examples
 """
 
 
+DIFF_HELP = """Say what differs between runs: config, code, environment, data, and what it did to the metrics.
+
+A RUN is a run directory, latest, latest~1, or the first digits of a fingerprint. Each run after the first is compared
+with the first. A choice (loss/loc: l1 → giou) stands above the keys that it brought along; defaults that moved with the
+code stand apart. Where other seeds of the same configs are found, a difference of metrics is held against their noise.
+
+\b
+Examples
+  onebox diff latest~1 latest
+  onebox diff outputs/baseline/2026-11-23_16-27-44-386692 3f2a --all
+  onebox diff 3f2a 77c0 --markdown >> notes.md
+"""
+DIFF_EPILOG = (
+    "Exit codes: 0 nothing that can change a result differs, nor do the metrics; 1 something does; 2 bad input."
+)
+
+
 def register(app: typer.Typer, epilog: str) -> None:
     """Add the commands to `onebox`."""
     app.command("runs", help=RUNS_HELP, epilog=epilog)(runs)
+    app.command("diff", help=DIFF_HELP, epilog=DIFF_EPILOG)(diff)
+
+
+def diff(
+    names: Annotated[list[str], typer.Argument(metavar="RUN RUN...", show_default=False, help="Two or more.")],
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also what cannot change a result, all metrics, hosts and times.")
+    ] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    outputs: Outputs = Path("outputs"),
+    json_: Json = False,
+) -> None:
+    """Compare them."""
+    import gc
+
+    from onebox.runs import diff_view
+    from onebox.runs.diff import diff as compare
+    from onebox.runs.find import find_run
+
+    if len(names) < 2:
+        raise BadInput(f"{names[0]}: name two runs or more, such as latest~1 latest")
+    if markdown and json_:
+        raise BadInput("--json and --markdown: choose one")
+    gc.disable()  # see runs
+    document = compare([find_run(name, outputs) for name in names], outputs, everything=everything)
+    if json_:
+        import json
+
+        print(json.dumps(document, indent=2, ensure_ascii=False))
+    elif markdown:
+        print(diff_view.markdown(document, everything=everything))
+    else:
+        from rich.console import Console
+
+        diff_view.show(document, Console(highlight=False), everything=everything)
+    raise typer.Exit(0 if document["same"] else 1)
 
 
 def runs(
