@@ -109,11 +109,12 @@ def _values(values: Sequence[Any]) -> Line:
     line: Line = []
     for colour, value in zip(COLOURS * 5, values, strict=False):
         line += [(" → " if len(values) == 2 else "  |  ", "dim")] if line else []
-        line.append((_text(value), colour))
+        line.append((value_text(value), colour))
     return line
 
 
-def _text(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """A value as people write it; a long one is cut."""
     if isinstance(value, dict) and value.get("absent") is True:
         return "(absent)"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
