@@ -1,0 +1,118 @@
+"""How long the commands take that read runs. Both are processes of their own, made-up runs, rounds in turn.
+
+`diff_s`: `onebox diff` of two runs over `python -c "import omegaconf, rich"`. `runs_2000_s`: seconds that `onebox runs`
+over 2,000 run directories takes beyond `onebox --help`, without and with an expression that reads all metrics.
+"""
+
+import argparse
+import copy
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+COMMAND = str(Path(sys.executable).parent / "onebox")
+NUM_RUNS = 2000
+WHERE = "val/joint_acc > .5 and model.backbone == tiny_cnn"
+TAGS = ("loss", "loss_loc", "loss_cls", "acc", "iou", "loc_acc", "loc_acc70", "joint_acc", "joint_acc_top5", "loc_l1")
+
+
+def make_runs(folder: Path, count: int) -> None:
+    """Run directories with records as large as real ones: 16 kB of run.json, 12 kB of metrics.json."""
+    from onebox.cli import _compose  # a real config
+    from onebox.runs.composition import composition
+    from onebox.runs.provenance import provenance
+
+    cfg = _compose("run_dir=x")
+    choices = {
+        "data": "shapes",
+        "model": "tiny_cnn",
+        "model/backbone": "tiny_cnn",
+        "loss/loc": "l1",
+        "experiment": None,
+    }
+    record: dict[str, Any] = {
+        "schema": 1,
+        "status": "completed",
+        "name": "bench",
+        "choices": choices,
+        "data_fingerprint": dict.fromkeys(("classes", "pixels", "train", "val", "test"), "0" * 16),
+        **composition(cfg, choices),
+        **provenance(folder),
+    }
+    metrics = {f"{split}/{tag}{kind}": 0.5 for split in ("train", "val") for tag in TAGS for kind in ("", "_macro")}
+    for number in range(count):
+        run = folder / "sweep" / str(number)
+        for name in (".hydra", "checkpoints", "tensorboard"):
+            (run / name).mkdir(parents=True)
+        one = copy.deepcopy(record)
+        one["config"]["optimizer"]["lr"] = lr = 1e-3 * (1 + number)
+        one["overrides"] = [f"optimizer.lr={lr}"]
+        one["seed"], one["fingerprint"], one["fingerprint_seedless"] = 0, f"{number:012x}", f"{number:012x}"
+        one["started"] = f"2026-11-23T{number // 3600:02d}:{number // 60 % 60:02d}:{number % 60:02d}.000+00:00"
+        best = {**metrics, "val/joint_acc": number / count, "epoch": 3}
+        test = {tag: 0.5 + number / count / 10 for tag in TAGS}
+        classes = {f"class{c}": {"images": 9, **test} for c in range(20)}
+        content = {"schema": 1, "final": metrics, "best": best, "test": test, "floor": test, "per_class": classes}
+        (run / "run.json").write_text(json.dumps(one, indent=2))
+        (run / "metrics.json").write_text(json.dumps(content, indent=2))
+
+
+def seconds(command: list[str], folder: Path) -> float:
+    """Wall time of a command, which may answer 1 (`onebox diff` found something)."""
+    # Without compiled files it would be the compiler that is measured.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    start = time.perf_counter()
+    done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
+    assert done.returncode in (0, 1), command
+    return time.perf_counter() - start
+
+
+def diff_s(rounds: int) -> list[float]:
+    """Ratio of each round."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_runs(folder / "outputs", 2)
+        theirs = [sys.executable, "-c", "import omegaconf, rich"]
+        ours = [COMMAND, "diff", "latest~1", "latest"]
+        seconds(theirs, folder), seconds(ours, folder)  # the first ones read files from the disk
+        return [seconds(ours, folder) / seconds(theirs, folder) for _ in range(rounds)]
+
+
+def runs_2000_s(rounds: int, *, where: str | None = None) -> list[float]:
+    """Seconds beyond start-up of each round."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_runs(folder / "outputs", NUM_RUNS)
+        ours = [COMMAND, "runs", *(["--where", where] if where else [])]
+        seconds(ours, folder), seconds([COMMAND, "--help"], folder)
+        return [seconds(ours, folder) - seconds([COMMAND, "--help"], folder) for _ in range(rounds)]
+
+
+# name -> what measures it, and the target
+ROWS = {
+    "diff_s": (diff_s, 2.0),
+    "runs_2000_s": (runs_2000_s, 1.0),
+    "runs_2000_where_s": (lambda rounds: runs_2000_s(rounds, where=WHERE), 1.0),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="*", choices=list(ROWS), default=list(ROWS))
+    arguments = parser.parse_args()
+    for name in arguments.only:
+        measure, target = ROWS[name]
+        values = measure(arguments.rounds)
+        text = f"median {median(values):.3f}, {min(values):.3f} to {max(values):.3f}, target {target}"
+        print(f"{name:18} {text}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
