@@ -88,11 +88,16 @@ def _varied_keys(flats: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...
     for key in dict.fromkeys(key for flat in flats for key in flat):
         values = tuple(flat.get(key, MISSING) for flat in flats)
         known = [value for value in values if value is not MISSING]
-        if len(known) < len(values) or not all(value is known[0] or same(key, known[0], value) for value in known):
+        if len(known) < len(values) or not all(_same(key, known[0], value) for value in known):
             varied[key] = values
     # `scheduler: null` is not worth a line where the other run has a whole scheduler.
     parents = {key[:position] for key in varied for position, sign in enumerate(key) if sign == "."}
     return {key: values for key, values in varied.items() if key not in parents}
+
+
+def _same(key: str, one: Any, other: Any) -> bool:
+    # Most values are the same text or number; only the others are worth the closer look.
+    return (type(one) is type(other) and not isinstance(one, list) and one == other) or same(key, one, other)
 
 
 def _varied_choices(runs: Sequence[Run]) -> dict[str, tuple[Any, ...]]:

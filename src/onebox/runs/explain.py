@@ -17,10 +17,12 @@ from onebox.runs.noise import interval
 SCHEMA = 1
 CODE = "code"  # the factor that a changed source is
 MIN_FANOVA_RUNS = 10
+MAX_COMPARED = 300  # runs, each with each, to say what changed together
 DEFAULT = "default of the choice"
 
 Document = dict[str, Any]
 Setting = tuple[tuple[str, str], ...]  # all other factors of a run, but for the seed
+Table = Mapping[Setting, Mapping[str, Mapping[Any, list[int]]]]  # setting -> value -> seed -> numbers of runs
 
 
 @dataclass(frozen=True)
@@ -130,29 +132,29 @@ def _settings(factors: Sequence[Factor], but: Factor | None, count: int) -> list
 def _effects(
     factor: Factor, settings: Sequence[Setting], seeds: Sequence[Any], runs: Sequence[Run], tags: Sequence[str]
 ) -> Document:
-    # setting -> value -> seed -> runs
-    table: dict[Setting, dict[str, dict[Any, list[int]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    settled: dict[Setting, dict[str, dict[Any, list[int]]]] = defaultdict(
+        lambda: defaultdict(lambda: defaultdict(list))
+    )
     shown: dict[str, Any] = {}
     for number, (setting, value) in enumerate(zip(settings, factor.values, strict=True)):
         level = _level(value)
         shown.setdefault(level, value)
-        table[setting][level][seeds[number]].append(number)
-    counts = Counter(_level(value) for value in factor.values)
-    order = _in_order(shown)
+        settled[setting][level][seeds[number]].append(number)
+    # Only where it took several values while all else stayed the same is there anything to learn.
+    table = {setting: levels for setting, levels in settled.items() if len(levels) > 1}
+    counts = Counter(level for levels in table.values() for level in levels)
+    order = _in_order({level: value for level, value in shown.items() if level in counts})
+    if not order:
+        return {"key": factor.name, "effects": [], "trend": None}
     reference = max(order, key=lambda level: (counts[level], -order.index(level)))
-    # The reference may meet none of the others alone, and these may meet each other.
-    against = [(reference, level) for level in order if level != reference]
-    between = [(one, other) for position, one in enumerate(order) for other in order[position + 1 :]]
+    pairs = {(reference, level): list(_pairs(table, reference, level)) for level in order if level != reference}
     effects: list[Document] = []
-    found_pairs = {(one, other): list(_pairs(table, one, other)) for one, other in against}
-    if not any(found_pairs.values()):
-        found_pairs = {(one, other): list(_pairs(table, one, other)) for one, other in between}
-    for (one, other), pairs in found_pairs.items():
-        if pairs:
-            differences = {tag: [_mean(runs, tag, b) - _mean(runs, tag, a) for a, b in pairs] for tag in tags}
-            by_metric = {tag: {"mean": mean(found), "interval": interval(found)} for tag, found in differences.items()}
+    for (one, other), found in pairs.items():
+        if found:
+            differences = {tag: [_mean(runs, tag, b) - _mean(runs, tag, a) for a, b in found] for tag in tags}
+            by_metric = {tag: {"mean": mean(items), "interval": interval(items)} for tag, items in differences.items()}
             change = {"from": _json(shown[one]), "to": _json(shown[other])}
-            effects.append({**change, "pairs": len(pairs), "metrics": by_metric})
+            effects.append({**change, "pairs": len(found), "metrics": by_metric})
     return {"key": factor.name, "effects": effects, "trend": _trend(table, shown, runs, tags)}
 
 
@@ -163,9 +165,7 @@ def _in_order(shown: Mapping[str, Any]) -> list[str]:
     return list(shown)
 
 
-def _pairs(
-    table: Mapping[Setting, Mapping[str, Mapping[Any, list[int]]]], one: str, other: str
-) -> Iterator[tuple[list[int], list[int]]]:
+def _pairs(table: Table, one: str, other: str) -> Iterator[tuple[list[int], list[int]]]:
     """Runs that differ in one factor alone: of the same seed where there is one, else all seeds against all."""
     for levels in table.values():
         if one not in levels or other not in levels:
@@ -186,7 +186,7 @@ def _mean(runs: Sequence[Run], tag: str, numbers: Sequence[int]) -> float:
 
 
 def _trend(
-    table: Mapping[Setting, Mapping[str, Mapping[Any, list[int]]]],
+    table: Table,
     shown: Mapping[str, Any],
     runs: Sequence[Run],
     tags: Sequence[str],
@@ -213,7 +213,7 @@ def _trend(
     return {"per": "factor of 10" if logarithmic else "unit", "lines": lines, "metrics": found} if found else None
 
 
-def _lines(table: Mapping[Setting, Mapping[str, Mapping[Any, list[int]]]]) -> Iterator[list[tuple[str, list[int]]]]:
+def _lines(table: Table) -> Iterator[list[tuple[str, list[int]]]]:
     """Runs of one setting along the values: of one seed where that has three, else the mean over seeds."""
     for levels in table.values():
         seeds = dict.fromkeys(seed for by_seed in levels.values() for seed in by_seed)
@@ -264,7 +264,7 @@ def _noise(factors: Sequence[Factor], runs: Sequence[Run], tags: Sequence[str]) 
 
 def _companions(factors: Sequence[Factor], number: int) -> list[str]:
     """The fewest other factors that changed whenever this one did; among several such sets, the most frequent."""
-    rows = list(dict.fromkeys(zip(*(factor.levels for factor in factors), strict=True)))
+    rows = list(dict.fromkeys(zip(*(factor.levels for factor in factors), strict=True)))[:MAX_COMPARED]
     found: Counter[tuple[str, ...]] = Counter()
     for position, one in enumerate(rows):
         for other in rows[position + 1 :]:
