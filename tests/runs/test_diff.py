@@ -94,6 +94,13 @@ def test_three_runs_are_one_table(make_run, tmp_path):
     assert not document["same"]
 
 
+def test_what_varies_while_its_choice_stays_does_not_follow_from_it(make_run):
+    c = make_run("c", defaults={"optimizer.weight_decay": 0.5}, source="bbbbbbbbbbbb")
+    relevant, _ = changes(make_run("a"), make_run("b", "optimizer=sgd"), c)
+    moved = {item.key: item.origin for item in relevant}
+    assert moved == {"optimizer": "override", "optimizer.weight_decay": "default"}
+
+
 @pytest.mark.parametrize(
     ("tag", "one", "other", "expected"),
     [
