@@ -3,7 +3,9 @@
 import importlib.metadata
 import os
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -112,3 +114,26 @@ def test_it_takes_milliseconds(tmp_path):
         return time.perf_counter() - start
 
     assert min(seconds() for _ in range(5)) < 0.25  # 0.03 on an idle machine
+
+
+def test_every_reader_exists_and_training_imports_none():
+    package = Path(provenance.onebox.__file__).parent
+    readers = {
+        path for path in package.rglob("*.py") if provenance.READERS.fullmatch(f"onebox/{path.relative_to(package)}")
+    }
+    listed = provenance.READERS.pattern.partition("runs/(")[2].partition(")")[0].split("|")
+    assert {package / "runs" / f"{name}.py" for name in listed} <= readers
+    code = "import sys, onebox.train, onebox.module, onebox.data.datamodule, onebox.runs.record; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {f"onebox.runs.{path.stem}" for path in readers} & set(loaded)
+
+
+@pytest.mark.parametrize(("changed", "counts"), [("onebox/module.py", True), ("onebox/runs/diff.py", False)])
+def test_the_source_is_told_by_what_trains(monkeypatch, changed, counts):
+    before, files = provenance.source_fingerprint(), provenance._source_files
+
+    def edited(folder, name):
+        return ((path, content + b"#" * (path == changed)) for path, content in files(folder, name))
+
+    monkeypatch.setattr(provenance, "_source_files", edited)
+    assert (provenance.source_fingerprint() != before) is counts

@@ -179,7 +179,7 @@ def _metrics(runs: Sequence[Run], outputs: Path, data: Document, *, everything: 
         bands = [item for group in groups if (item := band(tag, group)) is not None]
         verdicts: list[Verdict] = [judge(tag, bands[0], item) for item in bands[1:]]
         for number, value in enumerate(values[1:]):
-            if one_group[number + 1]:
+            if one_group[number + 1] or verdicts[number] == "same":
                 verdicts[number] = "same" if abs(value - values[0]) <= SAME else "within noise"
             elif tag.partition("/")[0] in data["parts_of"][number]:
                 verdicts[number] = "other images"

@@ -23,7 +23,7 @@ VERDICTS = {
     "other images": "dim",
     "same": "dim",
 }
-NOISE_HINT = "noise unknown: no other seed of these configs was found; run some to tell better from luck"
+NOISE_HINT = "noise unknown: too few other seeds of these configs were found; run some to tell better from luck"
 
 
 def show(document: Document, console: "Console", *, everything: bool) -> None:
