@@ -139,7 +139,7 @@ def _run_again(
     if not checkout:
         replay(what)
         return differences
-    with checked_out(recorded.record) as code:
+    with checked_out(recorded.record, recorded.folder) as code:
         console.print(f"  code: commit {recorded.record['git']['sha'][:9]} in {code}", highlight=False, soft_wrap=True)
         exit_code = replay_with(code, what)
     if exit_code:

@@ -20,6 +20,7 @@ from onebox.data.dataset import EpochSampler
 from onebox.errors import BadInput
 from onebox.replay import replay
 from onebox.runs.checkout import checkout
+from onebox.runs.provenance import git_state
 from onebox.runs.reproduce import differences
 
 BATCH_SIZE = 8
@@ -240,17 +241,17 @@ def test_the_code_of_a_run_is_its_commit_with_its_changes(tmp_path, monkeypatch)
     git("add", "-A")
     git("commit", "--quiet", "-m", "one")
     code.write_text("committed = 1\nchanged = 2\n")
-    record = {"git": {"sha": git("rev-parse", "HEAD").strip(), "diff": git("diff", "HEAD")}}
-    code.write_text("something = 'else'\n")
     monkeypatch.setattr(onebox, "__file__", str(code))
-    with checkout(record) as folder:
+    record = {"git": git_state(tmp_path)}
+    code.write_text("something = 'else'\n")
+    with checkout(record, tmp_path) as folder:
         assert (folder / "src/onebox/__init__.py").read_text() == "committed = 1\nchanged = 2\n"
     assert not folder.exists()
     assert len(git("worktree", "list").splitlines()) == 1
     assert code.read_text() == "something = 'else'\n"
-    with pytest.raises(BadInput, match="fetch commit 000000000"), checkout({"git": {"sha": "0" * 40, "diff": ""}}):
+    with pytest.raises(BadInput, match="fetch commit 000000000"), checkout({"git": {"sha": "0" * 40}}, tmp_path):
         pass
-    with pytest.raises(BadInput, match="not made from a git checkout"), checkout({"git": None}):
+    with pytest.raises(BadInput, match="not made from a git checkout"), checkout({"git": None}, tmp_path):
         pass
 
 

@@ -9,14 +9,16 @@ from typing import Any
 
 import onebox
 from onebox.errors import BadInput
+from onebox.runs.provenance import patch
 
 
 @contextmanager
-def checkout(record: Mapping[str, Any]) -> Iterator[Path]:
+def checkout(record: Mapping[str, Any], run_dir: Path) -> Iterator[Path]:
     """A git worktree of a run's commit with its uncommitted changes, removed in the end.
 
     Args:
         record: run.json.
+        run_dir: where the patch lies.
 
     Raises:
         BadInput: commit or changes are not to be had.
@@ -31,25 +33,25 @@ def checkout(record: Mapping[str, Any]) -> Iterator[Path]:
         folder = Path(temporary) / "code"
         _git(repository, "worktree", "add", "--detach", str(folder), sha, advice=f"fetch commit {sha[:9]}")
         try:
-            patch = stored_patch(record)
-            if patch:
+            changes = stored_patch(record, run_dir)
+            if changes:
                 advice = "the run's uncommitted changes cannot be applied"
-                _git(folder, "apply", "--whitespace=nowarn", "-", stdin=patch, advice=advice)
+                _git(folder, "apply", "--whitespace=nowarn", "-", stdin=changes, advice=advice)
             yield folder
         finally:
             _git(repository, "worktree", "remove", "--force", str(folder), advice="remove the worktree by hand")
 
 
-def stored_patch(record: Mapping[str, Any]) -> str:
-    """The uncommitted changes of tracked files that a run was made with, as `git apply` takes them.
+def stored_patch(record: Mapping[str, Any], run_dir: Path) -> str:
+    """The uncommitted changes that a run was made with, as `git apply` takes them.
 
     Raises:
         BadInput: they were too large to be stored whole.
     """
     git = record["git"]
-    if git.get("diff_cut"):
+    if git.get("patch_too_large"):
         raise BadInput("the run's uncommitted changes were too large to be stored; --checkout cannot apply them")
-    return str(git.get("diff", ""))
+    return patch(run_dir) or ""
 
 
 def _git(folder: Path, *arguments: str, advice: str, stdin: str = "") -> None:

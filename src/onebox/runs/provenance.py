@@ -60,13 +60,13 @@ def provenance(run_dir: Path) -> dict[str, Any]:
     }
 
 
-def git_state(run_dir: Path) -> dict[str, Any] | None:
+def git_state(run_dir: Path | None) -> dict[str, Any] | None:
     """Commit, branch and uncommitted changes of the checkout that onebox runs from, or else of the current folder.
 
     The changes of tracked and untracked source, but nothing that git ignores or that looks like a secret, are written
     to `PATCH_FILE` in `run_dir`; `changed` names their files, `left_out` those that are not in it.
 
-    None outside git.
+    None outside git. Without `run_dir` nothing is written.
     """
     source = Path(onebox.__file__).parent
     folder = Path.cwd() if "site-packages" in source.parts else source
@@ -82,7 +82,7 @@ def git_state(run_dir: Path) -> dict[str, Any] | None:
     except (OSError, subprocess.SubprocessError, IndexError):
         return None
     too_large = len(patch) > MAX_PATCH_BYTES
-    if patch and not too_large:
+    if patch and not too_large and run_dir is not None:
         with replacing(run_dir / PATCH_FILE) as temporary:
             temporary.write_bytes(gzip.compress(patch, mtime=0))
     return {

@@ -167,7 +167,7 @@ def _moved(value: Any, old: str, new: str) -> Any:
 def facts_now() -> dict[str, Any]:
     """What run.json would say of code, environment and machine. Imports torch."""
     return {
-        "git": git_state(),
+        "git": git_state(None),
         "python": platform.python_version(),
         "system": platform.platform(),
         "packages": packages(),
