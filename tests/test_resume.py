@@ -290,14 +290,14 @@ def test_one_run_directory_belongs_to_one_process_and_one_config(nursery, data, 
 
 
 def test_a_run_whose_data_changed_is_refused(nursery, data, tmp_path):
-    arguments = [*data, f"hydra.run.dir={tmp_path / 'run'}"]
+    shutil.copytree(data[0].partition("=")[2], tmp_path / "shapes")
+    arguments = [f"data.root={tmp_path / 'shapes'}", *data[1:], f"hydra.run.dir={tmp_path / 'run'}"]
     assert nursery.run(*arguments, log=tmp_path / "log", hit_at=40) == -signal.SIGKILL
-    root = Path(data[0].partition("=")[2])
-    shutil.copytree(root, tmp_path / "shapes")
     annotation = sorted((tmp_path / "shapes" / "Annotations").iterdir())[0]
     text = annotation.read_text()
     xmax = int(text.split("<xmax>")[1].split("<")[0])
     annotation.write_text(text.replace(f"<xmax>{xmax}<", f"<xmax>{xmax - 1}<"))
-    assert nursery.run(*arguments, f"data.root={tmp_path / 'shapes'}", log=tmp_path / "refusal") == 2
+    assert nursery.run(*arguments, log=tmp_path / "refusal") == 2
     assert "the data have changed since the run was begun (train)" in (tmp_path / "refusal").read_text()
+    annotation.write_text(text)
     assert nursery.run(*arguments, log=tmp_path / "log") == 0  # with its own data it still goes on

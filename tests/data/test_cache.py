@@ -88,7 +88,7 @@ def test_writing_to_a_batch_or_the_mapped_images_changes_no_file(folder_data, tr
     tree.add("a", DOG)
     data = folder_data()
     images(data).zero_()
-    data.dataset("train")._images.zero_()
+    data.dataset("train")._images.fill(0)
     assert images(folder_data()).any()
 
 
