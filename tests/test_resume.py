@@ -45,6 +45,7 @@ COMMON = [
     "trainer.accelerator=cpu",
     "trainer.max_epochs=4",
     "trainer.log_every_n_steps=2",
+    "callbacks.checkpoint_last.epoch_seconds=0",
 ]
 EACH_STEP = "callbacks.checkpoint_last.every_minutes=0"
 KINDS = {

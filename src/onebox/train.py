@@ -306,7 +306,7 @@ def _checkpoint(cfg: DictConfig, run_dir: Path, facts: Mapping[str, Any]) -> Pat
 def build_trainer(cfg: DictConfig, facts: Mapping[str, Any] | None = None) -> Trainer:
     """The trainer with all callbacks and loggers that are not null; `facts` go into each checkpoint."""
     import torch.utils.deterministic
-    from lightning.pytorch.callbacks import ProgressBar
+    from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
     from onebox.callbacks.epoch_csv import EpochCsvLogger
     from onebox.callbacks.hparams import HParams
@@ -322,6 +322,7 @@ def build_trainer(cfg: DictConfig, facts: Mapping[str, Any] | None = None) -> Tr
         cfg.trainer,
         callbacks=[*callbacks, HParams(_hparams(cfg), RESULT_TAGS), CheckpointFacts(facts or {})],
         logger=loggers,
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),  # or it adds one
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         _convert_="all",
     )

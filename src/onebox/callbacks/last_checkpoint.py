@@ -29,24 +29,25 @@ class LastCheckpoint(Checkpoint):
     the rows of metrics.csv and the values that callbacks monitor. Random numbers need no state, as each draw is a
     function of (seed, epoch, step or image).
 
-    Saved are the beginning of each epoch, the end of the fit and, on one device, a step or the beginning of validation
-    when the last checkpoint is `every_minutes` old or SIGTERM was received, which takes effect when the checkpoint is
-    written. The checkpoint before stays as `previous.ckpt`.
+    Saved are the beginning of an epoch when the last checkpoint is `epoch_seconds` old, the end of the fit and, on one
+    device, a step or the beginning of validation when it is `every_minutes` old or SIGTERM was received, which takes
+    effect when the checkpoint is written. The checkpoint before stays as `previous.ckpt`.
 
     Args:
         folder: where the checkpoints are.
+        epoch_seconds: how much work a kill may cost at most when epochs are short; 0 saves each.
         every_minutes: how much work a kill may cost at most within a long epoch.
     """
 
-    def __init__(self, folder: str, every_minutes: float) -> None:
+    def __init__(self, folder: str, epoch_seconds: float, every_minutes: float) -> None:
         refuse(
             {
-                f"callbacks.checkpoint_last.every_minutes must be a number >= 0, not {every_minutes}": not is_number(
-                    every_minutes, 0
-                )
+                f"callbacks.checkpoint_last.{name} must be a number >= 0, not {value}": not is_number(value, 0)
+                for name, value in (("epoch_seconds", epoch_seconds), ("every_minutes", every_minutes))
             }
         )
         self._folder = Path(folder)
+        self._epoch_seconds = epoch_seconds
         self._every_seconds = 60 * every_minutes
         self._saved_at = 0.0
         self._sigterm = False
@@ -112,8 +113,8 @@ class LastCheckpoint(Checkpoint):
         self._on_sigterm(self._note_sigterm)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save all of the epoch before."""
-        if (trainer.current_epoch, 0) > self._position:
+        """Save all of the epoch before, when that is due."""
+        if (trainer.current_epoch, 0) > self._position and (self._sigterm or self._age() >= self._epoch_seconds):
             self._save(trainer, _before_epoch)
         self._obey_sigterm()
 
@@ -148,8 +149,11 @@ class LastCheckpoint(Checkpoint):
 
     def _is_due(self, trainer: Trainer) -> bool:
         # With several devices the sums of an unfinished epoch lie on each of them, and only one writes.
-        is_old = time.monotonic() - self._saved_at >= self._every_seconds
-        return trainer.world_size == 1 and (self._sigterm or is_old)
+        return trainer.world_size == 1 and (self._sigterm or self._age() >= self._every_seconds)
+
+    def _age(self) -> float:
+        """Seconds since the last checkpoint."""
+        return time.monotonic() - self._saved_at
 
     def _save(self, trainer: Trainer, settle: Callable[[Loops], None]) -> None:
         last, new = self._folder / "last.ckpt", self._folder / "new.ckpt"

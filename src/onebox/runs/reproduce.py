@@ -137,7 +137,6 @@ def config_again(
         config["resume"] = "never"
     if steps is not None:
         config["logger"] = {}
-        config["trainer"]["enable_checkpointing"] = False  # or Lightning adds one of its own
         config["callbacks"] |= {"checkpoint_best": None, "checkpoint_last": None, "pictures": None}
         config["callbacks"]["stop"] = {"_target_": "onebox.callbacks.trace.StopAfter", "steps": steps}
     given = OmegaConf.create(config)
