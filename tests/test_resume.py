@@ -293,7 +293,8 @@ def test_one_run_directory_belongs_to_one_process_and_one_config(nursery, data, 
 def test_a_run_whose_data_changed_is_refused(nursery, data, tmp_path):
     shutil.copytree(data[0].partition("=")[2], tmp_path / "shapes")
     arguments = [f"data.root={tmp_path / 'shapes'}", *data[1:], f"hydra.run.dir={tmp_path / 'run'}"]
-    assert nursery.run(*arguments, log=tmp_path / "log", hit_at=40) == -signal.SIGKILL
+    assert nursery.run(*arguments, log=tmp_path / "log", hit_at=55) == -signal.SIGKILL
+    assert (tmp_path / "run/checkpoints/last.ckpt").exists()
     annotation = sorted((tmp_path / "shapes" / "Annotations").iterdir())[0]
     text = annotation.read_text()
     xmax = int(text.split("<xmax>")[1].split("<")[0])
