@@ -54,10 +54,13 @@ ROWS = {
     "index_ratio": Row("index", "ratio", ">=", 0.5),
     "index_reopen_s": Row("index", "reopen_s", "<=", 1, "s"),
     "index_bytes": Row("index", "bytes", "<=", 1000, "bytes a file"),
+    "diff_s": Row("runs", "diff", "<=", 2),
+    "runs_2000_s": Row("runs", "runs_2000_s", "<=", 1, "s"),
+    "runs_2000_where_s": Row("runs", "runs_2000_where_s", "<=", 1, "s"),
     "startup_help": Row("startup --help", "ratio", "<=", 1.3),
     "startup_cfg": Row("startup --cfg job", "ratio", "<=", 1.3),
 }
-ONCE = ("index", "memory")  # slow, and steady
+ONCE = ("index", "memory", "runs")  # slow, or with rounds of their own
 NEEDS_VOC = ("seed", "loading")
 
 

@@ -2,9 +2,10 @@
 
 `diff_s`: `onebox diff` of two runs over `python -c "import omegaconf, rich"`. `runs_2000_s`: seconds that `onebox runs`
 over 2,000 run directories takes beyond `onebox --help`, without and with an expression that reads all metrics.
+
+Prints one line of JSON: lists of figures.
 """
 
-import argparse
 import copy
 import json
 import os
@@ -13,7 +14,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 COMMAND = str(Path(sys.executable).parent / "onebox")
@@ -94,24 +94,14 @@ def runs_2000_s(rounds: int, *, where: str | None = None) -> list[float]:
         return [seconds(ours, folder) - seconds([COMMAND, "--help"], folder) for _ in range(rounds)]
 
 
-# name -> what measures it, and the target
-ROWS = {
-    "diff_s": (diff_s, 2.0),
-    "runs_2000_s": (runs_2000_s, 1.0),
-    "runs_2000_where_s": (lambda rounds: runs_2000_s(rounds, where=WHERE), 1.0),
-}
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", nargs="*", choices=list(ROWS), default=list(ROWS))
-    arguments = parser.parse_args()
-    for name in arguments.only:
-        measure, target = ROWS[name]
-        values = measure(arguments.rounds)
-        text = f"median {median(values):.3f}, {min(values):.3f} to {max(values):.3f}, target {target}"
-        print(f"{name:18} {text}", flush=True)
+    rounds = 5
+    figures = {
+        "diff": diff_s(rounds),
+        "runs_2000_s": runs_2000_s(rounds),
+        "runs_2000_where_s": runs_2000_s(rounds, where=WHERE),
+    }
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ directory, and compares every step, the metrics and the final weights.
 
 \b
 Examples
+  onebox reproduce latest
   onebox reproduce outputs/baseline/2026-01-31_12-00-00-000000
   onebox reproduce RUN --steps 20           a proof in seconds: the first steps only
   onebox reproduce RUN --checkout           with the code of the run instead of the one installed
@@ -40,7 +41,14 @@ EPILOG = (
 
 
 def reproduce(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.", show_default=False)],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="A run directory, latest, latest~1, or the first digits of a fingerprint.",
+            show_default=False,
+        ),
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -56,6 +64,7 @@ def reproduce(
         bool, typer.Option("--checkout", help="Run the recorded commit and changes, in a temporary git worktree.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Also when the data are not those of the run.")] = False,
+    outputs: Annotated[Path, typer.Option(metavar="FOLDER", help="Where runs are looked for.")] = Path("outputs"),
     out: Annotated[
         Path | None,
         typer.Option(help="Directory of the new run. [default: outputs/reproduced/RUN/<date>_<time>]", file_okay=False),
@@ -65,11 +74,12 @@ def reproduce(
     """Run again, compare, print."""
     from rich.console import Console
 
+    from onebox.runs.find import REPRODUCED, find_run
     from onebox.runs.reproduce import Recorded, compare
 
-    recorded = Recorded.read(run)
+    recorded = Recorded.read(Path(run) if Path(run, "run.json").exists() else find_run(run, outputs).path)
     _check(recorded, steps)
-    folder = out or Path("outputs", "reproduced", run.resolve().name, f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
+    folder = out or outputs / REPRODUCED / recorded.folder.resolve().name / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     try:
         with _stdout_is_stderr() if json_ else contextlib.nullcontext():
             differences = _run_again(

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 MISSING = object()
 HOW = "give a run directory, latest, latest~1, or the first digits of a fingerprint (onebox runs lists them)"
 MAX_CANDIDATES = 5
+REPRODUCED = "reproduced"  # folder of the runs that `onebox reproduce` makes; only found when it is named
 _BACK = re.compile(r"(.+)~(\d+)")
 _HEXADECIMAL = re.compile(r"[0-9a-f]{3,12}")
 
@@ -89,7 +90,10 @@ def read_run(path: Path) -> Run | None:
 
 
 def find_runs(folder: Path) -> list[Run]:
-    """All runs in or below a folder, the newest first. A run.json that cannot be read is logged and left out."""
+    """All runs in or below a folder, the newest first, but for those in a folder `reproduced` below it.
+
+    A run.json that cannot be read is logged and left out.
+    """
     found = ((path, _read(os.path.join(path, "run.json"))) for path in _directories(folder))
     runs = [Run(Path(path), record) for path, record in found if record is not None]
     return sorted(runs, key=lambda run: (run.started, str(run.path)), reverse=True)
@@ -182,7 +186,7 @@ def _directories(folder: Path | str) -> Iterator[Path | str]:
         yield folder  # no run lies in another
         return
     for entry in found:
-        if entry.is_dir(follow_symlinks=False):
+        if entry.is_dir(follow_symlinks=False) and entry.name != REPRODUCED:
             yield from _directories(entry.path)
 
 
