@@ -39,7 +39,7 @@ OPTIONS = {
     "none": [],
     "flip_jitter": ["augment=batched_flip"],
     "affine": ["augment=batched_affine"],
-    "resnet18": ["model/backbone=resnet18", "image_size=224", "data.batch_size=32", "data.limit=128"],
+    "resnet18": ["model/backbone=resnet18", "image_size=224", "data.batch_size=32", "data.limit=512"],
     "framework_64": NO_CHECKPOINTS,
     "framework_32": [*NO_CHECKPOINTS, "data.batch_size=32"],
     "seed": ["augment=seed", "model/box_coder=xywh", "loss.weights.loc=1", "optimizer=adam"],
