@@ -147,6 +147,7 @@ def test_ctrl_c_leaves_a_run_that_says_interrupted(tmp_path, shapes_root):
         "data.source=null",
         "trainer.max_epochs=100000",
         "callbacks/progress=lines",
+        "callbacks.checkpoint_last.epoch_seconds=0",
         PYTHONUNBUFFERED="1",
     )
     for line in process.stdout:

@@ -292,8 +292,11 @@ def test_one_run_directory_belongs_to_one_process_and_one_config(nursery, data, 
 
 def test_a_run_whose_data_changed_is_refused(nursery, data, tmp_path):
     shutil.copytree(data[0].partition("=")[2], tmp_path / "shapes")
-    arguments = [f"data.root={tmp_path / 'shapes'}", *data[1:], f"hydra.run.dir={tmp_path / 'run'}"]
-    assert nursery.run(*arguments, log=tmp_path / "log", hit_at=55) == -signal.SIGKILL
+    common = [f"data.root={tmp_path / 'shapes'}", *data[1:]]
+    assert nursery.run(*common, f"hydra.run.dir={tmp_path / 'straight'}", log=tmp_path / "straight.log") == 0
+    in_test = (tmp_path / "straight.log.moments").read_text().splitlines().index("before predictions.png") + 1
+    arguments = [*common, f"hydra.run.dir={tmp_path / 'run'}"]
+    assert nursery.run(*arguments, log=tmp_path / "log", hit_at=in_test) == -signal.SIGKILL
     assert (tmp_path / "run/checkpoints/last.ckpt").exists()
     annotation = sorted((tmp_path / "shapes" / "Annotations").iterdir())[0]
     text = annotation.read_text()
