@@ -69,6 +69,7 @@ class LastCheckpoint(Checkpoint):
         self._loaded = checkpoint["fit"]
         self._position = tuple(self._loaded["position"])
         self._first_step = self._loaded["first_step"]
+        # Lightning sets `datamodule` without declaring it.
         trainer.datamodule.start = self._position  # type: ignore[attr-defined]
         for logger in trainer.loggers:
             if isinstance(logger, EpochCsvLogger):

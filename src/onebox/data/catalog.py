@@ -144,7 +144,7 @@ def read_table(tree: VocTree, cache_dir: Path) -> Table:
                 remove_unfinished(path)
                 table = _read_changed(table, ids, folders, stamps)
                 table.save(path, folder=str(tree.folder.resolve()))
-    except (OSError, NotImplementedError) as error:
+    except (OSError, NotImplementedError) as error:  # filelock raises the second where a folder cannot be locked
         log.warning("%s: the index is not kept (%s); free some space or set data.cache_dir", path, error)
         if not _is_current(table, ids, stamps):
             table = _read_changed(table, ids, folders, stamps)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
+from yaml import YAMLError  # type: ignore[import-untyped]  # PyYAML has no types
 
 from onebox.errors import BadInput
 from onebox.files import read_json
