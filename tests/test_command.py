@@ -133,11 +133,12 @@ def test_a_run_ends_with_its_table_and_where_to_look(tmp_path, shapes_root):
 def test_a_sweep_runs_each_job_into_its_own_directory(tmp_path, shapes_root):
     done = run(tmp_path, "sweep=loss_weights", "hydra.sweeper.params={loss.weights.loc:'1,10'}", *fast(shapes_root))
     assert done.returncode == 0, done.stderr
-    records = [
-        json.loads(path.read_text()) for path in sorted(tmp_path.glob("outputs/sweeps/loss_weights/*/*/run.json"))
-    ]
-    assert [record["status"] for record in records] == ["completed"] * 2
-    assert len({record["fingerprint"] for record in records}) == 2
+    found = {
+        path.parent.name: json.loads(path.read_text())
+        for path in tmp_path.glob("outputs/sweeps/loss_weights/*/run.json")
+    }
+    assert [record["status"] for record in found.values()] == ["completed"] * 2
+    assert {record["fingerprint"] for record in found.values()} == set(found)
 
 
 def test_ctrl_c_leaves_a_run_that_says_interrupted(tmp_path, shapes_root):

@@ -23,13 +23,13 @@ LAYERS = {
     "module": 3,
     "callbacks": 4,
     "runs": 4,
-    "sweep": 4,
-    "train": 5,
-    "replay": 6,
-    "cli_reproduce": 7,
-    "cli": 8,
+    "sweep": 5,
+    "train": 7,
+    "replay": 8,
+    "cli_reproduce": 9,
+    "cli": 10,
     "spelling": 4,
-    "validation": 4,
+    "validation": 6,
     "help": 4,
 }
 CONFIG_LIBRARIES = {"hydra", "omegaconf"}
@@ -80,4 +80,4 @@ def test_a_run_directory_can_be_read_without_torch():
 def test_every_folder_of_the_package_is_in_the_wheel():
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     folders = {".".join(("onebox", *path.parent.relative_to(SOURCE).parts)) for path in SOURCE.rglob("__init__.py")}
-    assert listed == folders | {"onebox.conf"}
+    assert listed == folders | {"onebox.conf", "hydra_plugins.onebox"}

@@ -15,6 +15,10 @@ class Preempted(BaseException):
     """A scheduler asks the process to end (SIGTERM). No `Exception`, as nothing between is to handle it."""
 
 
+class SweepFailed(Exception):
+    """Jobs of a sweep failed; the message is one line that says how many."""
+
+
 def refuse(problems: Mapping[str, bool]) -> None:
     """Raise one `BadInput` that names all problems which are so.
 

@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from onebox.errors import BadInput, Preempted
+from onebox.errors import BadInput, Preempted, SweepFailed
 from onebox.help import help_text
 from onebox.spelling import explain_unknown_keys
 from onebox.validation import validate
@@ -34,10 +34,12 @@ if TYPE_CHECKING:
     from onebox.data.datamodule import VocDataModule
     from onebox.module import LocalizationModule
     from onebox.runs.record import RunRecord
+    from onebox.sweep.job import Value
 
 log = logging.getLogger(__name__)
 
 USER_ERRORS = (BadInput, HydraException, OmegaConfBaseException)
+EXIT_FAULT = 1
 EXIT_BAD_INPUT = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell gives it
@@ -64,6 +66,7 @@ def main() -> None:
         return
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here instead of being printed by Hydra
     try:
+        register_plugins()
         sys.argv[1:] = [new for argument in sys.argv[1:] for new in _stored_arguments(argument)]
         _app()
     except USER_ERRORS as error:
@@ -76,6 +79,9 @@ def main() -> None:
         if error.filename is None:
             raise
         _exit_with(BadInput(f"{error.filename}: {error.strerror}; free it, or choose another hydra.run.dir"))
+    except SweepFailed as error:
+        print(f"onebox-train: {error}", file=sys.stderr)
+        sys.exit(EXIT_FAULT)
     except Preempted as error:
         print(error, file=sys.stderr)
         sys.exit(EXIT_PREEMPTED)
@@ -105,8 +111,8 @@ class ClaimDirectory(HydraCallback):
             return  # the folder cannot be made, which Hydra finds as well
 
 
-@hydra.main(version_base="1.3", config_path="pkg://onebox.conf", config_name="train")
-def _app(cfg: DictConfig) -> float | None:
+def task(cfg: DictConfig) -> Value:
+    """What Hydra calls, in a sweep once a job."""
     try:
         return train(cfg)
     except USER_ERRORS as error:
@@ -115,11 +121,43 @@ def _app(cfg: DictConfig) -> float | None:
         _exit_with(error)  # here, as Hydra would print a line of its own first
 
 
-def train(cfg: DictConfig) -> float | None:
+# Launchers pickle `task` by its name, so it is not decorated.
+_app = hydra.main(version_base="1.3", config_path="pkg://onebox.conf", config_name="train")(task)
+
+
+def register_plugins() -> None:
+    """Make our launcher and sweepers known to Hydra, which does not find them in an editable install."""
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.plugin import Plugin
+
+    import hydra_plugins.onebox as ours
+
+    for found in vars(ours).values():
+        if isinstance(found, type) and issubclass(found, Plugin):
+            Plugins.instance().register(found)
+
+
+def job_fingerprint(root: DictConfig) -> str:
+    """The name of a sweep's folder for the job that Hydra has composed."""
+    from onebox.runs.fingerprint import fingerprints
+
+    cfg = root.copy()
+    with open_dict(cfg):
+        del cfg["hydra"]
+        cfg.run_dir = ""  # depends on what is asked for, and never counts
+    return fingerprints(cfg)["fingerprint"]
+
+
+OmegaConf.register_new_resolver("fingerprint", lambda *, _root_: job_fingerprint(_root_), replace=True)
+
+
+def train(cfg: DictConfig) -> Value:
     """Train and test one experiment, and leave a run directory at `cfg.run_dir`.
 
+    In a sweep, a run that is complete there is kept, and one that did not end goes on.
+
     Returns:
-        The best value of `cfg.monitor`, which a sweep optimises; None when the fit did not log it.
+        The value of `cfg.objective` in the best epoch, which a sweep optimises; None when the fit did not log it.
 
     Raises:
         BadInput: config or data cannot be used; run.json says why.
@@ -128,12 +166,27 @@ def train(cfg: DictConfig) -> float | None:
     from onebox.runs.composition import composition
     from onebox.runs.fingerprint import fingerprints
     from onebox.runs.preemption import sigterm_raises
+    from onebox.runs.provenance import source_fingerprint
     from onebox.runs.record import RunRecord
+    from onebox.sweep.job import Done, take
 
     run_dir = Path(os.path.relpath(cfg.run_dir))
     prints = fingerprints(cfg)
     choices = _choices()
-    earlier = claim(run_dir, fingerprint=prints["fingerprint"], resume=cfg.resume)
+    in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
+    if in_sweep:
+        try:
+            earlier = take(
+                run_dir,
+                rerun=cfg.rerun,
+                source=source_fingerprint(),
+                data=lambda: _data_fingerprint(cfg),
+                objective=_objective(cfg),
+            )
+        except Done as done:
+            return done.value
+    else:
+        earlier = claim(run_dir, fingerprint=prints["fingerprint"], resume=cfg.resume)
     record = RunRecord(
         run_dir,
         earlier,
@@ -147,6 +200,7 @@ def train(cfg: DictConfig) -> float | None:
     try:
         with sigterm_raises(), record:
             validate(cfg)
+            use_threads(cfg, capped=in_sweep)
             return _train(cfg, run_dir, record, prints["fingerprint"])
     except (Preempted, KeyboardInterrupt) as error:
         error.args = (f"{error or 'stopped by hand'}; onebox-train resume={run_dir} goes on",)
@@ -155,7 +209,36 @@ def train(cfg: DictConfig) -> float | None:
         release(run_dir)
 
 
-def _train(cfg: DictConfig, run_dir: Path, record: RunRecord, fingerprint: str) -> float | None:
+def use_threads(cfg: DictConfig, *, capped: bool) -> None:
+    """Use `cfg.threads` in everything that computes.
+
+    Args:
+        cfg: its data.num_workers may be lowered, which changes no result.
+        capped: not to have more loader workers than threads, as other jobs want the rest.
+    """
+    import cv2
+    import torch
+
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+        cv2.setNumThreads(cfg.threads)
+        os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(cfg.threads))  # for processes to come
+    if capped:
+        cfg.data.num_workers = min(cfg.data.num_workers, torch.get_num_threads())
+
+
+def _objective(cfg: DictConfig) -> str | list[str]:
+    return cfg.objective if isinstance(cfg.objective, str) else list(cfg.objective)
+
+
+def _data_fingerprint(cfg: DictConfig) -> dict[str, str]:
+    data = build_data(cfg)
+    data.prepare_data()
+    data.setup()
+    return data.fingerprint()
+
+
+def _train(cfg: DictConfig, run_dir: Path, record: RunRecord, fingerprint: str) -> Value:
     import lightning.pytorch as L
 
     from onebox.callbacks.epoch_csv import EpochCsvLogger
@@ -166,6 +249,7 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord, fingerprint: str) 
     from onebox.runs.report import write_report
     from onebox.runs.results import best_row, floor_metrics, metrics_json, print_results
     from onebox.runs.samples import write_samples
+    from onebox.sweep.job import value_of
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its import sets another level
     for text in IRRELEVANT_WARNINGS:
@@ -229,7 +313,7 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord, fingerprint: str) 
     write_json(run_dir / "metrics.json", metrics_json(rows, best, test, floor, module.test_per_class))
     write_report(run_dir)
     print_results(run_dir)
-    return best.get(cfg.monitor)
+    return value_of(best, _objective(cfg))
 
 
 def _check_data(cfg: DictConfig, data: VocDataModule) -> None:

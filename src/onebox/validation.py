@@ -22,10 +22,13 @@ def validate(cfg: DictConfig) -> None:
     refuse({f"{group} is null; choose an option of the group (see --help)": get(group) is None for group in GROUPS})
     from onebox.metrics import NAMES
     from onebox.module import TRAIN_METRICS
+    from onebox.sweep.job import RERUN
 
     losses = [f"{name}{kind}" for name in ("loss_loc", "loss_cls") for kind in ("", "_weighted")]
     tags = [f"train/{name}" for name in ("loss", *losses, *TRAIN_METRICS)]
     tags += [f"val/{name}" for name in ("loss", *losses, *NAMES, *(f"{name}_macro" for name in NAMES))]
+    objective = get("objective")
+    wrong = [tag for tag in ([objective] if isinstance(objective, str) else objective or [None]) if tag not in tags]
     monitor, mode = get("monitor"), get("monitor_mode")
     refuse(
         {
@@ -34,6 +37,12 @@ def validate(cfg: DictConfig) -> None:
             f"monitor={monitor} is nothing that is logged; it must be one of {', '.join(tags)}": monitor not in tags,
             f"resume must be auto, never or the folder of a run, not {get('resume')}": get("resume")
             not in ("auto", "never"),
+            f"objective={objective} is nothing that is logged; it takes {', '.join(tags)}, or a list of them": bool(
+                wrong
+            ),
+            f"rerun must be one of {', '.join(RERUN)}, not {get('rerun')}": get("rerun") not in RERUN,
+            f"threads must be null or a number >= 1, not {get('threads')}": get("threads") is not None
+            and not is_integer(get("threads"), 1),
             f"monitor_mode must be max or min, not {mode}": mode not in ("max", "min"),
             f"monitor={monitor} but trainer.limit_val_batches=0; set monitor=train/loss monitor_mode=min": str(
                 monitor

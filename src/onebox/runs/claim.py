@@ -33,9 +33,23 @@ def claim(folder: Path, *, fingerprint: str, resume: str) -> dict[str, Any] | No
     if facts is not None:
         _check(folder, facts, fingerprint, resume)
     _lock(folder)
-    for unfinished in folder.rglob(".*.tmp"):  # of a process that was killed
-        unfinished.unlink()
+    _remove_unfinished(folder)
     return _facts(folder)  # another process may have written until now
+
+
+def claim_after_others(folder: Path) -> dict[str, Any] | None:
+    """Take a run directory for this process, whatever is in it; waits while another process has it.
+
+    Returns:
+        What run.json says; None when there is none.
+    """
+    try:
+        _lock(folder)
+    except BadInput:
+        log.info("%s: another process is running it; waiting", folder)
+        _lock(folder, wait=True)
+    _remove_unfinished(folder)
+    return _facts(folder)
 
 
 def release(folder: Path) -> None:
@@ -67,7 +81,12 @@ def _facts(folder: Path) -> dict[str, Any] | None:
     return facts
 
 
-def _lock(folder: Path) -> None:
+def _remove_unfinished(folder: Path) -> None:
+    for unfinished in folder.rglob(".*.tmp"):  # of a process that was killed
+        unfinished.unlink()
+
+
+def _lock(folder: Path, *, wait: bool = False) -> None:
     folder = folder.absolute()
     if folder in _held:
         return
@@ -75,7 +94,7 @@ def _lock(folder: Path) -> None:
     file = (folder / ".lock").open("a")
     try:
         # lockf, as a lock by flock would live on in loader workers, seconds after their parent was killed.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             file.close()

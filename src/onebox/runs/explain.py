@@ -1,6 +1,7 @@
 """What each key did to the metrics, from pairs of runs that differ in nothing else."""
 
 import importlib.util
+import logging
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -283,7 +284,7 @@ def _importance(factors: Sequence[Factor], runs: Sequence[Run], tag: str) -> Doc
         return {"metric": tag, "shares": None, "why": 'optuna is not installed: pip install "onebox[explain]"'}
     import optuna  # optional
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(logging.WARNING)
     study = optuna.create_study()
     levels = {factor.name: sorted(set(factor.levels)) for factor in factors}
     # All are categories: distributions of numbers are spelled differently in optuna 2 and 3.

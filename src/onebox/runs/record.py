@@ -13,6 +13,7 @@ from onebox.files import write_json
 from onebox.runs.provenance import provenance
 
 SCHEMA = 1
+ATTEMPT = ("status", "started", "ended", "seconds", "error", "host", "source")  # what is kept of an earlier one
 
 
 class RunRecord:
@@ -32,7 +33,7 @@ class RunRecord:
         self._path = folder / "run.json"
         self._facts: dict[str, Any] = {"schema": SCHEMA, "status": "running", **facts}
         if earlier is not None:
-            attempt = {key: earlier.get(key) for key in ("status", "started", "ended", "seconds", "error", "host")}
+            attempt = {key: earlier.get(key) for key in ATTEMPT}
             attempt["sha"] = (earlier.get("git") or {}).get("sha")
             self._facts["attempts"] = [*earlier.get("attempts", []), attempt]
 

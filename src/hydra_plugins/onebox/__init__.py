@@ -1,0 +1,1 @@
+"""Where Hydra accepts plugins from; the code is in onebox.sweep."""

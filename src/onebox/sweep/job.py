@@ -1,0 +1,124 @@
+"""What a job of a sweep does before it trains, in whatever process a launcher has put it."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from onebox.errors import BadInput
+from onebox.files import read_json
+from onebox.runs.claim import claim_after_others, release
+
+log = logging.getLogger(__name__)
+
+Step = Literal["new", "go on", "again", "keep"]
+Value = float | tuple[float | None, ...] | None
+
+RERUN = ("none", "failed", "stale", "all")
+REPLACED = ".replaced"  # folder beside the jobs that receives what is run again
+
+
+class Done(Exception):
+    """The job need not run.
+
+    Attributes:
+        value: its stored objective.
+    """
+
+    def __init__(self, value: Value) -> None:
+        super().__init__(f"done already: {value}")
+        self.value = value
+
+
+def take(
+    folder: Path, *, rerun: str, source: str, data: Callable[[], Mapping[str, str]], objective: str | Sequence[str]
+) -> dict[str, Any] | None:
+    """Take the directory of a job for this process; waits while another process has it.
+
+    What is to run again moves to `REPLACED` first.
+
+    Args:
+        folder: the run directory; its name is the job's fingerprint, so a run in it is of the same config.
+        rerun: which jobs that ended are run again, one of `RERUN`.
+        source: fingerprint of the code that would run.
+        data: gives the fingerprint of the data; only called when it decides.
+        objective: tag or tags whose values a job returns.
+
+    Returns:
+        What run.json says of the run that is to go on; None for a new one.
+
+    Raises:
+        BadInput: it failed and is not to be tried again.
+        Done: it need not run.
+    """
+    facts = claim_after_others(folder)
+    doubtful = rerun == "stale" and facts is not None and facts.get("status") in ("completed", "failed")
+    stale = doubtful and is_stale(facts or {}, source, data)
+    what = next_step(facts, rerun=rerun, stale=stale)
+    if what == "keep":
+        release(folder)
+        if facts is not None and facts["status"] == "failed":
+            reason = (facts.get("error") or {}).get("message")
+            raise BadInput(f"{folder}: failed ({reason}); rerun=failed tries again")
+        raise Done(stored_objective(folder, objective))
+    if what == "again" and facts is not None:
+        _move_away(folder, facts)
+        return None
+    return facts
+
+
+def next_step(facts: Mapping[str, Any] | None, *, rerun: str, stale: bool) -> Step:
+    """What becomes of a job.
+
+    Args:
+        facts: run.json; None when there is none.
+        rerun: one of `RERUN`.
+        stale: whether it ran under other code or data.
+    """
+    if facts is None:
+        return "new"
+    status = facts.get("status")
+    if status not in ("completed", "failed"):
+        return "go on"
+    if rerun == "all" or (rerun == "stale" and stale):
+        return "again"
+    return "go on" if status == "failed" and rerun in ("failed", "stale") else "keep"
+
+
+def is_stale(facts: Mapping[str, Any], source: str, data: Callable[[], Mapping[str, str] | None]) -> bool:
+    """Whether a run, or an attempt at it, was made by other code or from other data.
+
+    Args:
+        facts: run.json.
+        source: fingerprint of the code now.
+        data: gives the fingerprint of the data now, None when it is not known.
+    """
+    if any(part.get("source", source) != source for part in (facts, *facts.get("attempts", []))):
+        return True
+    before = facts.get("data_fingerprint")
+    now = data() if before else None
+    return now is not None and now != before
+
+
+def stored_objective(folder: Path, objective: str | Sequence[str]) -> Value:
+    """The objective of a completed run, as metrics.json has it; None where the fit did not log it."""
+    best = read_json(folder / "metrics.json").get("best") or {}
+    return value_of(best, objective)
+
+
+def value_of(best: Mapping[str, float], objective: str | Sequence[str]) -> Value:
+    """The value of one tag, or the values of several, in the row of the best epoch."""
+    return best.get(objective) if isinstance(objective, str) else tuple(best.get(tag) for tag in objective)
+
+
+def _move_away(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Move everything but the lock, run.json last, so that a kill in between leaves a run that ended."""
+    started = str(facts.get("started", "")).replace(":", "-")
+    target = folder.parent / REPLACED / f"{folder.name}_{started}"
+    target.mkdir(parents=True, exist_ok=True)
+    # Hydra has written .hydra and the log anew for the job that is to come; they stay.
+    stay = {".lock", ".hydra"}
+    paths = [path for path in folder.iterdir() if path.name not in stay and path.suffix != ".log"]
+    for path in sorted(paths, key=lambda path: path.name == "run.json"):
+        path.rename(target / path.name)
+    log.info("runs again; the run of %s is kept in %s", facts.get("started"), target)
