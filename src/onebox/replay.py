@@ -28,20 +28,16 @@ class Replay(TypedDict):
 def replay(what: Replay) -> None:
     """Run it in this process."""
     import torch
-    from hydra.conf import HydraConf
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     from onebox.errors import BadInput
+    from onebox.runs.composition import set_hydra_config
     from onebox.train import train
 
-    hydra = OmegaConf.structured(HydraConf)
-    hydra.mode = "RUN"
-    hydra.runtime.choices = what["choices"]
-    hydra.overrides.task = what["overrides"]
-    HydraConfig.instance().set_config(OmegaConf.create({"hydra": hydra}))
+    set_hydra_config(what["choices"], what["overrides"])
     threads = torch.get_num_threads()
     torch.set_num_threads(what["threads"])
     cfg = OmegaConf.create(what["config"])

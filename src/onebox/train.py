@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -251,10 +251,7 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord, fingerprint: str) 
     from onebox.runs.samples import write_samples
     from onebox.sweep.job import value_of
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its import sets another level
-    for text in IRRELEVANT_WARNINGS:
-        warnings.filterwarnings("ignore", text)
-
+    _quieten()
     L.seed_everything(cfg.seed, verbose=False)
     data = build_data(cfg)
     data.prepare_data()
@@ -326,6 +323,41 @@ def _check_data(cfg: DictConfig, data: VocDataModule) -> None:
             f"the data are not those of data_fingerprint ({', '.join(others)}); bring them back, or accept these with "
             "data_fingerprint=null (onebox reproduce --force)"
         )
+
+
+def build_job(
+    config: dict[str, Any], choices: Mapping[str, str | None], overrides: Sequence[str], known: dict[str, Any]
+) -> dict[str, str]:
+    """Build all that a job of a sweep is made of, so that a mistake is found before the first one starts.
+
+    Args:
+        config: resolved.
+        choices: the option of each group.
+        overrides: of the job.
+        known: what was read of data sets, by what describes them; receives this one's.
+
+    Returns:
+        The fingerprint of its data.
+
+    Raises:
+        BadInput: something is wrong.
+    """
+    from onebox.runs.composition import set_hydra_config
+
+    _quieten()
+    cfg = OmegaConf.create(config)
+    set_hydra_config(choices, overrides)
+    validate(cfg)
+    described = repr((config["data"], config["augment"]))
+    if described not in known:
+        known[described] = build_data(cfg)
+        known[described].prepare_data()
+        known[described].setup()
+    data: VocDataModule = known[described]
+    cfg.model.num_classes = data.num_classes
+    build_module(cfg, data)
+    build_trainer(cfg)
+    return data.fingerprint()
 
 
 def build_data(cfg: DictConfig) -> VocDataModule:
@@ -429,6 +461,14 @@ def _keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(mmap_threshold, 1 << 30)
         mallopt(trim_threshold, 1 << 30)
+
+
+def _quieten() -> None:
+    import lightning.pytorch  # noqa: F401  sets another level when it is imported
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for text in IRRELEVANT_WARNINGS:
+        warnings.filterwarnings("ignore", text)
 
 
 def _run(trainer: Trainer, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:

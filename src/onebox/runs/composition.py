@@ -1,7 +1,7 @@
 """Which values of a config were chosen and which follow from a choice, so that a diff can fold one under the other."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -29,6 +29,18 @@ def composition(cfg: DictConfig, choices: Mapping[str, str | None]) -> dict[str,
         "interpolated": {key: value for key, value in flatten(plain) if isinstance(value, str) and "${" in value},
         "sets": {group: found for group, option in choices.items() if option and (found := _sets(group, option))},
     }
+
+
+def set_hydra_config(choices: Mapping[str, str | None], overrides: Sequence[str]) -> None:
+    """Set what a run asks Hydra for, in a process where Hydra has composed nothing."""
+    from hydra.conf import HydraConf
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra = OmegaConf.structured(HydraConf)
+    hydra.mode = "RUN"
+    hydra.runtime.choices = dict(choices)
+    hydra.overrides.task = list(overrides)
+    HydraConfig.instance().set_config(OmegaConf.create({"hydra": hydra}))
 
 
 def _sets(group: str, option: str) -> dict[str, list[str]] | None:

@@ -1,0 +1,222 @@
+"""The jobs of a sweep: which combinations there are, each composed, and what is known of them before they run."""
+
+import itertools
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from onebox.errors import BadInput
+from onebox.files import alone, read_json, write_json
+from onebox.runs.find import MISSING, Run, near_keys
+from onebox.runs.fingerprint import fingerprints
+from onebox.runs.where import parse
+from onebox.spelling import explain_unknown_keys
+
+SCHEMA = 1
+FILE = "sweep.json"
+_PLAIN = re.compile(r"[\w./:+-]+")
+
+Compose = Callable[[list[str]], DictConfig]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One combination.
+
+    Attributes:
+        overrides: what Hydra composes it from.
+        config: resolved; plain data.
+        choices: the option of each group.
+        fingerprint: see `onebox.runs.fingerprint`.
+        fingerprint_seedless: the same for all seeds.
+        folder: its run directory.
+    """
+
+    overrides: tuple[str, ...]
+    config: Mapping[str, Any]
+    choices: Mapping[str, str | None]
+    fingerprint: str
+    fingerprint_seedless: str
+    folder: Path
+
+    def __str__(self) -> str:
+        return " ".join(self.overrides)
+
+
+def combinations(overrides: Iterable[Override], jobs: Sequence[Mapping[str, Any]] | None) -> list[tuple[str, ...]]:
+    """All combinations of the values that overrides list, each with each of the explicit `jobs`.
+
+    Args:
+        overrides: of sweep files and the command line, the later of one key wins.
+        jobs: sets of overrides; null for none.
+
+    Raises:
+        BadInput: one lists values that are not countable, or `jobs` is no list of sets.
+    """
+    axes: dict[str, list[str]] = {}
+    for override in overrides:
+        key = override.get_key_element()
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            raise BadInput(
+                f"{override.input_line}: a grid needs single values, such as {key}=1,2; sweep=tpe takes ranges"
+            )
+        values = override.sweep_string_iterator() if override.is_sweep_override() else [_value_of(override)]
+        axes[key] = [f"{key}={value}" for value in values]
+    grid = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    if jobs is None:
+        explicit: list[dict[str, str]] = [{}]
+    elif jobs and all(isinstance(job, Mapping) for job in jobs):
+        explicit = [{str(key): f"{key}={as_override(value)}" for key, value in job.items()} for job in jobs]
+    else:
+        raise BadInput(f"sweep.jobs takes a list of sets such as [{{optimizer.lr: 1e-3}}], not {jobs}")
+    return [tuple({**one, **other}.values()) for one in grid for other in explicit]
+
+
+def as_override(value: Any) -> str:
+    """A value as Hydra's command line reads it."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{as_override(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(as_override, value)) + "]"
+    if isinstance(value, str) and not _PLAIN.fullmatch(value):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def compose_jobs(combined: Sequence[tuple[str, ...]], compose: Compose) -> list[Job]:
+    """Compose each, without those that would be the same run as an earlier one.
+
+    Args:
+        combined: overrides of each.
+        compose: Hydra's composition of a job.
+
+    Raises:
+        BadInput: names every combination that cannot be composed.
+    """
+    jobs: dict[str, Job] = {}
+    problems: dict[str, str] = {}  # what is wrong -> where first
+    for overrides in combined:
+        try:
+            job = _job(overrides, compose(list(overrides)))
+        except (HydraException, OmegaConfBaseException) as error:
+            text = explain_unknown_keys(overrides) or " ".join(str(error).split())
+            problems.setdefault(text, " ".join(overrides))
+            continue
+        jobs.setdefault(job.fingerprint, job)
+    if problems:
+        raise BadInput("; ".join(f"{where}: {what}" for what, where in problems.items()) + "; no job was started")
+    return list(jobs.values())
+
+
+def without_excluded(jobs: Sequence[Job], expression: str | None) -> list[Job]:
+    """Leave out the jobs that meet an expression of `onebox.runs.where`.
+
+    Raises:
+        BadInput: it cannot be parsed, no job has a key of it, or no job is left.
+    """
+    if expression is None:
+        return list(jobs)
+    try:
+        where = parse(expression)
+    except BadInput as error:
+        raise BadInput(str(error).replace("--where", "sweep.exclude", 1)) from error
+    runs = [Run(job.folder, {"config": job.config, "choices": job.choices}) for job in jobs]
+    for key in where.keys:
+        if all(run.value(key) is MISSING for run in runs):
+            raise BadInput(f"sweep.exclude: {near_keys(key, runs)}")
+    kept = [job for job, run in zip(jobs, runs, strict=True) if not where.test(run)]
+    if not kept:
+        raise BadInput(f"sweep.exclude='{expression}' leaves no job")
+    return kept
+
+
+def varied(jobs: Sequence[Job]) -> list[dict[str, str]]:
+    """For each job the overrides that not all have."""
+    pairs = [dict(text.split("=", 1) for text in job.overrides) for job in jobs]
+    keys = dict.fromkeys(key for pair in pairs for key in pair)
+    shown = [key for key in keys if len({pair.get(key) for pair in pairs}) > 1]
+    return [{key: pair[key] for key in shown if key in pair} for pair in pairs]
+
+
+def write_plan(
+    folder: Path,
+    jobs: Sequence[Job],
+    *,
+    objective: Mapping[str, str],
+    source: str,
+    data_fingerprints: Mapping[str, Mapping[str, str]],
+) -> None:
+    """Write what is planned to `sweep.json`; what earlier starts planned stays in it.
+
+    Args:
+        folder: of the sweep.
+        jobs: all that this start asks for.
+        objective: tag -> max or min.
+        source: fingerprint of the code.
+        data_fingerprints: by the fingerprint of the job.
+    """
+    with alone(folder / ".sweep.lock", waiting="another process is planning this sweep; waiting"):
+        earlier = read_plan(folder)
+        known = {job["fingerprint"]: job for job in earlier.get("jobs", [])}
+        for job, shown in zip(jobs, varied(jobs), strict=True):
+            known[job.fingerprint] = {
+                "fingerprint": job.fingerprint,
+                "fingerprint_seedless": job.fingerprint_seedless,
+                "seed": job.config["seed"],
+                "overrides": list(job.overrides),
+                "varied": shown,
+                "data_fingerprint": data_fingerprints.get(job.fingerprint),
+            }
+        plan = {
+            "schema": SCHEMA,
+            "name": jobs[0].config["name"],
+            "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "command": sys.argv,
+            "objective": list(objective),
+            "mode": dict(objective),
+            "source": source,
+            "jobs": [{"number": number, **job} for number, job in enumerate(known.values())],
+        }
+        write_json(folder / FILE, plan)
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """What `write_plan` wrote; empty without.
+
+    Raises:
+        BadInput: it is not valid.
+    """
+    path = folder / FILE
+    try:
+        plan: dict[str, Any] = read_json(path)
+    except FileNotFoundError:
+        return {}
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path}: not valid JSON ({error}); remove it, the jobs are found without it") from error
+    return plan
+
+
+def _job(overrides: tuple[str, ...], cfg: DictConfig) -> Job:
+    choices = {group: name for group, name in cfg.hydra.runtime.choices.items() if not group.startswith("hydra/")}
+    folder = Path(cfg.hydra.sweep.dir)
+    with open_dict(cfg):
+        del cfg["hydra"]
+        cfg.run_dir = ""
+        prints = fingerprints(cfg)
+        cfg.run_dir = str(folder / prints["fingerprint"])
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    return Job(overrides, config, choices, **prints, folder=folder / prints["fingerprint"])
+
+
+def _value_of(override: Override) -> str:
+    return override.get_value_element_as_str()

@@ -1,0 +1,167 @@
+"""The sweeper of grids and lists: plans, checks, launches what must run, and says how it ended."""
+
+import contextlib
+import logging
+import multiprocessing
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from onebox.errors import BadInput, SweepFailed
+from onebox.files import replacing
+from onebox.runs.find import read_run
+from onebox.runs.provenance import source_fingerprint
+from onebox.sweep.check import Build, check_jobs
+from onebox.sweep.job import RERUN, Step, is_stale, next_step, stored_objective
+from onebox.sweep.plan import Job, combinations, compose_jobs, without_excluded, write_plan
+
+log = logging.getLogger(__name__)
+
+NAMES: dict[Step, str] = {"keep": "done", "go on": "to go on", "again": "to run again", "new": "new"}
+
+
+class GridSweeper(Sweeper):
+    """Runs all combinations of the values that the command line and `params` list, and those of `sweep.jobs`.
+
+    Everything is composed and checked before the first job starts. What is done already is not launched.
+
+    Args:
+        params: key -> values as the command line writes them, such as `1,3,10`; the command line wins.
+    """
+
+    build: Build  # set by the class that Hydra makes, as this layer does not know how a run is built
+
+    def __init__(self, params: dict[str, str] | None) -> None:
+        self._params = dict(params or {})
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """See Hydra's Sweeper."""
+        self.config = config
+        self.hydra_context = hydra_context
+        self._launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
+        """Run the sweep.
+
+        Args:
+            arguments: overrides of the command line.
+
+        Raises:
+            BadInput: a job cannot be composed or built; none was started.
+            SweepFailed: some jobs failed.
+        """
+        assert self.config is not None
+        folder = Path(self.config.hydra.sweep.dir)
+        jobs = self._plan(arguments)
+        with _counting(len(jobs), "checking the jobs") as done:
+            prints = check_jobs(jobs, type(self).build, _start, done)
+        source = source_fingerprint()
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / "multirun.yaml") as temporary:
+            OmegaConf.save(self.config, temporary)
+        write_plan(folder, jobs, objective=objectives(self.config), source=source, data_fingerprints=prints)
+
+        returns: dict[str, JobReturn] = {}
+        to_run: list[Job] = []
+        counts: Counter[str] = Counter()
+        for job in jobs:
+            run = read_run(job.folder)
+            facts = run.record if run else None
+            stale = facts is not None and is_stale(facts, source, lambda job=job: prints[job.fingerprint])  # type: ignore[misc]
+            step = next_step(facts, rerun=self.config.rerun, stale=stale)
+            failed = facts is not None and facts.get("status") == "failed"
+            if step == "keep":
+                returns[job.fingerprint] = self._kept(job, failed=failed)
+                counts["failed before, kept" if failed else "done, but stale" if stale else "done"] += 1
+            else:
+                to_run.append(job)
+                counts["failed before, tried again" if failed and step == "go on" else NAMES[step]] += 1
+        log.info("%d jobs: %s", len(jobs), ", ".join(f"{number} {what}" for what, number in counts.items()))
+        if counts["done, but stale"]:
+            log.info("stale: done by other code or on other data; rerun=stale runs them again")
+        try:
+            if to_run:
+                launched = self._launcher.launch([list(job.overrides) for job in to_run], initial_job_idx=0)
+                returns |= {job.fingerprint: back for job, back in zip(to_run, launched, strict=True)}
+        finally:
+            report(folder)
+        failed_jobs = [job for job in jobs if returns[job.fingerprint].status is not JobStatus.COMPLETED]
+        if failed_jobs:
+            raise SweepFailed(f"{len(failed_jobs)} of {len(jobs)} jobs failed; the same command tries them again")
+        return [returns[job.fingerprint] for job in jobs]
+
+    def _plan(self, arguments: list[str]) -> list[Job]:
+        config, loader = self.config, self.hydra_context.config_loader  # type: ignore[union-attr]
+        assert config is not None
+        if config.rerun not in RERUN:
+            raise BadInput(f"rerun must be one of {', '.join(RERUN)}, not {config.rerun}")
+        settings = OmegaConf.to_container(config.sweep, resolve=True)
+        assert isinstance(settings, dict)
+        parser = OverridesParser.create(config_loader=loader)
+        given = [f"{key}={value}" for key, value in self._params.items()]
+        # What only says which jobs there are is no part of any of them.
+        given += [text for text in arguments if not text.lstrip("+~").startswith("sweep.")]
+        combined = combinations(parser.parse_overrides(given), settings["jobs"])
+        with _counting(len(combined), "composing the jobs") as done:
+
+            def compose(overrides: list[str]) -> DictConfig:
+                done()
+                return loader.load_sweep_config(config, overrides)
+
+            jobs = compose_jobs(combined, compose)
+        if len(jobs) < len(combined):
+            log.info("%d of %d combinations are the same as others", len(combined) - len(jobs), len(combined))
+        return without_excluded(jobs, settings["exclude"])
+
+    def _kept(self, job: Job, *, failed: bool) -> JobReturn:
+        value: Any = RuntimeError("failed before") if failed else stored_objective(job.folder, job.config["objective"])
+        return JobReturn(
+            overrides=list(job.overrides),
+            cfg=OmegaConf.create(dict(job.config)),
+            working_dir=str(job.folder),
+            status=JobStatus.FAILED if failed else JobStatus.COMPLETED,
+            _return_value=value,
+        )
+
+
+def objectives(config: DictConfig) -> dict[str, str]:
+    """The tags that a sweep optimises, each with max or min."""
+    from onebox.runs.noise import lower_is_better
+
+    if isinstance(config.objective, str) and config.objective == config.monitor:
+        return {config.monitor: config.monitor_mode}
+    tags = [config.objective] if isinstance(config.objective, str) else config.objective
+    return {tag: "min" if lower_is_better(tag) else "max" for tag in tags}
+
+
+def _start(function: Callable[..., None], args: tuple[Any, ...]) -> Any:
+    process = multiprocessing.get_context("forkserver").Process(target=function, args=args)
+    process.start()
+    return process
+
+
+def report(folder: Path) -> None:
+    """Print the table of all jobs in a sweep's folder."""
+    log.info("runs of the sweep: onebox runs --outputs %s", folder)
+
+
+@contextlib.contextmanager
+def _counting(total: int, description: str) -> Iterator[Callable[[], None]]:
+    """A progress bar on a terminal; the function that is given counts one."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda: bar.advance(task)
