@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -24,7 +24,7 @@ from onebox.spelling import explain_unknown_keys
 
 SCHEMA = 1
 FILE = "sweep.json"
-_PLAIN = re.compile(r"[\w./:+-]+")
+_NAME = re.compile(r"(?!(null|true|false|nan|inf|infinity)$)[a-z_][\w./-]*", re.I)  # it needs no quotes
 
 Compose = Callable[[list[str]], DictConfig]
 
@@ -88,9 +88,9 @@ def as_override(value: Any) -> str:
         return "{" + ",".join(f"{key}:{as_override(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(as_override, value)) + "]"
-    if isinstance(value, str) and not _PLAIN.fullmatch(value):
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    return value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, str):
+        return value if _NAME.fullmatch(value) else QuotedString(value, Quote.single).with_quotes()
+    return "null" if value is None else str(value).lower()
 
 
 def compose_jobs(combined: Sequence[tuple[str, ...]], compose: Compose) -> list[Job]:
