@@ -15,6 +15,14 @@ class Preempted(BaseException):
     """A scheduler asks the process to end (SIGTERM). No `Exception`, as nothing between is to handle it."""
 
 
+class JobFailed(Exception):
+    """A job of a sweep failed without an exception that could be handed on; the message says how."""
+
+
+class Stopped(Exception):
+    """A job of a sweep was stopped before its end, or not started; the message says why."""
+
+
 class SweepFailed(Exception):
     """Jobs of a sweep failed; the message is one line that says how many."""
 

@@ -133,7 +133,7 @@ def register_plugins() -> None:
     import hydra_plugins.onebox as ours
 
     for found in vars(ours).values():
-        if isinstance(found, type) and issubclass(found, Plugin):
+        if isinstance(found, type) and issubclass(found, Plugin) and found.__module__ == ours.__name__:
             Plugins.instance().register(found)
 
 

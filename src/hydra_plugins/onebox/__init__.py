@@ -1,6 +1,12 @@
 """Where Hydra accepts plugins from, and the only place that knows both them and how a run is built."""
 
+from collections.abc import Sequence
 from typing import Any
+
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
 
 from onebox.sweep import sweeper
 
@@ -15,3 +21,25 @@ class GridSweeper(sweeper.GridSweeper):
     """See `onebox.sweep.sweeper`."""
 
     build = staticmethod(_build)
+
+
+class HermeticLauncher(Launcher):
+    """`hydra/launcher=hermetic`, see `onebox.sweep.launcher.LaunchOptions` for its arguments."""
+
+    def __init__(self, **options: Any) -> None:
+        from onebox.sweep.launcher import LaunchOptions
+
+        self._options = LaunchOptions(**options)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called once by Hydra; the server begins to import what jobs need."""
+        from onebox.sweep.process import start_server
+
+        self._context, self._task_function, self._config = hydra_context, task_function, config
+        start_server()
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run jobs and wait for them."""
+        from onebox.sweep.launcher import launch
+
+        return launch(self._options, self._context, self._task_function, self._config, job_overrides, initial_job_idx)

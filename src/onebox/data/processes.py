@@ -4,12 +4,14 @@ They are new interpreters behind pipes, not forks: safe beside threads and insid
 imported again, and they end by themselves when their parent is killed, as their input ends.
 """
 
+import contextlib
 import os
 import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -39,8 +41,12 @@ def process_map(function: Callable[[Item], Result], items: Sequence[Item], *, de
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use, at least 1: of its affinity, or as much time as its control group is given."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no Linux, an older kind of group, or `max`
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()  # of a container
+        cores = min(cores, round(int(quota) / int(period)))
+    return max(1, cores)
 
 
 def _map_here(function: Callable[[Any], Any], chunks: list[Sequence[Any]]) -> Iterator[list[Any]]:

@@ -52,6 +52,18 @@ def claim_after_others(folder: Path) -> dict[str, Any] | None:
     return _facts(folder)
 
 
+def is_claimed(folder: Path) -> bool:
+    """Whether another process has the directory now."""
+    if folder.absolute() in _held:
+        return False  # by us; to close the file once more would give it away
+    try:
+        with (folder / ".lock").open("r+") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN)
+    return False
+
+
 def release(folder: Path) -> None:
     """Let other processes have the directory."""
     _held.pop(folder.absolute()).close()

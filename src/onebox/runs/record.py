@@ -8,8 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from onebox.errors import Preempted
+from onebox.errors import BadInput, Preempted
 from onebox.files import write_json
+from onebox.runs.claim import claim, release
 from onebox.runs.provenance import provenance
 
 SCHEMA = 1
@@ -75,3 +76,28 @@ class RunRecord:
                 "error": {"type": type(error).__name__, "message": str(error), "traceback": text},
             }
         self.add(**facts)
+
+
+def record_failure(folder: Path, error: Mapping[str, Any], **facts: Any) -> None:
+    """Let run.json say that a run failed whose process could not say so itself.
+
+    What another process is running, or has completed, is left alone; so is a reason that is written already.
+
+    Args:
+        folder: the run directory.
+        error: `type` and `message`.
+        facts: what to record when there is no run.json at all, at least `fingerprint`.
+    """
+    try:
+        found = claim(folder, fingerprint=facts["fingerprint"], resume="auto")
+    except BadInput:
+        return
+    try:
+        if found is None or found["status"] != "failed":
+            now = datetime.now(UTC)
+            found = found or {"schema": SCHEMA, "started": now.isoformat(timespec="milliseconds"), **facts}
+            seconds = (now - datetime.fromisoformat(found["started"])).total_seconds()
+            ended = {"ended": now.isoformat(timespec="milliseconds"), "seconds": round(seconds, 1)}
+            write_json(folder / "run.json", {**found, "status": "failed", **ended, "error": dict(error)})
+    finally:
+        release(folder)

@@ -1,0 +1,419 @@
+"""The hermetic launcher: which job of a sweep runs when, and what is said of it when it ends."""
+
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from multiprocessing import connection
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobRuntime, JobStatus, configure_log, setup_globals
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.console import Console
+
+from onebox.errors import BadInput, JobFailed, Preempted, Stopped, is_integer, is_number, refuse
+from onebox.runs.claim import is_claimed
+from onebox.runs.composition import composition
+from onebox.runs.fingerprint import fingerprints
+from onebox.runs.record import record_failure
+from onebox.sweep.live import RunningJob, View
+from onebox.sweep.process import LOG, JobProcess, Order, failed
+from onebox.sweep.slots import device_slots, thread_share
+
+TICK_S = 0.2  # how soon a signal and the time are noticed
+LOOK_AGAIN_S = 1.0  # for jobs that another sweep is running
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """How jobs are run.
+
+    Attributes:
+        n_jobs: at once.
+        threads_per_job: CPU threads of each; None for its share of the cores.
+        gpus_per_job: devices of each; 1/k when k jobs share one; None assigns none.
+        devices: those to share out; None for all that are visible.
+        timeout_s: an attempt that takes longer is stopped and has failed, s; None for no limit.
+        grace_s: from the request to stop until the process is killed, s.
+        on_error: `continue` with the other jobs, or `stop` them.
+        max_retries: how often a job that failed is tried again; not for bad input, which stays bad.
+
+    Raises:
+        BadInput: one of them cannot be used.
+    """
+
+    n_jobs: int
+    threads_per_job: int | None
+    gpus_per_job: float | None
+    devices: Sequence[str | int] | None
+    timeout_s: float | None
+    grace_s: float
+    on_error: Literal["continue", "stop"]
+    max_retries: int
+
+    def __post_init__(self) -> None:
+        threads, gpus, timeout = self.threads_per_job, self.gpus_per_job, self.timeout_s
+        whole = is_number(gpus, 0) and (float(gpus or 0).is_integer() or float(1 / (gpus or 1)).is_integer())
+        problems = {
+            f"n_jobs must be a number >= 1, not {self.n_jobs}": not is_integer(self.n_jobs, 1),
+            f"threads_per_job must be null or a number >= 1, not {threads}": not (
+                threads is None or is_integer(threads, 1)
+            ),
+            f"gpus_per_job must be null, a whole number or 1/k such as 0.5, not {gpus}": not (gpus is None or whole),
+            f"timeout_s must be null or a number > 0, not {timeout}": not (timeout is None or is_number(timeout, 1e-9)),
+            f"grace_s must be a number >= 0, not {self.grace_s}": not is_number(self.grace_s, 0),
+            f"on_error must be continue or stop, not {self.on_error}": self.on_error not in ("continue", "stop"),
+            f"max_retries must be a number >= 0, not {self.max_retries}": not is_integer(self.max_retries, 0),
+        }
+        refuse({f"hydra.launcher.{text}": wrong for text, wrong in problems.items()})
+
+
+class Job:
+    """A job of a sweep, composed when it is first asked for its config.
+
+    Args:
+        context: Hydra's.
+        task_function: what it calls.
+        sweep_config: the sweep's config.
+        overrides: of the job.
+        number: of the job.
+
+    Attributes:
+        label: what it varies.
+        attempts: that were made at it by this launch.
+        result: None until it has ended for good.
+    """
+
+    def __init__(
+        self,
+        context: HydraContext,
+        task_function: TaskFunction,
+        sweep_config: DictConfig,
+        overrides: Sequence[str],
+        number: int,
+    ) -> None:
+        self.context, self.task_function, self.number = context, task_function, number
+        self._sweep_config, self._overrides = sweep_config, list(overrides)
+        common = {*sweep_config.hydra.overrides.task, *sweep_config.hydra.overrides.hydra}
+        varied = [text for text in overrides if text not in common and not text.lstrip("+~").startswith("hydra")]
+        self.label = " ".join(varied) or "as it is"
+        self.attempts = 0
+        self.result: JobReturn | None = None
+
+    @cached_property
+    def config(self) -> DictConfig:
+        """Its config, with `hydra`."""
+        config = self.context.config_loader.load_sweep_config(self._sweep_config, self._overrides)
+        with open_dict(config):
+            config.hydra.job.id = f"{config.hydra.job.name}_{self.number}"
+            config.hydra.job.num = self.number
+        return config
+
+    @cached_property
+    def folder(self) -> Path:
+        """Its run directory."""
+        hydra = HydraConfig.instance()
+        before, hydra.cfg = hydra.cfg, None
+        try:
+            hydra.set_config(self.config)  # as Hydra has it when it asks for these
+            return Path(self.config.hydra.sweep.dir, self.config.hydra.sweep.subdir)
+        finally:
+            hydra.cfg = before
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What run.json says of it from the start."""
+        hydra = self.config.hydra
+        choices = {group: option for group, option in hydra.runtime.choices.items() if not group.startswith("hydra/")}
+        cfg = self.config.copy()
+        with open_dict(cfg):
+            del cfg["hydra"]
+            cfg.run_dir = str(self.folder.absolute())
+        overrides = OmegaConf.to_container(hydra.overrides.task)
+        about = {"name": cfg.name, "seed": cfg.seed, "choices": choices, "overrides": overrides}
+        return {**about, **fingerprints(cfg), **composition(cfg, choices)}
+
+
+@dataclass
+class _Running:
+    job: Job
+    process: JobProcess
+    slot: str | None
+    started: float
+    reason: Literal["timeout", "stop"] | None = None  # why it was asked to stop
+    killed_at: float = float("inf")  # when its patience is over
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+
+class Launch:
+    """Runs jobs, each in a process of its own, and comes back when all have ended.
+
+    Args:
+        options: how.
+        jobs: which.
+    """
+
+    def __init__(self, options: LaunchOptions, jobs: Sequence[Job]) -> None:
+        self._options, self._jobs = options, jobs
+        self._slots = device_slots(options.n_jobs, options.gpus_per_job, options.devices)  # that are free
+        self._threads = options.threads_per_job or thread_share(len(self._slots))
+        self._view = View(Console(), len(jobs), len(self._slots))
+        self._pending = deque(jobs)
+        self._running: list[_Running] = []
+        self._look_again = 0.0
+        self._signals: list[int] = []
+        self._is_stopping = False
+        self._oom_kills = oom_kills()
+
+    def run(self) -> list[JobReturn]:
+        """The results, in the order of the jobs.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C; what ran has stopped at a checkpoint.
+            Preempted: SIGTERM; likewise.
+        """
+        with self._signals_noted(), self._view:
+            try:
+                while self._pending or self._running:
+                    self._obey_signals()
+                    self._start()
+                    self._wait()
+                    self._collect()
+            finally:
+                for running in self._running:  # none, but for a fault of ours
+                    running.process.kill()
+                    running.process.close()
+        if self._signals:
+            raise self._stopped()
+        return [job.result or failed(Stopped("not started")) for job in self._jobs]
+
+    @contextmanager
+    def _signals_noted(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread may set handlers
+            return
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self._signals.append(number)
+            if not self._running:
+                raise self._stopped()  # nothing to end; the server may still be importing
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stopped(self) -> BaseException:
+        done = sum(job.result is not None and job.result.status is JobStatus.COMPLETED for job in self._jobs)
+        how, kind = ("by SIGTERM", Preempted) if self._signals[0] == signal.SIGTERM else ("by hand", KeyboardInterrupt)
+        return kind(f"sweep stopped {how}, {done} of {len(self._jobs)} jobs done; the same command goes on")
+
+    def _obey_signals(self) -> None:
+        if self._signals and not self._is_stopping:
+            self._stop("the sweep is stopped")
+        if len(self._signals) > 1:
+            for running in self._running:
+                running.process.kill()
+
+    def _stop(self, why: str) -> None:
+        """Let running jobs stop at a checkpoint, and start no other."""
+        self._is_stopping = True
+        number = len(self._running)
+        if number:
+            self._view.note(
+                f"{why}; {number} running {'job stops' if number == 1 else 'jobs stop'} at a checkpoint, "
+                f"{len(self._pending)} will not be started (Ctrl-C once more: now)",
+                "yellow",
+            )
+        for running in self._running:
+            self._ask_to_stop(running, "stop")
+        for job in self._pending:
+            job.result = failed(Stopped(f"not started, as {why}"))
+        self._pending.clear()
+
+    def _ask_to_stop(self, running: _Running, reason: Literal["timeout", "stop"]) -> None:
+        if running.reason is None:
+            running.process.ask_to_stop(dump=reason == "timeout")
+            running.reason = reason
+            running.killed_at = time.monotonic() + self._options.grace_s
+
+    def _start(self) -> None:
+        """Start jobs while there are slots, and get one more ready."""
+        while self._slots and (job := self._next()) is not None:
+            slot = self._slots.pop(0)
+            try:
+                process = JobProcess(self._order(job, slot))
+            except Exception as error:  # its config cannot be composed or sent
+                self._slots.append(slot)
+                self._end(job, failed(error), 0.0)
+                continue
+            self._running.append(_Running(job, process, slot, time.monotonic()))
+            self._view.started(job.number, job.label, job.attempts)
+        if self._pending and not self._slots:
+            self._is_free(self._pending[0])  # composes it, while others run
+
+    def _next(self) -> Job | None:
+        """The first that no other process is running; those are looked at again later."""
+        if time.monotonic() < self._look_again:
+            return None
+        for job in self._pending:
+            if self._is_free(job):
+                self._pending.remove(job)
+                return job
+        self._look_again = time.monotonic() + LOOK_AGAIN_S
+        return None
+
+    def _is_free(self, job: Job) -> bool:
+        try:
+            return not is_claimed(job.folder)
+        except Exception:  # it cannot be composed, which is found again when it is started
+            return True
+
+    def _order(self, job: Job, slot: str | None) -> Order:
+        job.attempts += 1
+        config = job.config
+        if job.attempts > 1:  # whatever `rerun` says of runs that failed earlier, this one is to go on
+            config = config.copy()
+            with open_dict(config):
+                config.rerun = "failed"
+        devices = {} if slot is None else {"CUDA_VISIBLE_DEVICES": slot}
+        return Order(
+            config=config,
+            folder=job.folder,
+            context=job.context,
+            task_function=job.task_function,
+            task_name=JobRuntime.instance().get("name"),
+            attempt=job.attempts,
+            threads=self._threads,
+            environment={**os.environ, **devices},
+            grace_s=self._options.grace_s,
+        )
+
+    def _wait(self) -> None:
+        self._view.refresh([self._shown(running) for running in self._running])
+        if self._running:
+            connection.wait([item for running in self._running for item in running.process.waited_for], TICK_S)
+        elif self._pending:
+            time.sleep(TICK_S)
+
+    def _shown(self, running: _Running) -> RunningJob:
+        job = running.job
+        max_epochs = OmegaConf.select(job.config, "trainer.max_epochs")
+        return RunningJob(job.number, job.label, job.folder, max_epochs, job.config.monitor, running.seconds)
+
+    def _collect(self) -> None:
+        for running in list(self._running):
+            if running.process.exit_code() is not None:
+                self._running.remove(running)
+                self._conclude(running)
+            elif time.monotonic() > running.killed_at:
+                running.process.kill()
+            elif self._options.timeout_s is not None and running.seconds > self._options.timeout_s:
+                self._ask_to_stop(running, "timeout")
+            elif running.process.answer is not None and running.killed_at == float("inf"):
+                running.killed_at = time.monotonic() + self._options.grace_s  # it has nothing more to do
+
+    def _conclude(self, running: _Running) -> None:
+        job, process = running.job, running.process
+        code, answer = process.exit_code(), process.answer
+        process.close()
+        self._slots.append(running.slot)
+        self._look_again = 0.0
+        if answer is None or answer.status is not JobStatus.COMPLETED:
+            if running.reason == "timeout":
+                limit = f"timeout_s={self._options.timeout_s:g}"
+                answer = failed(JobFailed(f"took longer than {limit}; {LOG} shows what it was doing"))
+            elif answer is None and running.reason == "stop":
+                answer = failed(Stopped("killed before it stopped by itself"))
+            elif answer is None:
+                assert code is not None
+                answer = failed(JobFailed(self._how_it_died(code)))
+        self._end(job, answer, running.seconds)
+
+    def _how_it_died(self, code: int) -> str:
+        if code >= 0:
+            return f"its process ended with exit code {code} and no answer"
+        name = signal.Signals(-code).name
+        if code != -signal.SIGKILL:
+            return f"killed by {name}"
+        before, self._oom_kills = self._oom_kills, oom_kills()
+        if before is None or self._oom_kills is None:
+            return "killed by SIGKILL, perhaps out of memory"
+        return "killed by the system, out of memory" if self._oom_kills > before else "killed by SIGKILL"
+
+    def _end(self, job: Job, answer: JobReturn, seconds: float) -> None:
+        """An attempt is over: the job is done, has failed, or will be tried again."""
+        if answer.status is JobStatus.COMPLETED:
+            job.result = answer
+            value = answer.return_value
+            shown = [f"{item:.4g}" for item in (value if isinstance(value, tuple) else (value,)) if item is not None]
+            self._view.ended(job.number, job.label, "done", seconds, " ".join(shown), len(self._running))
+            return
+        error = answer._return_value
+        text = str(error) or type(error).__name__
+        if isinstance(error, Stopped):
+            job.result = answer
+            self._view.ended(job.number, job.label, "stopped", seconds, "", len(self._running))
+            return
+        if "folder" in vars(job):  # otherwise it was never composed
+            record_failure(job.folder, {"type": type(error).__name__, "message": text}, **job.facts)
+        if job.attempts <= self._options.max_retries and not isinstance(error, BadInput) and not self._is_stopping:
+            self._view.retried(job.number, job.label, text)
+            self._pending.append(job)
+            return
+        job.result = answer
+        told = f"{' '.join(text.split())} ({job.folder / LOG})" if "folder" in vars(job) else text
+        self._view.ended(job.number, job.label, "failed", seconds, told, len(self._running))
+        if self._options.on_error == "stop" and not self._is_stopping:
+            self._stop(f"job #{job.number} failed")
+
+
+def oom_kills() -> int | None:
+    """How many processes of this control group the system has killed for want of memory; None if it does not say."""
+    try:
+        groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+        for number, controllers, path in groups:
+            if number == "0":  # version 2
+                file = Path(f"/sys/fs/cgroup{path}/memory.events")
+            elif "memory" in controllers.split(","):
+                file = Path(f"/sys/fs/cgroup/memory{path}/memory.oom_control")
+            else:
+                continue
+            if file.exists():
+                counts = dict(line.split() for line in file.read_text().splitlines())
+                return int(counts["oom_kill"])
+    except (OSError, ValueError, KeyError):
+        pass  # no Linux, or not to be read
+    return None
+
+
+def launch(
+    options: LaunchOptions,
+    context: HydraContext,
+    task_function: TaskFunction,
+    config: DictConfig,
+    job_overrides: Sequence[Sequence[str]],
+    initial_job_idx: int,
+) -> list[JobReturn]:
+    """What Hydra asks a launcher for; see `hydra.plugins.launcher.Launcher.launch`."""
+    setup_globals()
+    configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+    jobs = [
+        Job(context, task_function, config, overrides, initial_job_idx + number)
+        for number, overrides in enumerate(job_overrides)
+    ]
+    return Launch(options, jobs).run()

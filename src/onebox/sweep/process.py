@@ -1,0 +1,215 @@
+"""One job in a process of its own, forked from a server that has imported everything."""
+
+import contextlib
+import faulthandler
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobRuntime, JobStatus, run_job, setup_globals
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+from onebox.errors import BadInput, JobFailed, Preempted, Stopped
+
+LOG = "job.log"  # what a job prints, in its run directory
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+_context = multiprocessing.get_context("forkserver")
+
+
+def start_server() -> None:
+    """Let the server import what jobs need, beside this process; does nothing when there is one."""
+    _context.set_forkserver_preload(["onebox.sweep.preload"])
+    forkserver.ensure_running()
+
+
+@dataclass(frozen=True)
+class Order:
+    """All that a job's process is told.
+
+    Attributes:
+        config: the job's config, with `hydra`.
+        folder: its run directory.
+        context: Hydra's, for its callbacks.
+        task_function: what is called with the config.
+        task_name: Hydra's name of the program.
+        attempt: counted from 1.
+        threads: that it may use.
+        environment: variables, all of them.
+        grace_s: what it gets to stop when its parent is gone, s.
+    """
+
+    config: DictConfig
+    folder: Path
+    context: HydraContext
+    task_function: TaskFunction
+    task_name: str
+    attempt: int
+    threads: int
+    environment: Mapping[str, str]
+    grace_s: float
+
+
+class JobProcess:
+    """A job's process, seen from the sweep. Waits for the server when that has not imported everything yet.
+
+    Attributes:
+        answer: what the job came to; None until it says so.
+    """
+
+    def __init__(self, order: Order) -> None:
+        self._answers, writer = _context.Pipe(duplex=False)
+        self._process = _context.Process(target=_work, args=(order, writer), name=order.folder.name)
+        self._process.start()
+        writer.close()
+        self.answer: JobReturn | None = None
+
+    @property
+    def pid(self) -> int:
+        """Process id, which is also that of its group."""
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def waited_for(self) -> list[Any]:
+        """What `multiprocessing.connection.wait` takes: ready when there is news of the job."""
+        return [self._process.sentinel, *([] if self.answer else [self._answers])]
+
+    def exit_code(self) -> int | None:
+        """None while the process lives, minus the signal that ended it, or its exit code; takes in the answer."""
+        code = self._process.exitcode  # before the answer, which may come between the two
+        if self.answer is None and self._answers.poll():
+            # A process that is killed while it answers has not answered.
+            with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):
+                self.answer = self._answers.recv()
+        return code
+
+    def ask_to_stop(self, *, dump: bool = False) -> None:
+        """SIGTERM, on which a run stops at a checkpoint; with `dump` the log first gets what each thread is doing."""
+        with contextlib.suppress(ProcessLookupError):
+            if dump:
+                os.kill(self.pid, signal.SIGUSR1)
+            os.kill(self.pid, signal.SIGTERM)  # not to its loader workers, without which it cannot stop cleanly
+
+    def kill(self) -> None:
+        """SIGKILL to the process and all that it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        self._kill_group()
+
+    def close(self) -> None:
+        """Give everything back once it has ended; what it left running ends as well."""
+        self._kill_group()
+        self._answers.close()
+        self._process.join()
+        self._process.close()
+
+    def _kill_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+
+def _work(order: Order, answers: Connection) -> None:
+    """What the job's process does."""
+    os.setsid()  # Ctrl-C is for the sweep, which decides what becomes of its jobs
+    threading.Thread(target=_end_with_parent, args=[order.grace_s], daemon=True).start()
+    _redirect(order.folder / LOG)
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)
+    os.environ.clear()
+    os.environ.update(order.environment)
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(order.threads)))
+    override = " ".join(order.config.hydra.overrides.task)
+    print(f"--- attempt {order.attempt}, {datetime.now():%Y-%m-%d %H:%M:%S}: {override}", flush=True)
+
+    import torch
+
+    torch.set_num_interop_threads(order.threads)
+    with open_dict(order.config):
+        order.config.threads = order.threads  # train() sets everything else by it
+    setup_globals()
+    JobRuntime.instance().set("name", order.task_name)
+    code = 0
+    try:
+        HydraConfig.instance().set_config(order.config)
+        answer = run_job(
+            hydra_context=order.context,
+            config=order.config,
+            task_function=order.task_function,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+        if answer.status is JobStatus.FAILED:
+            traceback.print_exception(answer._return_value)
+            answer.return_value = portable(answer._return_value)
+    except (Preempted, KeyboardInterrupt) as error:
+        print(error, file=sys.stderr)
+        answer, code = failed(Stopped(str(error))), 75
+    except BaseException as error:
+        traceback.print_exc()
+        text = f"exit code {error.code}" if isinstance(error, SystemExit) else ""
+        answer, code = failed(JobFailed(text) if text else portable(error)), 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    answers.send(answer)
+    answers.close()
+    sys.exit(code)
+
+
+def failed(error: Exception) -> JobReturn:
+    """What a job comes to that has no result."""
+    answer = JobReturn(status=JobStatus.FAILED)
+    answer.return_value = error
+    return answer
+
+
+def portable(error: BaseException) -> Exception:
+    """The error itself if it survives the way to another process, otherwise its text."""
+    if isinstance(error.__cause__, BadInput):  # raised in a constructor, wrapped by Hydra
+        return error.__cause__
+    try:
+        copy = pickle.loads(pickle.dumps(error))
+    except Exception:  # anything can be wrong with how an exception is pickled
+        copy = None
+    return error if isinstance(copy, Exception) and isinstance(error, Exception) else JobFailed(describe(error))
+
+
+def describe(error: BaseException) -> str:
+    """Type and message."""
+    return f"{type(error).__name__}: {error}"
+
+
+def _redirect(log: Path) -> None:
+    """Send what this process and its children print to the end of a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    for number in (1, 2):
+        os.dup2(file, number)
+    os.close(file)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+
+def _end_with_parent(grace_s: float) -> None:
+    """A job must not live on when its sweep has been killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(grace_s)
+    os.killpg(0, signal.SIGKILL)
