@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -86,9 +86,9 @@ class Job:
         sweep_config: the sweep's config.
         overrides: of the job.
         number: of the job.
+        label: what it varies.
 
     Attributes:
-        label: what it varies.
         attempts: that were made at it by this launch.
         result: None until it has ended for good.
     """
@@ -100,12 +100,11 @@ class Job:
         sweep_config: DictConfig,
         overrides: Sequence[str],
         number: int,
+        label: str,
     ) -> None:
         self.context, self.task_function, self.number = context, task_function, number
         self._sweep_config, self._overrides = sweep_config, list(overrides)
-        common = {*sweep_config.hydra.overrides.task, *sweep_config.hydra.overrides.hydra}
-        varied = [text for text in overrides if text not in common and not text.lstrip("+~").startswith("hydra")]
-        self.label = " ".join(varied) or "as it is"
+        self.label = label
         self.attempts = 0
         self.result: JobReturn | None = None
 
@@ -412,8 +411,15 @@ def launch(
     """What Hydra asks a launcher for; see `hydra.plugins.launcher.Launcher.launch`."""
     setup_globals()
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+    # One by one, as Optuna's sweeper has it, jobs have nothing to differ from but the sweep.
+    common = set(config.hydra.overrides.task) if len(job_overrides) < 2 else set.intersection(*map(set, job_overrides))
     jobs = [
-        Job(context, task_function, config, overrides, initial_job_idx + number)
+        Job(context, task_function, config, overrides, initial_job_idx + number, _label(overrides, common))
         for number, overrides in enumerate(job_overrides)
     ]
     return Launch(options, jobs).run()
+
+
+def _label(overrides: Sequence[str], common: Collection[str]) -> str:
+    varied = [text for text in overrides if text not in common and not text.lstrip("+~").startswith("hydra")]
+    return " ".join(varied) or "one job"
