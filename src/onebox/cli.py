@@ -15,6 +15,7 @@ import typer
 from onebox import cli_reproduce
 from onebox.errors import BadInput
 from onebox.runs import commands
+from onebox.sweep import command as sweep_command
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -69,6 +70,7 @@ data_app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.command(help=cli_reproduce.HELP, epilog=cli_reproduce.EPILOG)(cli_reproduce.reproduce)
 commands.register(app, EPILOG)
+sweep_command.register(app, EPILOG)
 
 
 CACHE_HELP = """Show what data.cache_dir holds, and with --clear remove it.

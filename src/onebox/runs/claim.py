@@ -4,6 +4,9 @@ import errno
 import fcntl
 import json
 import logging
+import os
+import struct
+import sys
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -13,6 +16,7 @@ from onebox.files import read_json
 log = logging.getLogger(__name__)
 
 _held: dict[Path, TextIO] = {}
+_FLOCK = "hhqqi4x"  # struct flock of Linux: type, whence, start, length, process
 
 
 def claim(folder: Path, *, fingerprint: str, resume: str) -> dict[str, Any] | None:
@@ -67,6 +71,25 @@ def is_claimed(folder: Path) -> bool:
 def release(folder: Path) -> None:
     """Let other processes have the directory."""
     _held.pop(folder.absolute()).close()
+
+
+def is_held(folder: Path | str) -> bool:
+    """Whether a process has the directory, this one included. Disturbs none, and takes what cannot be told for held."""
+    path = os.path.join(folder, ".lock")
+    try:
+        lock = os.stat(path)
+        if any(os.path.samestat(lock, os.fstat(file.fileno())) for file in _held.values()):
+            return True  # to open and close the file would end the lock
+        if sys.platform != "linux":
+            return True  # struct flock has another layout there
+        with open(path, "rb") as file:
+            wanted = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            found = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, wanted))
+    except FileNotFoundError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return bool(found[0] != fcntl.F_UNLCK)
 
 
 def _check(folder: Path, facts: dict[str, Any], fingerprint: str, resume: str) -> None:

@@ -30,7 +30,7 @@ class Run:
 
     Attributes:
         path: the directory.
-        record: what run.json holds.
+        record: what run.json holds. Where it says `running` and no process holds the directory, `status` is `died`.
     """
 
     path: Path
@@ -85,16 +85,16 @@ class Run:
 
 def read_run(path: Path) -> Run | None:
     """The run in a directory; None when it holds none."""
-    record = _read(path / "run.json")
+    record = _record(path)
     return None if record is None else Run(path, record)
 
 
 def find_runs(folder: Path) -> list[Run]:
-    """All runs in or below a folder, the newest first, but for those in a folder `reproduced` below it.
+    """All runs in or below a folder, the newest first, but for those below it in a folder `reproduced` or a hidden one.
 
     A run.json that cannot be read is logged and left out.
     """
-    found = ((path, _read(os.path.join(path, "run.json"))) for path in _directories(folder))
+    found = ((path, _record(path)) for path in _directories(folder))
     runs = [Run(Path(path), record) for path, record in found if record is not None]
     return sorted(runs, key=lambda run: (run.started, str(run.path)), reverse=True)
 
@@ -186,8 +186,22 @@ def _directories(folder: Path | str) -> Iterator[Path | str]:
         yield folder  # no run lies in another
         return
     for entry in found:
-        if entry.is_dir(follow_symlinks=False) and entry.name != REPRODUCED:
+        hidden = entry.name == REPRODUCED or entry.name.startswith(".")
+        if entry.is_dir(follow_symlinks=False) and not hidden:
             yield from _directories(entry.path)
+
+
+def _record(folder: Path | str) -> Any:
+    path = os.path.join(folder, "run.json")
+    record = _read(path)
+    if record is not None and record.get("status") == "running":
+        from onebox.runs.claim import is_held
+
+        if not is_held(folder):
+            record = _read(path) or record  # it may have ended in between
+            if record.get("status") == "running":
+                record["status"] = "died"
+    return record
 
 
 def _read(path: Path | str) -> Any:

@@ -11,7 +11,7 @@ from onebox.runs.find import MISSING, Run, find_runs, near_keys
 from onebox.runs.where import parse
 
 COLUMNS = ("test/joint_acc", "test/acc", "test/iou", "val/joint_acc")
-STYLES = {"completed": "green", "failed": "red", "interrupted": "yellow", "running": "cyan"}
+STYLES = {"completed": "green", "failed": "red", "interrupted": "yellow", "running": "cyan", "died": "red"}
 
 
 def select(outputs: Path, where: str | None, sort: str | None, *, ascending: bool) -> tuple[list[Run], list[str]]:

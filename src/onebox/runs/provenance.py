@@ -35,7 +35,8 @@ _PRIVATE_KEY = b"PRIVATE KEY-----"
 # Code that only looks at runs and data, and has no part in training.
 READERS = re.compile(
     r"onebox/(cli\w*|data/check\w*|"
-    r"runs/(changes|commands|diff|diff_view|explain|explain_view|find|listing|noise|report|where))\.py"
+    r"runs/(changes|commands|diff|diff_view|explain|explain_view|find|listing|noise|report|where)|"
+    r"sweep/(command|table|table_view))\.py"
 )
 
 # What can change numbers, or say which job it was. Values of other variables are nobody's business.
