@@ -162,6 +162,7 @@ def train(cfg: DictConfig) -> Value:
     Raises:
         BadInput: config or data cannot be used; run.json says why.
     """
+    from onebox.callbacks.hparams import session
     from onebox.runs.claim import claim, release
     from onebox.runs.composition import composition
     from onebox.runs.fingerprint import fingerprints
@@ -198,7 +199,8 @@ def train(cfg: DictConfig) -> Value:
         **composition(cfg, choices),
     )
     try:
-        with sigterm_raises(), record:
+        hparams = _hparams(cfg, run_dir.parent if in_sweep else None)
+        with sigterm_raises(), record, session(_tensorboard_folder(cfg), hparams, RESULT_TAGS):
             validate(cfg)
             use_threads(cfg, capped=in_sweep)
             return _train(cfg, run_dir, record, prints["fingerprint"])
@@ -427,7 +429,6 @@ def build_trainer(cfg: DictConfig, facts: Mapping[str, Any] | None = None) -> Tr
     from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
     from onebox.callbacks.epoch_csv import EpochCsvLogger
-    from onebox.callbacks.hparams import HParams
     from onebox.runs.checkpoint import CheckpointFacts
 
     callbacks, loggers = (
@@ -438,7 +439,7 @@ def build_trainer(cfg: DictConfig, facts: Mapping[str, Any] | None = None) -> Tr
         loggers.append(EpochCsvLogger(path=None))  # metrics.json is made from its rows
     trainer: Trainer = hydra.utils.instantiate(
         cfg.trainer,
-        callbacks=[*callbacks, HParams(_hparams(cfg), RESULT_TAGS), CheckpointFacts(facts or {})],
+        callbacks=[*callbacks, CheckpointFacts(facts or {})],
         logger=loggers,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),  # or it adds one
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
@@ -514,12 +515,30 @@ def _choices() -> dict[str, str | None]:
     return {group: option for group, option in choices.items() if not group.startswith("hydra/")}
 
 
-def _hparams(cfg: DictConfig) -> dict[str, bool | float | str]:
-    """What the HPARAMS tab shows: the groups and keys of `cfg.hparams`, and what was overridden by hand."""
-    by_hand = [override.partition("=")[0].lstrip("+~") for override in HydraConfig.get().overrides.task]
+def _hparams(cfg: DictConfig, sweep: Path | None) -> dict[str, bool | float | str]:
+    """What the HPARAMS tab shows: the groups and keys of `cfg.hparams`, and what was overridden by hand.
+
+    In a sweep also what other jobs override, as TensorBoard lists the keys of any one of them.
+    """
+    from onebox.sweep.plan import read_plan
+
+    planned = read_plan(sweep).get("jobs", []) if sweep is not None else []
+    overrides = [*HydraConfig.get().overrides.task, *(text for job in planned for text in job["overrides"])]
+    by_hand = [override.partition("=")[0].lstrip("+~") for override in overrides]
     choices = _choices()
     values = {key: choices.get(key) or OmegaConf.select(cfg, key) for key in [*cfg.hparams, *by_hand]}
-    return {key: value for key, value in values.items() if isinstance(value, bool | int | float | str)}
+    plain = {key: value for key, value in values.items() if isinstance(value, bool | int | float | str)}
+    return {key: "null" if values[key] is None else str(values[key]) for key in by_hand} | plain
+
+
+def _tensorboard_folder(cfg: DictConfig) -> Path | None:
+    """Where the events of a run go; None without TensorBoard, and in all but the first process of several."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return None
+    for part in (cfg.logger or {}).values():
+        if part and part["_target_"].endswith("TensorBoardLogger"):
+            return Path(part.save_dir, part.name or "", part.version or "")
+    return None
 
 
 def _exit_with(error: Exception) -> NoReturn:

@@ -329,9 +329,8 @@ def _job(run: Run | None, planned: Mapping[str, Any], number: int, varied: Mappi
 def _stale(record: Mapping[str, Any], planned: Mapping[str, Any], source: str) -> str:
     if is_stale(record, source, lambda: None):
         return f"other code ({record.get('source')})"
-    now = planned.get("data_fingerprint")
-    before = record.get("data_fingerprint") or {}
-    if not is_stale(record, source, lambda: now):
+    now, before = planned.get("data_fingerprint") or {}, record.get("data_fingerprint") or {}
+    if not is_stale(record, source, lambda: now or None):
         return ""
     return f"other data ({', '.join(part for part, value in now.items() if before.get(part) != value)})"
 
