@@ -20,6 +20,8 @@ from onebox.sweep.slots import device_slots
 from onebox.train import register_plugins
 
 sys.path.insert(0, str(Path(__file__).parent))
+import itertools
+
 import chaos
 
 COMMAND = Path(sys.executable).parent / "onebox-train"
@@ -123,7 +125,7 @@ def test_jobs_that_run_at_once_share_no_device(launch):
     assert {device for device, _, _ in values} == {"4,5", "6,7"}
     for device in ("4,5", "6,7"):
         spans = sorted((begin, end) for seen, begin, end in values if seen == device)
-        assert all(end <= begin for (_, end), (begin, _) in zip(spans, spans[1:], strict=False))
+        assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
 
 
 @pytest.mark.parametrize(

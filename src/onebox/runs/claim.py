@@ -56,39 +56,27 @@ def claim_after_others(folder: Path) -> dict[str, Any] | None:
     return _facts(folder)
 
 
-def is_claimed(folder: Path) -> bool:
-    """Whether another process has the directory now."""
-    if folder.absolute() in _held:
-        return False  # by us; to close the file once more would give it away
-    try:
-        with (folder / ".lock").open("r+") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno in (errno.EACCES, errno.EAGAIN)
-    return False
-
-
 def release(folder: Path) -> None:
     """Let other processes have the directory."""
     _held.pop(folder.absolute()).close()
 
 
-def is_held(folder: Path | str) -> bool:
-    """Whether a process has the directory, this one included. Disturbs none, and takes what cannot be told for held."""
+def is_held(folder: Path | str, *, unknown: bool) -> bool:
+    """Whether a process has the directory, this one included. Disturbs none; `unknown` where it cannot be told."""
     path = os.path.join(folder, ".lock")
     try:
         lock = os.stat(path)
         if any(os.path.samestat(lock, os.fstat(file.fileno())) for file in _held.values()):
             return True  # to open and close the file would end the lock
         if sys.platform != "linux":
-            return True  # struct flock has another layout there
+            return unknown  # struct flock has another layout there
         with open(path, "rb") as file:
             wanted = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
             found = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, wanted))
     except FileNotFoundError:
         return False
     except OSError:  # a file system without locks
-        return True
+        return unknown
     return bool(found[0] != fcntl.F_UNLCK)
 
 

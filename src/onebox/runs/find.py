@@ -197,7 +197,7 @@ def _record(folder: Path | str) -> Any:
     if record is not None and record.get("status") == "running":
         from onebox.runs.claim import is_held
 
-        if not is_held(folder):
+        if not is_held(folder, unknown=True):
             record = _read(path) or record  # it may have ended in between
             if record.get("status") == "running":
                 record["status"] = "died"

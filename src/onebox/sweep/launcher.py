@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
 from onebox.errors import BadInput, JobFailed, Preempted, Stopped, is_integer, is_number, refuse
-from onebox.runs.claim import is_claimed
+from onebox.runs.claim import is_held
 from onebox.runs.composition import composition
 from onebox.runs.fingerprint import fingerprints
 from onebox.runs.record import record_failure
@@ -278,7 +278,7 @@ class Launch:
 
     def _is_free(self, job: Job) -> bool:
         try:
-            return not is_claimed(job.folder)
+            return not is_held(job.folder, unknown=False)
         except Exception:  # it cannot be composed, which is found again when it is started
             return True
 

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from multiprocessing import forkserver
@@ -35,6 +35,13 @@ def start_server() -> None:
     """Let the server import what jobs need, beside this process; does nothing when there is one."""
     _context.set_forkserver_preload(["onebox.sweep.preload"])
     forkserver.ensure_running()
+
+
+def start(function: Callable[..., None], args: tuple[Any, ...]) -> Any:
+    """Call a function in a fork of the server; returns the process."""
+    process = _context.Process(target=function, args=args)
+    process.start()
+    return process
 
 
 @dataclass(frozen=True)

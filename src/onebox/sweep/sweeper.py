@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from onebox.runs.provenance import source_fingerprint
 from onebox.sweep.check import Build, check_jobs
 from onebox.sweep.job import RERUN, Step, is_stale, next_step, stored_objective
 from onebox.sweep.plan import Job, combinations, compose_jobs, without_excluded, write_plan
+from onebox.sweep.process import start, start_server
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +62,10 @@ class GridSweeper(Sweeper):
         """
         assert self.config is not None
         folder = Path(self.config.hydra.sweep.dir)
+        start_server()  # imports, while the jobs are composed
         jobs = self._plan(arguments)
         with _counting(len(jobs), "checking the jobs") as done:
-            prints = check_jobs(jobs, type(self).build, _start, done)
+            prints = check_jobs(jobs, type(self).build, start, done)
         source = source_fingerprint()
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / "multirun.yaml") as temporary:
@@ -144,15 +145,14 @@ def objectives(config: DictConfig) -> dict[str, str]:
     return {tag: "min" if lower_is_better(tag) else "max" for tag in tags}
 
 
-def _start(function: Callable[..., None], args: tuple[Any, ...]) -> Any:
-    process = multiprocessing.get_context("forkserver").Process(target=function, args=args)
-    process.start()
-    return process
-
-
 def report(folder: Path) -> None:
     """Print the table of all jobs in a sweep's folder."""
-    log.info("runs of the sweep: onebox runs --outputs %s", folder)
+    from rich.console import Console
+
+    from onebox.sweep.table import read_sweep
+    from onebox.sweep.table_view import show
+
+    show(read_sweep(folder), Console(highlight=False))
 
 
 @contextlib.contextmanager
