@@ -199,8 +199,8 @@ def train(cfg: DictConfig) -> Value:
         **composition(cfg, choices),
     )
     try:
-        hparams = _hparams(cfg, run_dir.parent if in_sweep else None)
-        with sigterm_raises(), record, session(_tensorboard_folder(cfg), hparams, RESULT_TAGS):
+        hparams, varied = _hparams(cfg, run_dir.parent if in_sweep else None)
+        with sigterm_raises(), record, session(_tensorboard_folder(cfg), hparams, varied, RESULT_TAGS):
             validate(cfg)
             use_threads(cfg, capped=in_sweep)
             return _train(cfg, run_dir, record, prints["fingerprint"])
@@ -515,20 +515,23 @@ def _choices() -> dict[str, str | None]:
     return {group: option for group, option in choices.items() if not group.startswith("hydra/")}
 
 
-def _hparams(cfg: DictConfig, sweep: Path | None) -> dict[str, bool | float | str]:
-    """What the HPARAMS tab shows: the groups and keys of `cfg.hparams`, and what was overridden by hand.
+def _hparams(cfg: DictConfig, sweep: Path | None) -> tuple[dict[str, bool | float | str], set[str]]:
+    """What the HPARAMS tab shows, and what of it first.
 
-    In a sweep also what other jobs override, as TensorBoard lists the keys of any one of them.
+    These are the groups and keys of `cfg.hparams`, and what was overridden by hand. In the folder of a sweep also what
+    other jobs override, as TensorBoard takes the list of keys from any one of them.
     """
     from onebox.sweep.plan import read_plan
 
-    planned = read_plan(sweep).get("jobs", []) if sweep is not None else []
-    overrides = [*HydraConfig.get().overrides.task, *(text for job in planned for text in job["overrides"])]
-    by_hand = [override.partition("=")[0].lstrip("+~") for override in overrides]
+    planned = [job["overrides"] for job in read_plan(sweep).get("jobs", [])] if sweep is not None else []
+    overrides = dict.fromkeys([*HydraConfig.get().overrides.task, *(text for job in planned for text in job)])
+    by_hand = {text: text.partition("=")[0].lstrip("+~") for text in overrides}
+    varied = {key for text, key in by_hand.items() if not all(text in job for job in planned)} or {*by_hand.values()}
     choices = _choices()
-    values = {key: choices.get(key) or OmegaConf.select(cfg, key) for key in [*cfg.hparams, *by_hand]}
+    values = {key: choices.get(key) or OmegaConf.select(cfg, key) for key in [*cfg.hparams, *by_hand.values()]}
     plain = {key: value for key, value in values.items() if isinstance(value, bool | int | float | str)}
-    return {key: "null" if values[key] is None else str(values[key]) for key in by_hand} | plain
+    others = {key: "null" if values[key] is None else str(values[key]) for key in by_hand.values()}
+    return others | plain, varied
 
 
 def _tensorboard_folder(cfg: DictConfig) -> Path | None:

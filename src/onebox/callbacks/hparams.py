@@ -1,6 +1,6 @@
 """TensorBoard's HPARAMS tab."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ START, END = ".hparams", ".hparams_end"  # how the names of their event files en
 
 
 @contextmanager
-def session(folder: Path | None, values: Mapping[str, bool | float | str], metrics: Sequence[str]) -> Iterator[None]:
+def session(
+    folder: Path | None, values: Mapping[str, bool | float | str], varied: Collection[str], metrics: Sequence[str]
+) -> Iterator[None]:
     """Tell TensorBoard a run's hyper-parameters and which tags are its results, and after the block how it ended.
 
     TensorBoard takes each result from the last scalar of that tag, so that a run shows up while it runs. One that was
@@ -21,6 +23,7 @@ def session(folder: Path | None, values: Mapping[str, bool | float | str], metri
     Args:
         folder: the run's folder of event files; None writes nothing.
         values: hyper-parameters, by name.
+        varied: names of those that are shown first.
         metrics: tags of the results.
     """
     if folder is None:
@@ -33,7 +36,7 @@ def session(folder: Path | None, values: Mapping[str, bool | float | str], metri
         path.unlink()
     kinds = {bool: api_pb2.DATA_TYPE_BOOL, str: api_pb2.DATA_TYPE_STRING}
     infos = [
-        api_pb2.HParamInfo(name=name, type=kinds.get(type(value), api_pb2.DATA_TYPE_FLOAT64))
+        api_pb2.HParamInfo(name=name, type=kinds.get(type(value), api_pb2.DATA_TYPE_FLOAT64), differs=name in varied)
         for name, value in values.items()
     ]
     names = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in metrics]

@@ -215,6 +215,8 @@ def _jobs(count: int) -> str:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
     return "-" if value is MISSING else value_text(value)
 
 

@@ -1,0 +1,281 @@
+import contextlib
+import csv
+import io
+import json
+import os
+import re
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from onebox.callbacks.hparams import session
+from onebox.cli import app
+from onebox.errors import BadInput
+from onebox.files import write_json
+from onebox.runs.claim import claim, is_held, release
+from onebox.runs.find import find_runs, read_run
+from onebox.sweep import table, table_view
+from onebox.sweep.table import read_sweep, rows
+
+make_run = runpy.run_path(str(Path(__file__).parents[1] / "runs" / "conftest.py"))["make_run"]
+NOW = "aaaaaaaaaaaa"  # the source of made-up runs
+
+
+@pytest.fixture(autouse=True)
+def same_source(monkeypatch):
+    monkeypatch.setattr(table, "source_fingerprint", lambda: NOW)
+
+
+@pytest.fixture
+def sweep(make_run, tmp_path):
+    """Two learning rates and two seeds: three jobs completed, one failed."""
+    for number, (rate, seed, value) in enumerate([(0.01, 0, 0.5), (0.01, 1, 0.7), (0.001, 0, 0.4)]):
+        metrics = {"joint_acc": value, "acc": 0.9}
+        make_run(f"sweeps/lr/{number}", f"optimizer.lr={rate}", f"seed={seed}", metrics=metrics)
+    error = {"type": "ValueError", "message": "no\nsuch thing", "traceback": "..."}
+    make_run("sweeps/lr/3", "optimizer.lr=0.001", "seed=1", status="failed", error=error)
+    return tmp_path / "outputs" / "sweeps" / "lr"
+
+
+def plan(folder, **facts):
+    """Adds a sweep.json: the runs that are there and one that has not begun."""
+    jobs = [
+        {key: run.record[key] for key in ("fingerprint", "fingerprint_seedless", "seed", "overrides")}
+        for run in find_runs(folder)[::-1]
+    ]
+    jobs.append({"fingerprint": "f" * 12, "fingerprint_seedless": "e" * 12, "seed": 0, "overrides": ["optimizer.lr=1e-4", "seed=0"]})  # fmt: skip
+    write_json(folder / "sweep.json", {"schema": 1, "jobs": jobs, **facts})
+
+
+def shown(folder, **options):
+    console = Console(file=io.StringIO(), width=160, highlight=False)
+    table_view.show(read_sweep(folder), console, **options)
+    return console.file.getvalue()
+
+
+def command(*arguments):
+    done = CliRunner().invoke(app, ["sweep", *map(str, arguments)])
+    if isinstance(done.exception, BadInput):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def edit(folder, **facts):
+    record = json.loads((folder / "run.json").read_text())
+    write_json(folder / "run.json", record | facts)
+
+
+def test_seeds_are_one_row_with_mean_and_interval_the_best_first(sweep):
+    found = read_sweep(sweep)
+    assert found.varied == ("optimizer.lr",)
+    first, second = rows(found, found.metrics())
+    assert (first.varied, first.is_best, second.varied) == ({"optimizer.lr": 0.01}, True, {"optimizer.lr": 0.001})
+    value = first.values["val/joint_acc"]
+    assert (value.mean, value.seeds) == (pytest.approx(0.6), 2)
+    assert value.interval == pytest.approx(12.706 * 0.1, rel=1e-3)  # t of one degree of freedom, sd / sqrt(2) = 0.1
+    assert second.statuses == {"completed": 1, "failed": 1}
+    assert second.values["val/joint_acc"].interval is None
+
+
+def test_the_table_tells_how_each_job_ended(sweep):
+    plan(sweep)
+    text = shown(sweep)
+    assert "0.600 ± 1.271" in text
+    assert "1 of 2" in text
+    assert "failed optimizer.lr=0.001 seed=1: ValueError: no such thing (3)" in text
+    assert "5 jobs: 3 completed, 1 pending, 1 failed; 0:48 of work" in text
+    assert re.search(r"floor .* 0\.010", text)
+    alone = shown(sweep, seeds=True, sort="number").splitlines()
+    assert [line.split()[2] for line in alone if re.match(r" *(1e-04|0\.0)", line)] == ["completed"] * 3 + ["failed", "pending"]  # fmt: skip
+
+
+def test_a_planned_job_shows_what_it_will_vary(sweep):
+    plan(sweep)
+    pending = next(job for job in read_sweep(sweep).jobs if job.status == "pending")
+    assert (pending.varied, pending.number, pending.seconds) == ({"optimizer.lr": 1e-4}, 4, None)
+
+
+def test_a_choice_folds_what_it_brings_along(make_run, tmp_path):
+    for loss in ("l1", "giou"):
+        make_run(f"sweeps/x/{loss}", f"loss/loc={loss}", metrics={"joint_acc": 0.5})
+    assert read_sweep(tmp_path / "outputs" / "sweeps" / "x").varied == ("loss/loc",)
+
+
+def test_what_other_code_or_data_gave_is_stale_and_a_row_of_its_own(sweep):
+    edit(sweep / "1", source="b" * 12)
+    plan(sweep)
+    document = json.loads((sweep / "sweep.json").read_text())
+    now = {"classes": "c", "pixels": "p", "train": "other", "val": "v", "test": "e"}
+    document["jobs"][2]["data_fingerprint"] = now
+    write_json(sweep / "sweep.json", document)
+    found = read_sweep(sweep)
+    assert [job.status for job in found.jobs] == ["completed", "stale", "stale", "failed", "pending"]
+    assert [job.note for job in found.jobs[1:3]] == [f"other code ({'b' * 12})", "other data (train)"]
+    assert [len(row.jobs) for row in rows(found, found.metrics())] == [1] * 5
+    assert f"stale 1 job completed under other code ({'b' * 12})" in shown(sweep)
+
+
+def test_a_job_that_says_running_died_if_no_process_holds_it(sweep):
+    edit(sweep / "0", status="running", started="2026-11-23T10:00:00.000+00:00")
+    assert read_sweep(sweep).jobs[0].status == "died"
+    assert read_run(sweep / "0").record["status"] == "died"  # so does onebox runs
+    assert "died optimizer.lr=0.01 seed=0: killed" in shown(sweep)
+    code = "import sys; from pathlib import Path; from onebox.runs.claim import claim_after_others as c; c(Path(sys.argv[1])); print(1, flush=True); sys.stdin.read()"  # fmt: skip
+    holder = subprocess.Popen([sys.executable, "-c", code, str(sweep / "0")], stdin=-1, stdout=-1)
+    try:
+        holder.stdout.readline()
+        found = read_sweep(sweep)
+        assert found.jobs[0].status == "running"
+        assert found.seconds_left is not None
+        assert "about" in shown(sweep)
+    finally:
+        holder.send_signal(signal.SIGKILL)
+        holder.communicate()
+    assert read_sweep(sweep).jobs[0].status == "died"
+
+
+def test_looking_at_a_lock_does_not_end_it(tmp_path):
+    folder = tmp_path / "run"
+    assert not is_held(folder)
+    claim(folder, fingerprint="abc", resume="auto")
+    (tmp_path / "link").symlink_to(folder)
+    assert is_held(folder)
+    assert is_held(tmp_path / "link")
+    code = "import sys; from onebox.runs.claim import is_held; sys.exit(not is_held(sys.argv[1]))"
+    assert subprocess.run([sys.executable, "-c", code, str(folder)]).returncode == 0  # still held, seen from elsewhere
+    release(folder)
+    assert not is_held(folder)
+
+
+def test_runs_that_were_replaced_are_not_found(sweep):
+    (sweep / ".replaced").mkdir()
+    (sweep / "3").rename(sweep / ".replaced" / "3")
+    assert [run.path.name for run in find_runs(sweep)] == ["2", "1", "0"]
+
+
+def test_several_objectives_mark_the_pareto_front(make_run, tmp_path):
+    points = [(0.9, 0.1), (0.5, 0.5), (0.4, 0.4), (0.1, 0.9)]
+    for number, (acc, iou) in enumerate(points):
+        make_run(f"sweeps/x/{number}", f"optimizer.lr={number + 1}", metrics={"acc": acc, "iou": iou})
+    folder = tmp_path / "outputs" / "sweeps" / "x"
+    plan(folder, objective=["val/acc", "val/iou"], mode={"val/acc": "max", "val/iou": "max"})
+    found = read_sweep(folder)
+    order = [(row.jobs[0].number, row.is_best) for row in rows(found, found.metrics())]
+    assert order == [(0, True), (1, True), (3, True), (2, False), (4, False)]
+    assert shown(folder).count("●") == 4  # and the legend
+
+
+def test_machine_formats_hold_all_rows_and_nothing_else(sweep, tmp_path):
+    plan(sweep)
+    document = json.loads(command(sweep, "--json"))
+    assert document["totals"] == {"completed": 3, "pending": 1, "failed": 1}
+    assert document["rows"][0]["metrics"]["val/joint_acc"]["mean"] == pytest.approx(0.6)
+    assert document["rows"][0]["floor"]["test/joint_acc"] == 0.01
+    lines = list(csv.DictReader(io.StringIO(command(sweep, "--csv", "-", "--seeds"))))
+    assert [line["val/joint_acc"] for line in lines] == ["0.7", "0.5", "0.4", "", ""]
+    assert command(sweep, "--csv", tmp_path / "x.csv") == ""
+    # Into a pipe: the same, by tabs.
+    assert list(csv.reader((tmp_path / "x.csv").read_text().splitlines())) == [
+        line.split("\t") for line in command(sweep).splitlines()
+    ]
+    text = command(sweep, "--markdown")
+    assert "| 0.01 | 2 | completed | 0.600 ± 1.271 |" in text
+
+
+def test_a_sweep_is_named_by_folder_name_or_time(sweep, make_run, tmp_path):
+    make_run("sweeps/older/0", metrics={"joint_acc": 0.1})
+    os.utime(sweep.parent / "older", (1, 1))
+    outputs = ("--outputs", tmp_path / "outputs", "--json")
+    for name in ([sweep], ["lr"], []):
+        assert json.loads(command(*name, *outputs))["sweep"] == str(sweep)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nothing"], "no such folder"),
+        (["lr", "--sort", "test/jointacc"], "did you mean test/joint_acc"),
+        (["lr", "--metric", "test/oiu"], "no run has a key test/oiu"),
+        (["lr", "--json", "--markdown"], "choose one"),
+    ],
+)
+def test_a_mistake_is_one_line_that_says_what_to_do(sweep, tmp_path, arguments, told):
+    with pytest.raises(BadInput, match=re.escape(told)):
+        command(*arguments, "--outputs", tmp_path / "outputs")
+
+
+def test_a_plan_that_cannot_be_read_is_said(sweep):
+    (sweep / "sweep.json").write_text("{")
+    with pytest.raises(BadInput, match=r"sweep\.json: cannot be read"):
+        read_sweep(sweep)
+
+
+def post(port: int, what: str, content: dict) -> dict:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/data/plugin/hparams/{what}",
+        json.dumps(content).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return json.load(answer)
+
+
+def test_tensorboard_shows_all_jobs_what_they_vary_and_how_they_ended(tmp_path, shapes_root):
+    """A real sweep, beside it a session that fails, and a real TensorBoard on their folder."""
+    tools = Path(sys.executable).parent
+    varied = ["loss/loc=l1,giou", "model.loc_head.dropout=0.5,0", "sweep.exclude='loss/loc==l1 and model.loc_head.dropout>0'"]  # fmt: skip
+    rest = ["name=small", "hydra/launcher=basic", "debug=fast", "trainer.max_epochs=1", "callbacks.pictures=null"]
+    data = [f"data.root={shapes_root}", "data.source=null", "callbacks/progress=lines"]
+    sweep = [tools / "onebox-train", "-m", *varied, *rest, *data]
+    done = subprocess.run(sweep, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "outputs" / "sweeps" / "small"
+    for fails in (True, False, True):  # one that failed goes on, and only its last end counts
+        with contextlib.suppress(ValueError), session(folder / "x", {"loss/loc": "ciou"}, ["loss/loc"], ["val/acc"]):
+            if fails:
+                raise ValueError
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [tools / "tensorboard", "--logdir", folder, "--port", str(port), "--host", "127.0.0.1"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        groups, experiment = [], {}
+        deadline = time.monotonic() + 60
+        while len(groups) < 4 and time.monotonic() < deadline:
+            time.sleep(0.3)
+            with contextlib.suppress(OSError):
+                every = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
+                wanted = {"startIndex": 0, "sliceSize": 100, "allowedStatuses": every, "colParams": []}
+                groups = post(port, "session_groups", wanted).get("sessionGroups", [])
+                experiment = post(port, "experiment", {})
+    finally:
+        server.terminate()
+        server.wait()
+    found = {
+        group["name"].partition("/")[0]: (group["hparams"]["loss/loc"], group["sessions"][0]["status"])
+        for group in groups
+    }
+    assert sorted(found.values()) == [
+        ("ciou", "STATUS_FAILURE"), ("giou", "STATUS_SUCCESS"), ("giou", "STATUS_SUCCESS"), ("l1", "STATUS_SUCCESS")
+    ]  # fmt: skip
+    assert {group["hparams"].get("model.loc_head.dropout") for group in groups} == {0.0, 0.5, None}
+    for group in groups:
+        if group["name"] != "x":
+            assert any(value["name"]["tag"] == "best/joint_acc" for value in group["metricValues"])
+    assert experiment["hparamInfos"][0]["name"] == "loss/loc"  # what is varied comes first
+    assert len(read_sweep(folder).jobs) == 3
