@@ -96,8 +96,9 @@ def _varied_keys(flats: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...
 
 
 def _same(key: str, one: Any, other: Any) -> bool:
-    # Most values are the same text or number; only the others are worth the closer look.
-    return (type(one) is type(other) and not isinstance(one, list) and one == other) or same(key, one, other)
+    # Most values are the same text, number or list; only the others are worth the closer look.
+    alike = repr(one) == repr(other) if isinstance(one, list) else one == other
+    return (type(one) is type(other) and alike) or same(key, one, other)
 
 
 def _varied_choices(runs: Sequence[Run]) -> dict[str, tuple[Any, ...]]:

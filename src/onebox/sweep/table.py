@@ -355,13 +355,12 @@ def _front(sweep: Sweep, found: Sequence[Row]) -> list[Row]:
         for row in found
         if all(tag in row.values for tag in sweep.objective)
     }
-    return [
-        row
-        for row, point in points.items()
-        if not any(
-            other != point and all(b >= a for a, b in zip(point, other, strict=True)) for other in points.values()
-        )
-    ]
+    front: list[Row] = []
+    for row in sorted(points, key=points.__getitem__, reverse=True):  # so that what beats a row comes before it
+        above = [points[other] for other in front if points[other] != points[row]]
+        if not any(all(b >= a for a, b in zip(points[row], point, strict=True)) for point in above):
+            front.append(row)
+    return front
 
 
 def _rank(sweep: Sweep, row: Row, sort: str | None) -> tuple[Any, ...]:
