@@ -19,13 +19,21 @@ class Unpicklable(Exception):
 
 def deaf():
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    Path("deaf").touch()
     while True:
         time.sleep(1)
 
 
 def patient():
     with sigterm_raises():
+        Path("patient").touch()
         time.sleep(60)
+
+
+def fault_beside_patient():
+    while not Path("patient").exists():
+        time.sleep(0.05)
+    raise ValueError("a fault of its own")
 
 
 def flaky():
@@ -90,6 +98,7 @@ def device():
 DEEDS = {
     "fine": lambda: 0.5,
     "fault": fault,
+    "fault_beside_patient": fault_beside_patient,
     "unpicklable": unpicklable,
     "exit": lambda: sys.exit(3),
     "vanish": lambda: os._exit(4),

@@ -5,23 +5,24 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hydra._internal.callbacks import Callbacks
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobStatus, setup_globals
 from hydra.types import HydraContext, RunMode
 
-from onebox.errors import BadInput, JobFailed, Stopped
+from onebox.errors import BadInput, JobFailed, Preempted, Stopped
 from onebox.sweep.slots import device_slots
 from onebox.train import register_plugins
 
 sys.path.insert(0, str(Path(__file__).parent))
-import itertools
-
 import chaos
 
 COMMAND = Path(sys.executable).parent / "onebox-train"
@@ -45,7 +46,7 @@ def launch(tmp_path, monkeypatch):
             "train", [*launcher, "hydra.sweep.dir=sweep", "hydra.mode=MULTIRUN"], run_mode=RunMode.MULTIRUN
         )
         GlobalHydra.instance().clear()
-        context = HydraContext(config_loader=hydra.config_loader, callbacks=hydra.callbacks)
+        context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
         launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)
         return launcher.launch([["hydra.sweep.dir=sweep", *job] for job in jobs], 0)
 
@@ -105,10 +106,10 @@ def test_a_job_that_failed_is_tried_again_but_bad_input_is_not(launch):
 
 
 def test_on_error_stop_ends_what_runs_and_starts_nothing_else(launch):
-    fault, patient, pending = launch(deed("fault"), deed("patient"), deed("fine"), on_error="stop")
+    fault, patient, pending = launch(deed("fault_beside_patient"), deed("patient"), deed("fine"), on_error="stop")
     assert isinstance(fault._return_value, ValueError)
     assert isinstance(patient._return_value, Stopped) and isinstance(pending._return_value, Stopped)
-    assert "deed patient" in log("patient") and len(list(Path("sweep").glob("*/job.log"))) == 2
+    assert "stopped by SIGTERM" in log("patient") and len(list(Path("sweep").glob("*/job.log"))) == 2
 
 
 def test_a_job_uses_its_share_of_the_threads(launch, monkeypatch):
@@ -125,7 +126,7 @@ def test_jobs_that_run_at_once_share_no_device(launch):
     assert {device for device, _, _ in values} == {"4,5", "6,7"}
     for device in ("4,5", "6,7"):
         spans = sorted((begin, end) for seen, begin, end in values if seen == device)
-        assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
+        assert all(end <= begin for (_, end), (begin, _) in pairwise(spans))
 
 
 @pytest.mark.parametrize(
@@ -163,6 +164,29 @@ def test_a_job_that_another_sweep_is_running_is_left_for_later(launch):
         releaser.wait()
     held, free = (result.return_value - begin for result in results)
     assert free < 2 <= held
+
+
+@pytest.mark.parametrize(
+    ("job", "signals", "kind"),
+    [("patient", [signal.SIGTERM], Preempted), ("deaf", [signal.SIGINT, signal.SIGINT], KeyboardInterrupt)],
+)
+def test_the_first_signal_asks_the_jobs_to_stop_the_second_kills_them(launch, job, signals, kind):
+    def send():
+        while not Path(job).exists():
+            time.sleep(0.05)
+        for number in signals:
+            os.kill(os.getpid(), number)
+            time.sleep(0.5)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    begin = time.monotonic()
+    with pytest.raises(kind, match="0 of 2 jobs done"):
+        launch(deed(job), deed("fine"), n_jobs=1, grace_s=100)
+    sender.join()
+    assert time.monotonic() - begin < 60
+    assert len(list(Path("sweep").glob("*/job.log"))) == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def left(folder: Path) -> list[str]:
@@ -209,12 +233,12 @@ def sweep(tmp_path, shapes_root):
     process.communicate()
 
 
-@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("how", ["Ctrl-C", "SIGKILL"])
 def test_a_sweep_that_is_stopped_leaves_a_checkpoint_and_no_process(sweep, tmp_path, how):
     if how == "Ctrl-C":
         os.killpg(sweep.pid, signal.SIGINT)
     else:
-        sweep.send_signal(signal.SIGTERM if how == "SIGTERM" else signal.SIGKILL)
+        sweep.kill()
     out, err = sweep.communicate(timeout=60)
     until = time.monotonic() + 30
     while left(tmp_path):
@@ -223,7 +247,7 @@ def test_a_sweep_that_is_stopped_leaves_a_checkpoint_and_no_process(sweep, tmp_p
     (record,) = tmp_path.glob("outputs/sweeps/default/*/run.json")
     assert json.loads(record.read_text())["status"] == "interrupted"
     assert (record.parent / "checkpoints" / "last.ckpt").exists()
-    assert sweep.returncode == {"Ctrl-C": 130, "SIGTERM": 75, "SIGKILL": -signal.SIGKILL}[how]
+    assert sweep.returncode == {"Ctrl-C": 130, "SIGKILL": -signal.SIGKILL}[how]
     if how == "SIGKILL":
         assert not err
     else:

@@ -359,7 +359,8 @@ class Launch:
         if answer.status is JobStatus.COMPLETED:
             job.result = answer
             value = answer.return_value
-            shown = [f"{item:.4g}" for item in (value if isinstance(value, tuple) else (value,)) if item is not None]
+            values = value if isinstance(value, tuple) else [] if value is None else [value]
+            shown = [f"{item:.4g}" if isinstance(item, float) else str(item) for item in values]
             self._view.ended(job.number, job.label, "done", seconds, " ".join(shown), len(self._running))
             return
         error = answer._return_value
