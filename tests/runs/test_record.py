@@ -1,9 +1,11 @@
 import json
+import subprocess
+import sys
 
 import pytest
 
 from onebox.errors import Preempted
-from onebox.runs.record import RunRecord
+from onebox.runs.record import RunRecord, record_failure
 
 
 def read(folder):
@@ -49,3 +51,35 @@ def test_an_error_is_recorded_and_goes_on_its_way(tmp_path, error, status):
     if status == "failed":
         assert facts["error"]["message"] == "broken"
         assert "test_record.py" in facts["error"]["traceback"]
+
+
+KILLED = {"type": "JobFailed", "message": "killed by SIGKILL"}
+
+
+@pytest.mark.parametrize("status", [None, "running", "interrupted", "failed", "completed"])
+def test_who_outlives_a_run_says_why_it_failed_unless_the_run_said_it(tmp_path, status):
+    before = {"status": status, "started": "2026-01-01T00:00:00+00:00", "fingerprint": "f", "error": {"message": "own"}}
+    if status is not None:
+        (tmp_path / "run.json").write_text(json.dumps(before))
+    record_failure(tmp_path, KILLED, fingerprint="f", seed=3)
+    if status in ("failed", "completed"):
+        assert read(tmp_path) == before
+    else:
+        assert read(tmp_path)["status"] == "failed" and read(tmp_path)["error"] == KILLED
+        assert read(tmp_path)["fingerprint"] == "f"
+
+
+def test_a_run_that_another_process_has_is_not_said_to_have_failed(tmp_path):
+    (tmp_path / "run.json").write_text('{"status": "running", "fingerprint": "f"}')
+    code = (
+        "import sys, pathlib; from onebox.runs.claim import claim\n"
+        "claim(pathlib.Path(sys.argv[1]), fingerprint='f', resume='auto'); print(flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        other.stdout.readline()
+        record_failure(tmp_path, KILLED, fingerprint="f")
+        assert read(tmp_path)["status"] == "running"
+        other.stdin.write(b"\n")
+        other.stdin.close()

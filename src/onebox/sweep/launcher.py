@@ -359,8 +359,14 @@ class Launch:
         if answer.status is JobStatus.COMPLETED:
             job.result = answer
             value = answer.return_value
-            values = value if isinstance(value, tuple) else [] if value is None else [value]
-            shown = [f"{item:.4g}" if isinstance(item, float) else str(item) for item in values]
+            values = value if isinstance(value, tuple) else (value,)
+            objective = job.config.objective
+            tags = [objective] if isinstance(objective, str) else list(objective)
+            shown = [
+                f"{tag} {item:.4g}"
+                for tag, item in zip(tags, values, strict=False)
+                if isinstance(item, int | float)  # the fit may not have logged it
+            ]
             self._view.ended(job.number, job.label, "done", seconds, " ".join(shown), len(self._running))
             return
         error = answer._return_value

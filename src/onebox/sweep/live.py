@@ -126,7 +126,7 @@ class View:
         pending = self._total - self._ended.total() - len(running)
         rest = [max(mean - seconds, 0.0) for seconds in running]
         seconds = max([*rest, (sum(rest) + pending * mean) / self._at_once])
-        return f", about {clock(seconds)} left"
+        return f", about {clock(seconds)} left" if seconds >= 1 else ""
 
 
 class Progress(NamedTuple):
