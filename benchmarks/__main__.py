@@ -57,10 +57,14 @@ ROWS = {
     "diff_s": Row("runs", "diff", "<=", 2),
     "runs_2000_s": Row("runs", "runs_2000_s", "<=", 1, "s"),
     "runs_2000_where_s": Row("runs", "runs_2000_where_s", "<=", 1, "s"),
+    "sweep_serial": Row("sweep", "serial", "<=", 1.08),
+    "sweep_parallel": Row("sweep", "parallel", ">=", 1.1),
+    "sweep_isolation": Row("sweep", "isolation", ">=", 10),
+    "sweep_extra_s": Row("sweep", "extra_s", "<=", 0.15, "s a job"),
     "startup_help": Row("startup --help", "ratio", "<=", 1.3),
     "startup_cfg": Row("startup --cfg job", "ratio", "<=", 1.3),
 }
-ONCE = ("index", "memory", "runs")  # slow, or with rounds of their own
+ONCE = ("index", "memory", "runs", "sweep")  # slow, or with rounds of their own
 NEEDS_VOC = ("seed", "loading")
 
 
