@@ -1,13 +1,16 @@
 """Where Hydra accepts plugins from, and the only place that knows both them and how a run is built."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from onebox.errors import BadInput
 from onebox.sweep import sweeper
 
 
@@ -43,3 +46,24 @@ class HermeticLauncher(Launcher):
         from onebox.sweep.launcher import launch
 
         return launch(self._options, self._context, self._task_function, self._config, job_overrides, initial_job_idx)
+
+
+class OptunaSweeper(Sweeper):
+    """See `onebox.sweep.search`, which is imported when a search begins, as it takes Optuna with it."""
+
+    def __init__(self, **settings: Any) -> None:
+        # Optuna 2 is written for SQLAlchemy 1.4, whose import says once that there is a newer one.
+        os.environ.setdefault("SQLALCHEMY_SILENCE_UBER_WARNING", "1")
+        try:
+            from onebox.sweep.search import Search
+        except ImportError as error:
+            raise BadInput(f"a search needs Optuna: pip install 'onebox[optuna]' ({error})") from error
+        self._search = Search(build=_build, **settings)
+
+    def setup(self, **context: Any) -> None:
+        """See Hydra's Sweeper."""
+        self._search.setup(**context)
+
+    def sweep(self, arguments: list[str]) -> None:
+        """See `Search.sweep`."""
+        self._search.sweep(arguments)

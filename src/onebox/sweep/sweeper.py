@@ -64,7 +64,7 @@ class GridSweeper(Sweeper):
         folder = Path(self.config.hydra.sweep.dir)
         start_server()  # imports, while the jobs are composed
         jobs = self._plan(arguments)
-        with _counting(len(jobs), "checking the jobs") as done:
+        with counting(len(jobs), "checking the jobs") as done:
             prints = check_jobs(jobs, type(self).build, start, done)
         source = source_fingerprint()
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ class GridSweeper(Sweeper):
         # What only says which jobs there are is no part of any of them.
         given += [text for text in arguments if not text.lstrip("+~").startswith("sweep.")]
         combined = combinations(parser.parse_overrides(given), settings["jobs"])
-        with _counting(len(combined), "composing the jobs") as done:
+        with counting(len(combined), "composing the jobs") as done:
 
             def compose(overrides: list[str]) -> DictConfig:
                 done()
@@ -156,7 +156,7 @@ def report(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _counting(total: int, description: str) -> Iterator[Callable[[], None]]:
+def counting(total: int, description: str) -> Iterator[Callable[[], None]]:
     """A progress bar on a terminal; the function that is given counts one."""
     from rich.console import Console
     from rich.progress import Progress

@@ -1,0 +1,310 @@
+"""A search by Optuna that survives being killed: its study lies in the sweep's folder and is gone on with."""
+
+import functools
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from hydra.utils import instantiate
+from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_overrides
+from omegaconf import DictConfig, OmegaConf
+from optuna.distributions import BaseDistribution, CategoricalDistribution, check_distribution_compatibility
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+
+from onebox.errors import BadInput, SweepFailed, is_integer, refuse
+from onebox.files import alone, write_text
+from onebox.sweep.check import Build, check_jobs
+from onebox.sweep.plan import compose_jobs
+from onebox.sweep.sweeper import counting, objectives, report, start
+
+log = logging.getLogger(__name__)
+
+RETRY_OF = "retry_of"  # user attribute of a trial: number of the one, killed or failed, whose parameters it runs again
+
+
+class Search(Sweeper):
+    """Asks Optuna for jobs and tells it their objectives, until the study holds `n_trials` that ended.
+
+    With one job at a time, which parameters a trial gets follows from the seed and the trials before it alone: a
+    search that was killed and started again proposes what it would have proposed.
+
+    Args:
+        sampler: config of an Optuna sampler with an argument `seed`.
+        direction: maximize or minimize, or a list of one for each objective; null takes it from the objective.
+        storage: address of the database that holds the study.
+        study_name: its name there.
+        n_trials: how many trials the study is to hold in the end, those of earlier starts included.
+        n_jobs: trials that are proposed and launched together; null takes the launcher's n_jobs, or 1 if it has none.
+        max_failure_rate: a larger share of failed jobs among those launched together ends the search.
+        params: override -> what it may be, in Hydra's notation, such as `tag(log, interval(1e-4, 1e-2))`.
+        build: builds a job, see `onebox.sweep.check`.
+    """
+
+    def __init__(
+        self,
+        sampler: DictConfig,
+        direction: str | Sequence[str] | None,
+        storage: str,
+        study_name: str,
+        n_trials: int,
+        n_jobs: int | None,
+        max_failure_rate: float,
+        params: DictConfig | None,
+        build: Build,
+    ) -> None:
+        refuse(
+            {
+                f"hydra.sweeper.n_trials must be a number >= 1, not {n_trials}": not is_integer(n_trials, 1),
+                f"hydra.sweeper.n_jobs must be null or a number >= 1, not {n_jobs}": n_jobs is not None
+                and not is_integer(n_jobs, 1),
+                f"hydra.sweeper.max_failure_rate must be in [0, 1], not {max_failure_rate}": not 0
+                <= max_failure_rate
+                <= 1,
+            }
+        )
+        self._sampler = sampler
+        self._direction = direction
+        self._storage = storage
+        self._study_name = study_name
+        self._n_trials = n_trials
+        self._n_jobs = n_jobs
+        self._max_failure_rate = max_failure_rate
+        self._params: dict[Any, str] = dict(params or {})
+        self._build = build
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """See Hydra's Sweeper."""
+        self._config = config
+        self._loader = hydra_context.config_loader
+        self._launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Search, beginning with what an earlier start left open.
+
+        Args:
+            arguments: overrides of the command line.
+
+        Raises:
+            BadInput: there is nothing to search, a job cannot be composed or built, or the folder holds another search.
+            SweepFailed: some jobs failed.
+        """
+        folder = Path(self._config.hydra.sweep.dir)
+        tags = objectives(self._config)
+        directions = _directions(tags, self._direction)
+        space, fixed = self._space(arguments)
+        base = self._check(space, fixed)
+        with (
+            alone(folder / ".search.lock", waiting="another process runs this search; waiting for its end"),
+            _quiet_optuna(),
+        ):
+            study = optuna.create_study(
+                study_name=self._study_name, storage=self._storage, directions=directions, load_if_exists=True
+            )
+            _check_study(study, folder, {"config": base, "objective": list(tags)}, space)
+            _retry(study, failed=self._config.rerun != "none")
+            try:
+                self._search(study, folder, space, fixed)
+            finally:
+                report(folder)
+            failed = [trial for trial in _ended(study) if trial.state is TrialState.FAIL]
+        if failed:
+            raise SweepFailed(f"{len(failed)} of {len(_ended(study))} trials failed; the same command tries them again")
+
+    def _space(self, arguments: list[str]) -> tuple[dict[str, BaseDistribution], list[str]]:
+        """What is searched, and the overrides that all jobs share. The command line wins over `params`."""
+        parser = OverridesParser.create(config_loader=self._loader)
+        lines = [f"{key}={value}" for key, value in self._params.items()] + arguments
+        last = {override.get_key_element(): override for override in parser.parse_overrides(lines)}
+        searched = [str(override.input_line) for override in last.values() if override.is_sweep_override()]
+        fixed = [str(override.input_line) for override in last.values() if not override.is_sweep_override()]
+        space, _ = create_params_from_overrides(searched)
+        refuse(
+            {
+                "sweep.jobs and sweep.exclude belong to a grid; a search takes hydra.sweeper.params": any(
+                    self._config.sweep.values()
+                ),
+                "nothing to search: give hydra.sweeper.params or the command line a range, such as "
+                "'optimizer.lr=tag(log, interval(1e-4, 1e-2))'": not space,
+                "seed is nothing to search, as the luckiest one would win; search with one, and try what was found "
+                "with sweep=seeds": "seed" in space,
+            }
+        )
+        return space, fixed
+
+    def _check(self, space: dict[str, BaseDistribution], fixed: Sequence[str]) -> str:
+        """Compose and build a job for each end and each choice, so that a mistake is found before anything runs.
+
+        Returns:
+            The fingerprint of what is not searched.
+        """
+        ends = {key: _ends(part) for key, part in space.items()}
+        first = {key: values[0] for key, values in ends.items()}
+        corners = [first | {key: value} for key, values in ends.items() for value in values]
+        combined = [(*(f"{key}={value}" for key, value in corner.items()), *fixed) for corner in corners]
+        compose = functools.partial(self._loader.load_sweep_config, self._config)
+        jobs = compose_jobs(combined, compose)
+        with counting(len(jobs), "checking what is searched") as done:
+            check_jobs(jobs, self._build, start, done)
+        return compose_jobs([tuple(fixed)], compose)[0].fingerprint
+
+    def _search(self, study: Study, folder: Path, space: dict[str, BaseDistribution], fixed: Sequence[str]) -> None:
+        log.info("%s: %s of %s trials done", folder, len(_ended(study)), self._n_trials)
+        n_jobs = self._n_jobs or _launcher_jobs(self._config)
+        while (to_do := self._n_trials - len(_ended(study))) > 0:
+            trials = [self._ask(study, space) for _ in range(min(to_do, n_jobs))]
+            jobs = [[*(f"{key}={value}" for key, value in trial.params.items()), *fixed] for trial in trials]
+            returns = self._launcher.launch(jobs, initial_job_idx=trials[0].number)
+            failed = [not _tell(study, trial, job) for trial, job in zip(trials, returns, strict=True)]
+            _write_results(study, folder, list(objectives(self._config)))
+            if sum(failed) / len(failed) > self._max_failure_rate:
+                log.error("%s of %s jobs failed, more than max_failure_rate allows", sum(failed), len(failed))
+                break
+
+    def _ask(self, study: Study, space: dict[str, BaseDistribution]) -> Trial:
+        # Optuna keeps no state of its random numbers. Seeded anew by the trial's place, a search that goes on neither
+        # repeats its first draws nor differs from one that was never stopped.
+        place = len([trial for trial in _standing(study) if trial.state is not TrialState.WAITING])
+        seed = np.random.SeedSequence([self._sampler.seed, place]).generate_state(1)[0]
+        study.sampler = instantiate(self._sampler, seed=int(seed))
+        return study.ask(space)
+
+
+def _ends(part: Any) -> Sequence[Any]:
+    """Each choice of a distribution, or both ends of its range."""
+    return part.choices if isinstance(part, CategoricalDistribution) else (part.low, part.high)
+
+
+def _directions(tags: Mapping[str, str], given: str | Sequence[str] | None) -> list[str]:
+    """One for each objective.
+
+    Args:
+        tags: tag -> max or min.
+        given: what is configured; null for nothing.
+
+    Raises:
+        BadInput: it contradicts them.
+    """
+    derived = [{"max": "maximize", "min": "minimize"}[mode] for mode in tags.values()]
+    given = [given] if isinstance(given, str) else given
+    if given is not None and list(given) != derived:
+        wanted = ", ".join(f"{tag} is best at its {mode}" for tag, mode in tags.items())
+        raise BadInput(
+            f"hydra.sweeper.direction is {', '.join(given)}, but {wanted}; leave it null (monitor_mode says which end "
+            "of the monitor is best)"
+        )
+    return derived
+
+
+def _check_study(study: Study, folder: Path, facts: Mapping[str, Any], space: Mapping[str, BaseDistribution]) -> None:
+    """Refuse to go on with a study whose objectives would not compare with new ones."""
+    known = study.user_attrs
+    for key, value in facts.items():
+        if key not in known:
+            study.set_user_attr(key, value)
+    others = [key for key in facts if known.get(key, facts[key]) != facts[key]]
+    for trial in study.get_trials(deepcopy=False):
+        for key in trial.distributions.keys() & space.keys():
+            try:
+                check_distribution_compatibility(trial.distributions[key], space[key])
+            except ValueError:
+                others.append(key)
+    if others:
+        raise BadInput(
+            f"{folder}: holds a search already that had another {', '.join(dict.fromkeys(others))}; choose another "
+            "name=... for this one, or remove the folder"
+        )
+
+
+def _standing(study: Study) -> list[FrozenTrial]:
+    """The trials that no other one tries again."""
+    trials = study.get_trials(deepcopy=False)
+    retried = {trial.user_attrs.get(RETRY_OF) for trial in trials}
+    return [trial for trial in trials if trial.number not in retried]
+
+
+def _ended(study: Study) -> list[FrozenTrial]:
+    return [trial for trial in _standing(study) if trial.state.is_finished()]
+
+
+def _retry(study: Study, *, failed: bool) -> None:
+    """Put the trials that a killed process left behind in the queue again, and those that failed if they are to be.
+
+    Safe against being killed in between: a trial is enqueued before it is told as failed, and so never lost; what is
+    enqueued already is no longer standing.
+    """
+    standing = {trial.number for trial in _standing(study)}
+    for trial in study.get_trials(deepcopy=False):
+        running = trial.state is TrialState.RUNNING
+        if trial.number in standing and (running or (failed and trial.state is TrialState.FAIL)):
+            study.add_trial(
+                create_trial(
+                    state=TrialState.WAITING,
+                    user_attrs={RETRY_OF: trial.number},
+                    system_attrs={"fixed_params": trial.params},  # as study.enqueue_trial has it
+                )
+            )
+            log.info("trial %s was %s and is run again", trial.number, "cut off" if running else "failed")
+        if running:
+            study.tell(trial.number, state=TrialState.FAIL)
+
+
+def _launcher_jobs(config: DictConfig) -> int:
+    """How many jobs the launcher runs at once, as far as its config says: 1 if it does not."""
+    n_jobs = config.hydra.launcher.get("n_jobs")
+    if not isinstance(n_jobs, int):
+        return 1
+    return n_jobs if n_jobs > 0 else os.cpu_count() or 1  # joblib's -1 is all cores
+
+
+def _tell(study: Study, trial: Trial, job: JobReturn) -> bool:
+    """Tell the study what a job gave; False when it failed."""
+    value = job._return_value  # its property prints a line of its own for a job that failed
+    if job.status is JobStatus.COMPLETED:
+        values = list(value) if isinstance(value, list | tuple) else [value]
+        if len(values) == len(study.directions) and all(_is_finite(item) for item in values):
+            study.tell(trial, [float(item) for item in values])
+            return True
+        value = f"its objective is {value}"
+    log.warning("trial %s failed: %s", trial.number, value)
+    study.tell(trial, state=TrialState.FAIL)
+    return False
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _write_results(study: Study, folder: Path, tags: Sequence[str]) -> None:
+    """optimization_results.yaml, as hydra-optuna-sweeper has it: what is best until now, or the Pareto front."""
+    completed = any(trial.state is TrialState.COMPLETE for trial in study.get_trials(deepcopy=False))
+    best = study.best_trials if completed else []
+    results: dict[str, Any] = {"name": "optuna", "objective": list(tags)}
+    if len(tags) > 1:
+        results["solutions"] = [{"params": trial.params, "values": list(trial.values)} for trial in best]
+    else:
+        results |= {"best_params": best[0].params, "best_value": best[0].value} if best else {"best_params": None}
+    write_text(folder / "optimization_results.yaml", OmegaConf.to_yaml(OmegaConf.create(results)))
+
+
+@contextmanager
+def _quiet_optuna() -> Iterator[None]:
+    optuna.logging.set_verbosity(logging.WARNING)  # it says each study and each trial
+    with warnings.catch_warnings():
+        # multivariate and constant_liar of Optuna 2's TPE, which later versions kept as they were.
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        yield
