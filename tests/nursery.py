@@ -6,6 +6,7 @@ syncs, renames or has renamed a file, so that writes are hit, which take too lit
 """
 
 import json
+import multiprocessing
 import os
 import pathlib
 import signal
@@ -46,6 +47,8 @@ def train(order: dict) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     watch(order["log"] + ".moments", order["hit_at"], order["hit_by"])
+    # A sweep checks its jobs in a clean process, which would import everything once more.
+    multiprocessing.get_context = lambda method=None, get=multiprocessing.get_context: get("fork")
     sys.argv = ["onebox-train", *order["argv"]]
     code = 1
     try:

@@ -154,7 +154,7 @@ class Search(Sweeper):
         """
         ends = {key: _ends(part) for key, part in space.items()}
         first = {key: values[0] for key, values in ends.items()}
-        corners = [first | {key: value} for key, values in ends.items() for value in values]
+        corners = [first, *(first | {key: value} for key, values in ends.items() for value in values[1:])]
         combined = [(*(f"{key}={value}" for key, value in corner.items()), *fixed) for corner in corners]
         compose = functools.partial(self._loader.load_sweep_config, self._config)
         jobs = compose_jobs(combined, compose)

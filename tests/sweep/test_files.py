@@ -1,0 +1,72 @@
+"""The sweeps that are shipped: each file composes to the jobs that it says, and each job can be built."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from onebox.train import build_job
+
+FILES = Path(__file__).parent.parent.parent / "conf" / "sweep"
+NUM_JOBS = {"loss_weights": 4, "lr": 5, "heads": 10, "box_loss": 7, "seeds": 3}
+
+
+def test_every_file_is_tested():
+    assert {path.stem for path in FILES.glob("*.yaml")} == {*NUM_JOBS, "tpe"}
+
+
+@pytest.mark.parametrize("file", [*NUM_JOBS, "tpe"])
+def test_a_file_sets_its_name_and_says_how_to_run_it(file):
+    text = (FILES / f"{file}.yaml").read_text()
+    assert OmegaConf.load(FILES / f"{file}.yaml").name == file
+    assert f"# Run:   onebox-train sweep={file}" in text
+    assert "# Takes: " in text
+
+
+@pytest.mark.parametrize("file", NUM_JOBS)
+def test_all_jobs_of_a_file_compose_and_can_be_built(sweeper, file):
+    found = sweeper(f"sweep={file}")
+    jobs = found._plan(found.arguments)
+    assert len(jobs) == NUM_JOBS[file]
+    known = {}
+    for job in jobs:
+        build_job(dict(job.config), job.choices, job.overrides, known)
+
+
+def test_the_ends_of_what_tpe_searches_can_be_built(sweeper, monkeypatch):
+    built = []
+
+    def check_jobs(jobs, build, start, done):
+        known = {}
+        built.extend(build(dict(job.config), job.choices, job.overrides, known) for job in jobs)
+
+    search = sweeper("sweep=tpe")._search
+    monkeypatch.setattr("onebox.sweep.search.check_jobs", check_jobs)
+    space, fixed = search._space([])
+    assert set(space) == {"optimizer.lr", "optimizer.weight_decay", "loss.weights.loc", "model.cls_head.dropout"}
+    search._check(space, fixed)
+    assert len(built) == 5  # the lowest of all, and each highest with the others' lowest
+
+
+def test_a_file_combines_with_an_experiment_and_other_axes(sweeper):
+    found = sweeper("sweep=loss_weights", "experiment=baseline", "data.limit=20", "seed=0,1")
+    jobs = found._plan(found.arguments)
+    assert len(jobs) == 8
+    assert {job.config["name"] for job in jobs} == {"loss_weights"}
+    assert {job.choices["optimizer"] for job in jobs} == {"adamw"}  # the experiment's
+    assert len({job.fingerprint_seedless for job in jobs}) == 4
+
+
+def test_the_command_line_wins_over_a_file(sweeper):
+    found = sweeper("sweep=seeds", "name=mine", "seed=5,6")
+    assert [job.config["seed"] for job in found._plan(found.arguments)] == [5, 6]
+    assert found.config.name == "mine"
+
+
+def test_a_sweep_of_real_runs(nursery, data, tmp_path):
+    folder, log = tmp_path / "sweep", tmp_path / "log"
+    command = ["sweep=lr", f"hydra.sweep.dir={folder}", *data, "debug=fast", "trainer.max_epochs=1"]
+    assert nursery.run(*command, log=log) == 0, log.read_text()
+    rates = [OmegaConf.load(path).optimizer.lr for path in folder.glob("*/config.yaml")]
+    assert sorted(rates) == [0.0001, 0.0003, 0.001, 0.003, 0.01]
+    assert len(list(folder.glob("*/metrics.json"))) == 5
