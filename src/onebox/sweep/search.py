@@ -28,7 +28,8 @@ from onebox.errors import BadInput, SweepFailed, is_integer, refuse
 from onebox.files import alone, write_text
 from onebox.sweep.check import Build, check_jobs
 from onebox.sweep.plan import compose_jobs
-from onebox.sweep.sweeper import counting, objectives, report, start
+from onebox.sweep.process import start, start_server
+from onebox.sweep.sweeper import counting, objectives, report
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +104,7 @@ class Search(Sweeper):
             BadInput: there is nothing to search, a job cannot be composed or built, or the folder holds another search.
             SweepFailed: some jobs failed.
         """
+        start_server()  # imports, while jobs are composed
         folder = Path(self._config.hydra.sweep.dir)
         tags = objectives(self._config)
         directions = _directions(tags, self._direction)
