@@ -23,6 +23,7 @@ LAYERS = {
     "module": 3,
     "callbacks": 4,
     "runs": 4,
+    "ranks": 5,
     "sweep": 5,
     "train": 7,
     "replay": 8,
@@ -33,7 +34,7 @@ LAYERS = {
     "help": 4,
 }
 CONFIG_LIBRARIES = {"hydra", "omegaconf"}
-MAY_IMPORT_CONFIG = {"train", "replay", "cli", "cli_reproduce", "spelling", "validation", "runs", "sweep"}
+MAY_IMPORT_CONFIG = {"train", "replay", "cli", "cli_reproduce", "ranks", "spelling", "validation", "runs", "sweep"}
 HEAVY = {"torch", "lightning", "torchvision", "albumentations", "torchmetrics", "matplotlib"}
 
 

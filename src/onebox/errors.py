@@ -2,6 +2,11 @@
 
 from collections.abc import Mapping
 
+EXIT_FAULT = 1
+EXIT_BAD_INPUT = 2
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell gives it
+
 
 class BadInput(Exception):
     """Something the user gave cannot be used.
@@ -25,6 +30,10 @@ class Stopped(Exception):
 
 class SweepFailed(Exception):
     """Jobs of a sweep failed; the message is one line that says how many."""
+
+
+class RankFailed(Exception):
+    """One of a run's processes failed or was killed; the message is one line that says which, and how."""
 
 
 def refuse(problems: Mapping[str, bool]) -> None:

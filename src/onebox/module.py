@@ -212,7 +212,12 @@ class RunningResults(nn.Module):
 
     def pop(self) -> tuple[dict[str, Tensor], Results]:
         """Mean losses and metrics; starts again from nothing."""
-        losses = {name: value / self._num_images for name, value in self._loss_sums.items()}
+        totals, num_images = list(self._loss_sums.values()), torch.tensor(float(self._num_images))
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            everything = torch.stack([*totals, num_images.to(self.metrics.device)])
+            torch.distributed.all_reduce(everything)  # the metrics do the same by themselves
+            *totals, num_images = everything
+        losses = {name: total / num_images for name, total in zip(self._loss_sums, totals, strict=True)}
         results = self.metrics.compute()
         self._loss_sums, self._num_images = {}, 0
         self.metrics.reset()

@@ -23,7 +23,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from onebox.errors import BadInput, Preempted, SweepFailed
+from onebox.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_FAULT,
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    BadInput,
+    Preempted,
+    RankFailed,
+    SweepFailed,
+)
 from onebox.help import help_text
 from onebox.spelling import explain_unknown_keys
 from onebox.validation import validate
@@ -33,16 +42,12 @@ if TYPE_CHECKING:
 
     from onebox.data.datamodule import VocDataModule
     from onebox.module import LocalizationModule
-    from onebox.runs.record import RunRecord
+    from onebox.runs.record import RankRecord, RunRecord
     from onebox.sweep.job import Value
 
 log = logging.getLogger(__name__)
 
 USER_ERRORS = (BadInput, HydraException, OmegaConfBaseException)
-EXIT_FAULT = 1
-EXIT_BAD_INPUT = 2
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell gives it
 
 IRRELEVANT_WARNINGS = (
     ".*does not have many workers.*",  # with the cache of decoded images, workers only make it slower
@@ -79,7 +84,7 @@ def main() -> None:
         if error.filename is None:
             raise
         _exit_with(BadInput(f"{error.filename}: {error.strerror}; free it, or choose another hydra.run.dir"))
-    except SweepFailed as error:
+    except (RankFailed, SweepFailed) as error:
         print(f"onebox-train: {error}", file=sys.stderr)
         sys.exit(EXIT_FAULT)
     except Preempted as error:
@@ -95,9 +100,14 @@ class ClaimDirectory(HydraCallback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called once before a single run."""
+        from onebox import ranks
         from onebox.runs.claim import claim
         from onebox.runs.fingerprint import fingerprints
 
+        number = ranks.rank(config.trainer)
+        if number is not None and ranks.is_served(number):
+            ranks.prepare(config, number)
+            return
         folder = Path(config.hydra.run.dir)  # not of the copy, whose time stamp would be another
         cfg = config.copy()
         with open_dict(cfg):
@@ -162,17 +172,23 @@ def train(cfg: DictConfig) -> Value:
     Raises:
         BadInput: config or data cannot be used; run.json says why.
     """
+    from onebox import ranks
     from onebox.callbacks.hparams import session
     from onebox.runs.claim import claim, release
     from onebox.runs.composition import composition
     from onebox.runs.fingerprint import fingerprints
     from onebox.runs.preemption import sigterm_raises
     from onebox.runs.provenance import source_fingerprint
-    from onebox.runs.record import RunRecord
-    from onebox.sweep.job import Done, take
+    from onebox.runs.record import RankRecord, RunRecord
+    from onebox.sweep.job import Done, stored_objective, take
 
     run_dir = Path(os.path.relpath(cfg.run_dir))
     prints = fingerprints(cfg)
+    number = ranks.rank(cfg.trainer)
+    if number is not None and ranks.is_served(number):
+        with ranks.as_rank(number), sigterm_raises():
+            use_threads(cfg, capped=True)
+            return _train(cfg, run_dir, RankRecord(run_dir, number), prints["fingerprint"])
     choices = _choices()
     in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
     if in_sweep:
@@ -202,6 +218,12 @@ def train(cfg: DictConfig) -> Value:
         hparams, varied = _hparams(cfg, run_dir.parent if in_sweep else None)
         with sigterm_raises(), record, session(_tensorboard_folder(cfg), hparams, varied, RESULT_TAGS):
             validate(cfg)
+            if number is None and (count := ranks.num_ranks(cfg.trainer)) > 1:
+                try:
+                    ranks.run_ranks(run_dir, count)
+                finally:
+                    record.reread()
+                return stored_objective(run_dir, _objective(cfg))
             use_threads(cfg, capped=in_sweep)
             return _train(cfg, run_dir, record, prints["fingerprint"])
     except (Preempted, KeyboardInterrupt) as error:
@@ -240,10 +262,11 @@ def _data_fingerprint(cfg: DictConfig) -> dict[str, str]:
     return data.fingerprint()
 
 
-def _train(cfg: DictConfig, run_dir: Path, record: RunRecord, fingerprint: str) -> Value:
+def _train(cfg: DictConfig, run_dir: Path, record: RunRecord | RankRecord, fingerprint: str) -> Value:
     import lightning.pytorch as L
 
     from onebox.callbacks.epoch_csv import EpochCsvLogger
+    from onebox.callbacks.same_on_all_ranks import SameOnAllRanks
     from onebox.callbacks.trace import Enough, weights_hash
     from onebox.files import write_json, write_text
     from onebox.runs.checkpoint import load_weights
@@ -266,9 +289,9 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord, fingerprint: str) 
     _check_data(cfg, data)
     data.decode()
     cfg.model.num_classes = data.num_classes
-    write_text(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-
-    write_samples(run_dir, data.indexes, data.class_names)
+    if record.writes:
+        write_text(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        write_samples(run_dir, data.indexes, data.class_names)
     module = build_module(cfg, data)
     facts = {
         "fingerprint": fingerprint,
@@ -278,6 +301,10 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord, fingerprint: str) 
     }
     checkpoint = _checkpoint(cfg, run_dir, facts) if record.goes_on else None
     trainer = build_trainer(cfg, facts)
+    if trainer.world_size > 1:
+        common = {"fingerprint": fingerprint, "run_dir": run_dir, "checkpoint": checkpoint, **data.fingerprint()}
+        same = SameOnAllRanks({name: str(value) for name, value in common.items()})
+        trainer.callbacks.append(same)  # type: ignore[attr-defined]  # Lightning sets it without declaring it
     rows = next(logger.rows for logger in trainer.loggers if isinstance(logger, EpochCsvLogger))
     record.add(
         hardware=hardware(),
@@ -308,6 +335,8 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord, fingerprint: str) 
     for logger in trainer.loggers:
         logger.log_metrics({tag: value for tag, value in shown.items() if value is not None}, step=trainer.global_step)
         logger.finalize("success")
+    if not record.writes:
+        return None
 
     write_json(run_dir / "metrics.json", metrics_json(rows, best, test, floor, module.test_per_class))
     write_report(run_dir)
@@ -467,7 +496,8 @@ def _keep_freed_memory() -> None:
 def _quieten() -> None:
     import lightning.pytorch  # noqa: F401  sets another level when it is imported
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for text in IRRELEVANT_WARNINGS:
         warnings.filterwarnings("ignore", text)
 

@@ -115,8 +115,10 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save all of the epoch before, when that is due."""
-        if (trainer.current_epoch, 0) > self._position and (self._sigterm or self._age() >= self._epoch_seconds):
-            self._save(trainer, _before_epoch)
+        if (trainer.current_epoch, 0) > self._position:
+            is_due = self._sigterm or self._age() >= self._epoch_seconds
+            if trainer.strategy.broadcast(is_due):  # the ranks' clocks may differ
+                self._save(trainer, _before_epoch)
         self._obey_sigterm()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from onebox.data.augment import Transform
 from onebox.data.catalog import Catalog
-from onebox.data.dataset import Batch, Cache, EpochSampler, OneBoxDataset, UndecodableImages, pixel_source
+from onebox.data.dataset import Batch, Cache, EpochSampler, EvalBatches, OneBoxDataset, UndecodableImages, pixel_source
 from onebox.data.index import Index, OnError, Select, build_index, check_disjoint, class_names
 from onebox.data.table import Ints
 from onebox.data.voc import VocTree
@@ -322,20 +322,30 @@ class VocDataModule(LightningDataModule):
         dataset = self.dataset(split)
         is_train = split == "train"
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        rank = torch.distributed.get_rank() if distributed else 0
+        num_replicas = torch.distributed.get_world_size() if distributed else 1
         batch_size = self._batch_size if is_train else self._eval_batch_size
         epoch, step = self.start if is_train else (0, 0)
-        return DataLoader(
-            dataset,
-            batch_size=batch_size,
-            sampler=EpochSampler(
+        batches: dict[str, Any] = {
+            "batch_size": batch_size,
+            "sampler": EpochSampler(
                 len(dataset),
                 shuffle=is_train,
                 seed=self._seed,
-                rank=torch.distributed.get_rank() if distributed else 0,
-                num_replicas=torch.distributed.get_world_size() if distributed else 1,
+                rank=rank,
+                num_replicas=num_replicas,
                 start=(epoch, step * batch_size),
             ),
-            drop_last=is_train and self._drop_last,
+            "drop_last": is_train and self._drop_last,
+        }
+        if not is_train and len(dataset) and num_replicas > 1:
+            if len(dataset) < num_replicas:
+                raise BadInput(f"the {split} split has {len(dataset)} images for {num_replicas} devices; use fewer")
+            sampler = EvalBatches(len(dataset), batch_size, rank=rank, num_replicas=num_replicas)
+            batches = {"batch_sampler": sampler}
+        return DataLoader(
+            dataset,
+            **batches,
             num_workers=self._num_workers,
             persistent_workers=self._num_workers > 0,
             collate_fn=_as_is,  # __getitems__ gives whole batches

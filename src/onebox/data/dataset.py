@@ -234,3 +234,28 @@ class EpochSampler(Sampler[Key]):
         mine = np.resize(rows, len(self) * self._num_replicas)[self._rank :: self._num_replicas]
         done = self._start[1] if self._epoch == self._start[0] else 0
         return ((self._epoch, row) for row in mine[done:].tolist())
+
+
+class EvalBatches(Sampler[list[Key]]):
+    """Batches of all rows for one of several replicas, such that each row is on one replica only.
+
+    All replicas have the same number of batches, as they wait for each other at each; some are an image smaller.
+
+    Args:
+        num_rows: how many images there are.
+        batch_size: how many make a batch; where this is 1, a batch may have 2.
+        rank: which replica this is.
+        num_replicas: how many there are; not more than images.
+    """
+
+    def __init__(self, num_rows: int, batch_size: int, *, rank: int, num_replicas: int) -> None:
+        self._rows = np.arange(num_rows)[rank::num_replicas]
+        most, least = -(-num_rows // num_replicas), num_rows // num_replicas
+        self._num_batches = min(-(-most // batch_size), least)
+
+    def __len__(self) -> int:
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for rows in np.array_split(self._rows, self._num_batches):
+            yield [(0, row) for row in rows.tolist()]

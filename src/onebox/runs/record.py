@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from onebox.errors import BadInput, Preempted
-from onebox.files import write_json
+from onebox.files import read_json, write_json
 from onebox.runs.claim import claim, release
 from onebox.runs.provenance import provenance
 
@@ -30,6 +30,8 @@ class RunRecord:
         facts: what else to record from the start.
     """
 
+    writes = True  # whether this process leaves what the run leaves
+
     def __init__(self, folder: Path, earlier: Mapping[str, Any] | None = None, **facts: Any) -> None:
         self._path = folder / "run.json"
         self._facts: dict[str, Any] = {"schema": SCHEMA, "status": "running", **facts}
@@ -47,6 +49,10 @@ class RunRecord:
         """Record more."""
         self._facts |= facts
         write_json(self._path, self._facts)
+
+    def reread(self) -> None:
+        """Take over what a `RankRecord` has added."""
+        self._facts = read_json(self._path)
 
     def __enter__(self) -> Self:
         self._started = datetime.now(UTC)
@@ -101,3 +107,24 @@ def record_failure(folder: Path, error: Mapping[str, Any], **facts: Any) -> None
             write_json(folder / "run.json", {**found, "status": "failed", **ended, "error": dict(error)})
     finally:
         release(folder)
+
+
+class RankRecord:
+    """The record as a rank has it when another process keeps it; only rank 0 adds to it.
+
+    Args:
+        folder: the run directory.
+        number: the rank.
+    """
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self._path = folder / "run.json"
+        self.writes = number == 0
+        # Where torchrun or srun has started the others, rank 0 may not have written yet: they see whether there is a
+        # checkpoint.
+        self.goes_on = number > 0 or "attempts" in read_json(self._path)
+
+    def add(self, **facts: Any) -> None:
+        """Record more."""
+        if self.writes:
+            write_json(self._path, read_json(self._path) | facts)
