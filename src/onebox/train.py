@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,6 +50,13 @@ log = logging.getLogger(__name__)
 
 USER_ERRORS = (BadInput, HydraException, OmegaConfBaseException)
 
+# Hydra's plugins of engines, and what installs them.
+EXTRAS = {
+    "hydra_joblib_launcher": "joblib",
+    "hydra_ray_launcher": "ray",
+    "hydra_submitit_launcher": "slurm",
+    "hydra_optuna_sweeper": "optuna",
+}
 IRRELEVANT_WARNINGS = (
     ".*does not have many workers.*",  # with the cache of decoded images, workers only make it slower
     ".*smaller than the logging interval.*",  # the module reads what is left at the end of each epoch
@@ -57,6 +65,8 @@ IRRELEVANT_WARNINGS = (
     ".*your dataloader is not resumable.*",  # the sampler begins where the checkpoint says
     ".*Checkpoint directory .* exists and is not empty.*",  # of a run that goes on
 )
+# conf/hydra/launcher has the names that users know, which are those of the plugins' schemas too. Also in workers.
+warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 RESULT_TAGS = [
     f"{split}/{name}"
     for split in ("val", "best", "test")
@@ -84,6 +94,11 @@ def main() -> None:
         if error.filename is None:
             raise
         _exit_with(BadInput(f"{error.filename}: {error.strerror}; free it, or choose another hydra.run.dir"))
+    except RuntimeError as error:
+        unknown = re.search(r"Unknown plugin class : 'hydra_plugins\.(\w+)", str(error))
+        if unknown is None or unknown[1] not in EXTRAS:
+            raise
+        _exit_with(BadInput(f'{unknown[1]} is not installed: pip install "onebox[{EXTRAS[unknown[1]]}]"'))
     except (RankFailed, SweepFailed) as error:
         print(f"onebox-train: {error}", file=sys.stderr)
         sys.exit(EXIT_FAULT)
@@ -123,8 +138,11 @@ class ClaimDirectory(HydraCallback):
 
 def task(cfg: DictConfig) -> Value:
     """What Hydra calls, in a sweep once a job."""
+    from onebox.runs.preemption import submitit_requeues
+
     try:
-        return train(cfg)
+        with submitit_requeues():
+            return train(cfg)
     except USER_ERRORS as error:
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             raise  # the other jobs go on
