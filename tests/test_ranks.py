@@ -168,6 +168,8 @@ def test_whatever_ends_a_rank_ends_the_run_which_goes_on_with_the_same_bits(nurs
     assert wait(process, ranks) == -signal.SIGKILL
 
     process, ranks = start(until=(folder / "checkpoints/last.ckpt").exists)
+    for pid, number in ((ranks[1], signal.SIGTERM), (ranks[1], signal.SIGUSR2), (ranks[0], signal.SIGUSR2)):
+        os.kill(pid, number)  # as Slurm does with all processes of a job; only the first one counts
     os.kill(process, signal.SIGTERM)
     assert wait(process, ranks) == 75
     record = facts(folder)

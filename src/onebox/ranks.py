@@ -27,6 +27,9 @@ from onebox.errors import EXIT_BAD_INPUT, EXIT_FAULT, EXIT_INTERRUPTED, EXIT_PRE
 # File descriptors that a rank inherits: one that ends when this process does, and one that takes its error.
 LIFELINE, REPORT = "ONEBOX_RANK_LIFELINE", "ONEBOX_RANK_REPORT"
 POLL_S = 0.05
+# Schedulers send these to all processes of a job, but only one is to obey.
+STOP = (signal.SIGTERM, signal.SIGINT)
+TIME_IS_OVER = (signal.SIGUSR1, signal.SIGUSR2)
 IN_PROCESS = ("spawn", "fork", "notebook")  # strategies that start ranks by themselves
 
 
@@ -128,8 +131,8 @@ def run_ranks(run_dir: Path, count: int) -> None:
         for number, report in enumerate(reports):
             own = {"RANK": str(number), "LOCAL_RANK": str(number), LIFELINE: str(reader), REPORT: str(report.fileno())}
             output = stack.enter_context((run_dir / f"rank{number}.log").open("ab")) if number > 0 else None
-            ranks.append(
-                subprocess.Popen(
+            with _blocked(*(STOP if number > 0 else ()), *TIME_IS_OVER):
+                process = subprocess.Popen(
                     _command(run_dir),
                     env={**os.environ, **shared, **own},
                     stdin=subprocess.DEVNULL,
@@ -138,7 +141,7 @@ def run_ranks(run_dir: Path, count: int) -> None:
                     pass_fds=(reader, report.fileno()),
                     start_new_session=True,  # so that Ctrl-C on the terminal comes here alone
                 )
-            )
+            ranks.append(process)
         try:
             _wait(ranks)
         except (Preempted, KeyboardInterrupt) as stop:
@@ -179,6 +182,16 @@ def _environment(count: int) -> dict[str, str]:
         "TORCHELASTIC_RUN_ID": str(os.getpid()),
         "OMP_NUM_THREADS": str(max(1, cores // count)),
     }
+
+
+@contextmanager
+def _blocked(*signals: signal.Signals) -> Iterator[None]:
+    """Processes that are started here never receive these signals."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -236,7 +249,7 @@ def as_rank(number: int) -> Iterator[None]:
         number: the rank.
     """
     if number > 0:
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
     if REPORT not in os.environ:  # started by torchrun or srun
         yield
         return
