@@ -68,9 +68,9 @@ class LocalizationModule(LightningModule):
         self.last_step: Step  # set by each training step
         self._pending: list[Step] = []  # not yet read
 
-    def forward(self, images: Tensor) -> Prediction:
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Prediction:
         """See `Localizer.forward`."""
-        prediction: Prediction = self.localizer(images)
+        prediction: Prediction = self.localizer(images, labels)
         return prediction
 
     def configure_optimizers(self) -> Any:
@@ -144,7 +144,7 @@ class LocalizationModule(LightningModule):
         self._log("test", losses | metrics.tags())
 
     def _predict(self, batch: Batch) -> tuple[Prediction, Target, Losses]:
-        preds = self(batch.images)
+        preds = self(batch.images, batch.labels if self.training else None)
         targets = self.localizer.encode(batch.boxes, batch.labels)
         return preds, targets, self.loss(preds, targets)
 

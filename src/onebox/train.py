@@ -285,8 +285,9 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord | RankRecord, finge
 
     from onebox.callbacks.epoch_csv import EpochCsvLogger
     from onebox.callbacks.same_on_all_ranks import SameOnAllRanks
-    from onebox.callbacks.trace import Enough, weights_hash
+    from onebox.callbacks.trace import Enough
     from onebox.files import write_json, write_text
+    from onebox.model.weights import weights_hash
     from onebox.runs.checkpoint import load_weights
     from onebox.runs.provenance import hardware
     from onebox.runs.report import write_report
@@ -328,7 +329,7 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord | RankRecord, finge
         hardware=hardware(),
         data={split: str(index) for split, index in data.indexes.items()},
         data_fingerprint=data.fingerprint(),
-        weights_fingerprint=None,  # of pretrained weights, when a backbone has any
+        weights_fingerprint=module.localizer.backbone.weights_fingerprint,
         skipped=data.skipped,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
     )

@@ -1,6 +1,5 @@
 """Keeps the trace of a fit, and ends a fit when its trace is long enough."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -8,7 +7,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 
 from onebox.data.dataset import Batch
 from onebox.module import LocalizationModule
@@ -149,15 +148,6 @@ class StopAfter(Callback):
         self._left -= 1
         if self._left == 0:
             raise Enough
-
-
-def weights_hash(module: nn.Module) -> str:
-    """Hash of all weights and buffers that a checkpoint keeps, with their names."""
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
 
 
 def _rates(trainer: Trainer) -> dict[str, float]:

@@ -1,15 +1,58 @@
-"""What a backbone gives to the heads."""
+"""What a backbone takes, and what it gives to the heads. B = batch size."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
 
+from onebox.errors import is_integer, refuse
+
+
+@dataclass(frozen=True)
+class InputRecord:
+    """The images that a backbone is made for; with pretrained weights, those that the weights were trained on.
+
+    Args:
+        size: side of the square, px. Other sizes work too: see `image_size`.
+        mean: mean of each channel, for images in [0, 1].
+        std: standard deviation of each channel, for images in [0, 1].
+        interpolation: how they were resized, by the weights' own record; nothing follows from it.
+    """
+
+    size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    interpolation: str
+
+    def __post_init__(self) -> None:
+        refuse(
+            {
+                f"model.backbone.input.size must be a number >= 1, not {self.size}": not is_integer(self.size, 1),
+                f"model.backbone.input.mean needs three numbers, not {self.mean}": len(self.mean) != 3,
+                f"model.backbone.input.std needs three numbers > 0, not {self.std}": len(self.std) != 3
+                or min(self.std) <= 0,
+            }
+        )
+
+
+class MapShape(NamedTuple):
+    """Sizes of a map with positions."""
+
+    channels: int
+    height: int
+    width: int
+
 
 class Features(NamedTuple):
-    """maps: [B, channels, height, width], with positions; pooled: [B, pooled], without."""
+    """What the heads see.
 
-    maps: Tensor
+    Attributes:
+        maps: [B, channels, height, width] each, the finest first: with positions.
+        pooled: [B, pooled]: without.
+    """
+
+    maps: tuple[Tensor, ...]
     pooled: Tensor
 
 
@@ -17,7 +60,5 @@ class Features(NamedTuple):
 class FeatureShape:
     """The sizes of `Features`; every backbone has one as `feature_shape`, and heads are built from it."""
 
-    channels: int
-    height: int
-    width: int
+    maps: tuple[MapShape, ...]
     pooled: int

@@ -1,14 +1,19 @@
 """Heads: from features to four numbers a box, or to one logit a class.
 
-A localisation head with `gives_boxes` gives boxes (xyxy in [0, 1]); any other gives four numbers that the box coder
-reads. B = batch size, C x H x W = the backbone's map.
+A head is made from the sizes of the features and the number of its outputs. A localisation head with `gives_boxes`
+gives boxes (xyxy in [0, 1]); any other gives four numbers that the box coder reads. Heads that see positions read all
+of the backbone's maps. B = batch size, H x W = the finest map.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from onebox.errors import is_integer, is_number, refuse
 from onebox.model.features import Features, FeatureShape
+
+Head = Callable[[FeatureShape, int], nn.Module]
 
 
 class LinearHead(nn.Module):
@@ -75,8 +80,8 @@ class SpatialHead(nn.Module):
     ) -> None:
         super().__init__()
         _check(channels=channels, hidden_features=hidden_features, dropout=dropout)
-        self.thin = nn.Sequential(nn.Conv2d(feature_shape.channels, channels, 1), nn.ReLU(), nn.Flatten())
-        positions = feature_shape.height * feature_shape.width
+        self.thin = nn.Sequential(Thin(feature_shape, channels, bias=True), nn.ReLU(), nn.Flatten())
+        positions = feature_shape.maps[0].height * feature_shape.maps[0].width
         self.layers = _mlp(channels * positions, hidden_features, out_features, dropout)
 
     def forward(self, features: Features) -> Tensor:
@@ -111,8 +116,8 @@ class AttentionPoolHead(nn.Module):
                 != 0
             }
         )
-        positions = feature_shape.height * feature_shape.width
-        self.thin = nn.Conv2d(feature_shape.channels, channels, 1)
+        positions = feature_shape.maps[0].height * feature_shape.maps[0].width
+        self.thin = Thin(feature_shape, channels, bias=True)
         self.positions = nn.Parameter(torch.randn(positions, channels) * channels**-0.5)
         self.query = nn.Parameter(torch.randn(1, 1, channels) * 0.02)
         self.attention = nn.MultiheadAttention(channels, num_heads, batch_first=True)
@@ -134,19 +139,20 @@ class DenseHead(nn.Module):
     Args:
         feature_shape: sizes of the backbone's features.
         out_features: 4.
-        channels: of the two convolutions before.
+        channels: of the three convolutions before.
+        dropout: share of those channels that is dropped in training, [0, 1).
     """
 
     gives_boxes = True
 
-    def __init__(self, feature_shape: FeatureShape, out_features: int, *, channels: int) -> None:
+    def __init__(self, feature_shape: FeatureShape, out_features: int, *, channels: int, dropout: float) -> None:
         super().__init__()
-        _check(channels=channels)
-        self.trunk = _trunk(feature_shape.channels, channels)
+        _check(channels=channels, dropout=dropout)
+        self.trunk = _trunk(feature_shape, channels, dropout)
         self.score = nn.Conv2d(channels, 1, 1)
         self.distances = nn.Conv2d(channels, out_features, 1)
         y, x = (
-            (torch.arange(cells) + 0.5) / cells for cells in (feature_shape.height, feature_shape.width)
+            (torch.arange(cells) + 0.5) / cells for cells in feature_shape.maps[0][1:]
         )  # centres of rows and columns
         grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
         self.centres: Tensor
@@ -172,21 +178,25 @@ class EdgesHead(nn.Module):
         out_features: 4.
         channels: of the three convolutions before.
         upsample: how much finer than the map the heatmaps are.
+        dropout: share of those channels that is dropped in training, [0, 1).
     """
 
     gives_boxes = True
 
-    def __init__(self, feature_shape: FeatureShape, out_features: int, *, channels: int, upsample: int) -> None:
+    def __init__(
+        self, feature_shape: FeatureShape, out_features: int, *, channels: int, upsample: int, dropout: float
+    ) -> None:
         super().__init__()
-        _check(channels=channels, upsample=upsample)
-        self.trunk = _trunk(feature_shape.channels, channels)
+        _check(channels=channels, upsample=upsample, dropout=dropout)
+        self.trunk = _trunk(feature_shape, channels, dropout)
         self.upsample = nn.Upsample(scale_factor=upsample, mode="bilinear", align_corners=False)
         self.heatmaps = nn.Conv2d(channels, out_features, 1)
+        _, height, width = feature_shape.maps[0]
         # The outermost cells stand for the borders: a box may touch them.
         self.x: Tensor
         self.y: Tensor
-        self.register_buffer("x", torch.linspace(0, 1, feature_shape.width * upsample), persistent=False)
-        self.register_buffer("y", torch.linspace(0, 1, feature_shape.height * upsample), persistent=False)
+        self.register_buffer("x", torch.linspace(0, 1, width * upsample), persistent=False)
+        self.register_buffer("y", torch.linspace(0, 1, height * upsample), persistent=False)
 
     def forward(self, features: Features) -> Tensor:
         """Features to [B, 4] boxes in [0, 1]; a side may come out on the wrong side of the other."""
@@ -194,6 +204,63 @@ class EdgesHead(nn.Module):
         x1, x2 = ((heat.logsumexp(1).softmax(-1) * self.x).sum(-1) for heat in (left, right))
         y1, y2 = ((heat.logsumexp(2).softmax(-1) * self.y).sum(-1) for heat in (top, bottom))
         return torch.stack((x1, y1, x2, y2), dim=-1)
+
+
+class PerClassBox:
+    """A box for each class, by any head that gives numbers.
+
+    The localizer asks it for 4 * K outputs. In training, the box of the true class is taken, so that it alone gets a
+    gradient; otherwise the box of the class that the classification head finds likeliest.
+
+    Args:
+        head: makes the head from (feature sizes, 4 * K).
+    """
+
+    def __init__(self, *, head: Head) -> None:
+        self.head = head
+
+    def __call__(self, feature_shape: FeatureShape, out_features: int) -> nn.Module:
+        """The head.
+
+        Raises:
+            BadInput: it gives boxes of its own, one an image.
+        """
+        made = self.head(feature_shape, out_features)
+        refuse(
+            {
+                f"model.loc_head.head: {type(made).__name__} finds one box; a box for each class can be had from "
+                "linear, mlp, spatial or attention_pool": bool(made.gives_boxes)
+            }
+        )
+        return made
+
+
+class Thin(nn.Module):
+    """All maps as one of few channels, as fine as the finest: a 1x1 convolution each, enlarged, and their sum.
+
+    The same as one 1x1 convolution on the enlarged maps side by side, for less work.
+
+    Args:
+        feature_shape: sizes of the backbone's features.
+        channels: of the map that comes out.
+        bias: whether a bias is added.
+    """
+
+    def __init__(self, feature_shape: FeatureShape, channels: int, *, bias: bool) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.Conv2d(shape.channels, channels, 1, bias=bias and number == 0)
+            for number, shape in enumerate(feature_shape.maps)
+        )
+
+    def forward(self, maps: tuple[Tensor, ...]) -> Tensor:
+        """Maps, the finest first, to [B, channels, H, W]."""
+        finest, *others = (conv(features) for conv, features in zip(self.convs, maps, strict=True))
+        for thin in others:
+            finest = finest + nn.functional.interpolate(
+                thin, size=finest.shape[2:], mode="bilinear", align_corners=False
+            )
+        return finest
 
 
 def _mlp(in_features: int, hidden_features: int, out_features: int, dropout: float) -> nn.Module:
@@ -206,16 +273,16 @@ def _mlp(in_features: int, hidden_features: int, out_features: int, dropout: flo
     )
 
 
-def _trunk(in_channels: int, channels: int) -> nn.Module:
+def _trunk(feature_shape: FeatureShape, channels: int, dropout: float) -> nn.Module:
     """A thin map in which each cell has seen 7 x 7 of them."""
-    layers: list[nn.Module] = [nn.Conv2d(in_channels, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+    layers: list[nn.Module] = [Thin(feature_shape, channels, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
     for dilation in (1, 2):
         layers += [
             nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, bias=False),
             nn.BatchNorm2d(channels),
             nn.ReLU(),
         ]
-    return nn.Sequential(*layers)
+    return nn.Sequential(*layers, nn.Dropout2d(dropout))
 
 
 def _check(*, dropout: float = 0.0, **counts: int) -> None:

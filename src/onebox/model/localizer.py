@@ -1,24 +1,41 @@
 """The network: backbone, localisation head, classification head, box coder. B = batch size, K = number of classes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from onebox.errors import refuse
-from onebox.model.features import Features, FeatureShape
-
-Head = Callable[[FeatureShape, int], nn.Module]
+from onebox.model.features import Features, FeatureShape, InputRecord
+from onebox.model.heads import Head, PerClassBox
 
 
 class Backbone(Protocol):
-    """A module that gives `Features` and says their sizes."""
+    """A module that gives `Features`, and the same in two parts: `suffix(prefix(images, until=s), after=s)`.
 
+    Attributes:
+        input: the images that it is made for.
+        feature_shape: sizes of the features.
+        stages: names of its stages, in the order in which an image goes through them.
+        weights_fingerprint: hash of the pretrained weights that it began with, None where there were none.
+    """
+
+    input: InputRecord
     feature_shape: FeatureShape
+    stages: Sequence[str]
+    weights_fingerprint: str | None
 
     def __call__(self, images: Tensor) -> Features:
         """[B, 3, H, W] normalised images to features."""
+
+    def prefix(self, images: Tensor, *, until: str) -> tuple[Tensor, ...]:
+        """The first stages, `until` included, to what `suffix` needs to go on."""
+
+    def suffix(self, state: tuple[Tensor, ...], *, after: str) -> Features:
+        """The stages after `after`, to features."""
+
+    def stage_of(self, parameter_name: str) -> str:
+        """The stage that a parameter, named as by `named_parameters()`, belongs to."""
 
 
 class BoxCoder(Protocol):
@@ -71,8 +88,6 @@ class Localizer(nn.Module):
         cls_head: makes the classification head from (feature sizes, num_classes).
         box_coder: what the localisation head's four outputs mean.
         num_classes: K, with the background if it has a logit.
-        mean: mean of each channel, for images in [0, 1].
-        std: standard deviation of each channel, for images in [0, 1].
     """
 
     def __init__(
@@ -83,38 +98,42 @@ class Localizer(nn.Module):
         cls_head: Head,
         box_coder: BoxCoder,
         num_classes: int,
-        mean: Sequence[float],
-        std: Sequence[float],
     ) -> None:
         super().__init__()
-        refuse(
-            {
-                f"model.mean needs three numbers, not {mean}": len(mean) != 3,
-                f"model.std needs three numbers > 0, not {std}": len(std) != 3 or min(std) <= 0,
-            }
-        )
         self.backbone = backbone
-        self.loc_head = loc_head(backbone.feature_shape, 4)
+        self.num_boxes = num_classes if isinstance(loc_head, PerClassBox) else 1
+        self.loc_head = loc_head(backbone.feature_shape, 4 * self.num_boxes)
         self.cls_head = cls_head(backbone.feature_shape, num_classes)
         self.box_coder = box_coder
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", torch.tensor(list(mean)).reshape(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(list(std)).reshape(-1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(list(backbone.input.mean)).reshape(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(list(backbone.input.std)).reshape(-1, 1, 1), persistent=False)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, images: Tensor) -> Prediction:
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Prediction:
         """Predict a box and a class for each image.
 
         Args:
             images: [B, 3, H, W], uint8 in [0, 255] or float in [0, 1].
+            labels: [B] int64, in training: where there is a box for each class, that of the label is taken.
         """
+        return self.predict(self.backbone(self.normalise(images)), labels)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """What the backbone reads, float32; `images` as in `forward`."""
         if images.dtype == torch.uint8:
             images = images.float().div_(255)
-        features = self.backbone((images - self.mean).div_(self.std))
-        loc = self.loc_head(features)
+        return (images - self.mean).div_(self.std)
+
+    def predict(self, features: Features, labels: Tensor | None = None) -> Prediction:
+        """The heads' part of `forward`."""
+        loc, logits = self.loc_head(features), self.cls_head(features)
+        if self.num_boxes > 1:
+            chosen = logits.argmax(1) if labels is None else labels
+            loc = loc.unflatten(1, (self.num_boxes, 4))[torch.arange(len(loc), device=loc.device), chosen]
         loc = self.box_coder.encode(loc) if self.loc_head.gives_boxes else self.box_coder.activate(loc)
-        return Prediction(loc, self.box_coder.decode(loc), self.cls_head(features))
+        return Prediction(loc, self.box_coder.decode(loc), logits)
 
     def encode(self, boxes: Tensor, labels: Tensor) -> Target:
         """The target that belongs to true boxes ([B, 4] xyxy in [0, 1]) and labels ([B])."""

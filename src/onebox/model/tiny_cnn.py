@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from onebox.errors import is_integer, is_number, refuse
-from onebox.model.features import Features, FeatureShape
+from onebox.model.features import Features, FeatureShape, InputRecord, MapShape
+
+LAYERS_A_BLOCK = 3
 
 
 class TinyCnn(nn.Module):
@@ -19,10 +21,23 @@ class TinyCnn(nn.Module):
         widths: output channels of each block.
         hidden_features: outputs of the fully connected layer.
         dropout: share of the flattened map that is dropped before the fully connected layer in training, [0, 1).
+        input: how images are normalised.
+
+    Attributes:
+        feature_shape: sizes of the features.
+        stages: the blocks, each named after its convolution, and the fully connected layer.
+        weights_fingerprint: None; there are no pretrained weights.
     """
 
     def __init__(
-        self, *, image_size: int, in_channels: int, widths: Sequence[int], hidden_features: int, dropout: float
+        self,
+        *,
+        image_size: int,
+        in_channels: int,
+        widths: Sequence[int],
+        hidden_features: int,
+        dropout: float,
+        input: InputRecord,
     ) -> None:
         super().__init__()
         smallest = 2 ** len(widths)
@@ -41,9 +56,30 @@ class TinyCnn(nn.Module):
         self.fc = nn.Sequential(
             nn.Flatten(), nn.Dropout(dropout), nn.Linear(widths[-1] * side * side, hidden_features), nn.ReLU()
         )
-        self.feature_shape = FeatureShape(channels=widths[-1], height=side, width=side, pooled=hidden_features)
+        self.input = input
+        self.feature_shape = FeatureShape(maps=(MapShape(widths[-1], side, side),), pooled=hidden_features)
+        self.stages = (*(f"blocks.{number}" for number in range(0, len(blocks), LAYERS_A_BLOCK)), "fc")
+        self.weights_fingerprint: str | None = None
 
     def forward(self, images: Tensor) -> Features:
         """[B, in_channels, image_size, image_size] float32, normalised, to features."""
         maps = self.blocks(images)
-        return Features(maps, self.fc(maps))
+        return Features((maps,), self.fc(maps))
+
+    def prefix(self, images: Tensor, *, until: str) -> tuple[Tensor, ...]:
+        """The first stages, `until` included: its output, after the last map if that is not the output itself."""
+        maps = self.blocks[: self._num_layers(until)](images)
+        return (maps, self.fc(maps)) if until == "fc" else (maps,)
+
+    def suffix(self, state: tuple[Tensor, ...], *, after: str) -> Features:
+        """The stages after `after`, from what `prefix` gave until there, to features."""
+        maps = self.blocks[self._num_layers(after) :](state[0])
+        return Features((maps,), state[1] if after == "fc" else self.fc(maps))
+
+    def stage_of(self, parameter_name: str) -> str:
+        """The stage that a parameter belongs to."""
+        return "fc" if parameter_name.startswith("fc.") else parameter_name.rpartition(".")[0]
+
+    def _num_layers(self, stage: str) -> int:
+        """How many of `blocks` an image has gone through at the end of a stage."""
+        return min(LAYERS_A_BLOCK * (self.stages.index(stage) + 1), len(self.blocks))

@@ -114,6 +114,8 @@ def load_run(path: str | Path, *, trust: Sequence[str] = ()) -> LoadedRun:
             raise BadInput(
                 f"{folder / 'config.yaml'}: names {target}; if you trust it, load_run(..., trust=['{target}'])"
             )
+    if "pretrained" in config["model"]["backbone"]:
+        config["model"]["backbone"]["pretrained"] = False  # the checkpoint has all weights
     checkpoint = read_checkpoint(file)
     localizer, transform = (hydra.utils.instantiate(part, _convert_="all") for part in parts.values())
     weights = {
