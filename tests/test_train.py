@@ -295,7 +295,7 @@ def test_bad_data_leaves_a_run_that_says_why(composed, tmp_path):
             ["augment.transforms=[{_target_:albumentations.Resize,height:50,width:50}]"],
             "turn .100, 100. px into .50, 50.",
         ),
-        (["model.std=[0,1,1]"], "model.std needs three numbers > 0"),
+        (["model.backbone.input.std=[0,1,1]"], "model.backbone.input.std needs three numbers > 0"),
         (["image_size=8"], "image_size must be a number >= 16"),
         (["model.backbone.widths=[]"], "widths must name at least one"),
         (["callbacks.pictures.columns=0"], "pictures.columns must be"),

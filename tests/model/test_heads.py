@@ -2,30 +2,36 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
+from onebox.data.dataset import Batch
 from onebox.errors import BadInput
-from onebox.model.features import Features, FeatureShape
+from onebox.model.features import Features, FeatureShape, MapShape
+from onebox.model.heads import Thin
+from onebox.train import build_data, build_module
 
 CONF = Path(__file__).parent.parent.parent / "conf/model"
-SHAPE = FeatureShape(channels=16, height=5, width=7, pooled=24)
+SHAPE = FeatureShape(maps=(MapShape(16, 5, 7),), pooled=24)
+TWO_LEVELS = FeatureShape(maps=(MapShape(8, 5, 7), MapShape(16, 3, 4)), pooled=24)
 HEADS = [f"{kind}={path.stem}" for kind in ("loc_head", "cls_head") for path in sorted((CONF / kind).glob("*.yaml"))]
 
 
-def features(num_images: int) -> Features:
-    return Features(torch.randn(num_images, 16, 5, 7), torch.randn(num_images, 24))
+def features(num_images: int, shape: FeatureShape = SHAPE) -> Features:
+    return Features(tuple(torch.randn(num_images, *item) for item in shape.maps), torch.randn(num_images, shape.pooled))
 
 
-def make(composed, choice: str, *overrides: str, out_features: int = 4) -> torch.nn.Module:
+def make(composed, choice: str, *overrides: str, shape=SHAPE, out_features: int = 4) -> torch.nn.Module:
     torch.manual_seed(0)
     group = choice.partition("=")[0]
-    return instantiate(composed(f"model/{choice}", *overrides).model[group])(SHAPE, out_features)
+    return instantiate(composed(f"model/{choice}", *overrides).model[group])(shape, out_features)
 
 
+@pytest.mark.parametrize("shape", [SHAPE, TWO_LEVELS], ids=["one level", "two levels"])
 @pytest.mark.parametrize("choice", HEADS)
-def test_every_head_gives_its_outputs_and_all_of_it_learns(composed, choice):
-    head = make(composed, choice, out_features=4 if "loc" in choice else 9)
-    out = head(features(3))
+def test_every_head_gives_its_outputs_and_all_of_it_learns(composed, choice, shape):
+    head = make(composed, choice, shape=shape, out_features=4 if "loc" in choice else 9)
+    out = head(features(3, shape))
     assert out.shape == (3, 4 if "loc" in choice else 9)
     out.square().mean().backward()
     assert all(parameter.grad is not None for parameter in head.parameters())
@@ -34,7 +40,8 @@ def test_every_head_gives_its_outputs_and_all_of_it_learns(composed, choice):
 @pytest.mark.parametrize("choice", [choice for choice in HEADS if "loc" in choice])
 def test_every_localisation_head_can_learn_where(composed, choice):
     """Boxes that are told by where the map is lit: what a head without positions can learn from pooled features too."""
-    width = {"linear": "dropout=0", "mlp": "hidden_features=64"}.get(choice.partition("=")[2], "channels=32")
+    widths = {"linear": "dropout=0", "mlp": "hidden_features=64", "per_class_box": "head.channels=32"}
+    width = widths.get(choice.partition("=")[2], "channels=32")
     model = make(composed, choice, f"model.loc_head.{width}")
     coder = instantiate(composed("model/box_coder=xyxy").model.box_coder)
     draw = torch.Generator().manual_seed(0)
@@ -49,7 +56,7 @@ def test_every_localisation_head_can_learn_where(composed, choice):
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(120):
         optimizer.zero_grad()
-        loss = (coder.activate(model(Features(maps, pooled))) - boxes).abs().mean()
+        loss = (coder.activate(model(Features((maps,), pooled))) - boxes).abs().mean()
         loss.backward()
         optimizer.step()
     assert loss < (0.15 if "attention" in choice else 0.06)  # one box for all images: 0.2
@@ -78,7 +85,57 @@ def test_heads_that_give_boxes_go_with_every_coder(composed, coder, head):
     torch.testing.assert_close(preds.loc, model.box_coder.encode(given))
 
 
+def test_maps_are_fused_as_by_one_convolution_on_all_of_them():
+    thin = Thin(TWO_LEVELS, 6, bias=True)
+    fine, coarse = features(2, TWO_LEVELS).maps
+    enlarged = torch.nn.functional.interpolate(coarse, size=(5, 7), mode="bilinear")
+    weight = torch.cat([conv.weight for conv in thin.convs], dim=1)
+    wanted = torch.nn.functional.conv2d(torch.cat((fine, enlarged), dim=1), weight, thin.convs[0].bias)
+    torch.testing.assert_close(thin((fine, coarse)), wanted)
+
+
+@pytest.mark.parametrize("choice", HEADS)
+def test_every_head_can_drop(composed, choice):
+    key = "head.dropout" if "per_class" in choice else "dropout"
+    head = make(composed, choice, f"model.{choice.partition('=')[0]}.{key}=0.5")
+    seen = features(2)
+    assert not torch.equal(head(seen), head(seen))
+    head.eval()
+    torch.testing.assert_close(head(seen), head(seen))
+
+
+def test_a_box_for_each_class_trains_that_of_the_label_and_shows_that_of_the_likeliest_class(composed):
+    model = instantiate(composed("model/loc_head=per_class_box", "model.num_classes=3", "image_size=32").model)
+    images, labels = torch.rand(2, 3, 32, 32), torch.tensor([2, 0])
+    boxes = model.loc_head(model.backbone(model.normalise(images))).reshape(2, 3, 4)
+    preds = model(images, labels)
+    torch.testing.assert_close(preds.loc, model.box_coder.activate(boxes[[0, 1], labels]))
+    preds.loc.sum().backward()
+    gradient = model.loc_head.layers[-1].bias.grad.reshape(3, 4)
+    assert gradient.ne(0).all(1).tolist() == [True, False, True]
+    preds = model(images)
+    torch.testing.assert_close(preds.loc, model.box_coder.activate(boxes[[0, 1], preds.logits.argmax(1)]))
+
+
+def test_a_training_step_knows_the_label_and_validation_does_not(composed):
+    cfg = composed("model/loc_head=per_class_box", "model.num_classes=3", "image_size=32")
+    data = build_data(cfg)
+    data.class_names = ["bird", "cat", "dog"]
+    module = build_module(cfg, data)
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    batch = Batch(images, torch.tensor([[0.1, 0.1, 0.5, 0.5]] * 2), torch.tensor([2, 0]), ids=("a", "b"))
+    given = []
+    module.localizer.register_forward_hook(lambda _, inputs, output: given.append(inputs[1]))
+    module._predict(batch)
+    module.eval()._predict(batch)
+    assert given[0] is batch.labels
+    assert given[1] is None
+
+
 def test_wrong_arguments_are_named(composed):
+    overrides = ["model/loc_head=per_class_box", "model/loc_head@model.loc_head.head=edges", "model.num_classes=3"]
+    with pytest.raises(InstantiationException, match="EdgesHead finds one box"):
+        instantiate(composed(*overrides).model)
     with pytest.raises(Exception, match="multiple of num_heads") as error:
         make(composed, "loc_head=attention_pool", "model.loc_head.channels=10")
     assert isinstance(error.value, BadInput)

@@ -9,7 +9,9 @@ def test_uint8_and_float_images_give_the_same(composed):
 
 
 def test_images_are_normalised_by_mean_and_std(composed):
-    cfg = composed("model.num_classes=5", "model.mean=[0.5,0.4,0.3]", "model.std=[0.2,0.2,0.1]").model
+    cfg = composed(
+        "model.num_classes=5", "model.backbone.input.mean=[0.5,0.4,0.3]", "model.backbone.input.std=[0.2,0.2,0.1]"
+    ).model
     model = instantiate(cfg)
     images = torch.rand(2, 3, 100, 100)
     normalised = (images - torch.tensor([0.5, 0.4, 0.3]).reshape(3, 1, 1)) / torch.tensor([0.2, 0.2, 0.1]).reshape(

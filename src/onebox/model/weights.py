@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -87,14 +88,14 @@ def check_record(name: str, given: InputRecord, own: InputRecord) -> None:
     Raises:
         BadInput: names the overrides to paste.
     """
-    wrong = []
-    for key in ("size", "mean", "std", "interpolation"):
-        mine, theirs = getattr(given, key), getattr(own, key)
-        if (list(mine) != list(theirs)) if key in ("mean", "std") else (mine != theirs):
-            text = str(list(theirs)).replace(" ", "") if key in ("mean", "std") else theirs
-            wrong.append(f"'model.backbone.input.{key}={text}'")
-            wrong += [f"image_size={theirs}"] if key == "size" else []
-    refuse({f"the weights of {name} were trained on other images; add {' '.join(wrong)}": bool(wrong)})
+    advice = []
+    for key, mine, theirs in ((item.name, getattr(given, item.name), getattr(own, item.name)) for item in fields(own)):
+        if key in ("mean", "std") and list(mine) != list(theirs):
+            advice.append(f"'model.backbone.input.{key}=[{','.join(map(str, theirs))}]'")
+        elif key not in ("mean", "std") and mine != theirs:
+            advice.append(f"model.backbone.input.{key}={theirs}")
+            advice += [f"image_size={theirs}"] if key == "size" else []
+    refuse({f"the weights of {name} were trained on other images; add {' '.join(advice)}": bool(advice)})
 
 
 def weights_hash(module: nn.Module) -> str:
