@@ -368,7 +368,9 @@ def test_the_fit_gives_each_epoch_an_order_and_draws_of_its_own(composed, monkey
 def test_pictures_are_drawn_without_dropout_and_leave_the_mode(composed, monkeypatch):
     modes = []
     forward = LocalizationModule.forward
-    monkeypatch.setattr(LocalizationModule, "forward", lambda self, x: modes.append(self.training) or forward(self, x))
+    monkeypatch.setattr(
+        LocalizationModule, "forward", lambda self, *given: modes.append(self.training) or forward(self, *given)
+    )
     train(composed(*QUIET, "experiment=overfit_one", "trainer.max_epochs=2", "model.backbone.dropout=0.5"))
     assert modes == [True, True, False]
 
