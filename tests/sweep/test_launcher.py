@@ -154,16 +154,26 @@ def test_devices_are_those_that_the_sweep_may_use(monkeypatch):
 def test_a_job_that_another_sweep_is_running_is_left_for_later(launch):
     first, second = deed("clock"), deed("clock", seed=1)
     launch(first, second)  # to know their directories
-    folder = next(path.parent for path in Path("sweep").glob("*/job.log") if "seed=0" in path.read_text())
-    code = f"import fcntl; f = open({str(folder / '.lock')!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout.readline() == b"1\n"
-        begin = time.time()
-        releaser = subprocess.Popen(["sh", "-c", "sleep 2; echo"], stdout=other.stdin)
+    held, free = (
+        next(path for path in Path("sweep").glob("*/job.log") if f"seed={n}" in path.read_text()) for n in (0, 1)
+    )
+    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    command = [sys.executable, "-c", code, str(held.parent / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+
+        def release():
+            until = time.monotonic() + 60
+            while free.read_text().count("--- attempt") < 2 and time.monotonic() < until:
+                time.sleep(0.05)
+            other.communicate(b"\n")
+
+        releaser = threading.Thread(target=release)
+        releaser.start()
         results = launch(first, second, n_jobs=1)
-        releaser.wait()
-    held, free = (result.return_value - begin for result in results)
-    assert free < 2 <= held
+        releaser.join()
+    late, early = (result.return_value for result in results)
+    assert early < late
 
 
 @pytest.mark.parametrize(
