@@ -122,7 +122,8 @@ class Search(Sweeper):
             try:
                 self._search(study, folder, space, fixed)
             finally:
-                report(folder)
+                if any(folder.glob("*/run.json")):  # stopped before the first run there is no table
+                    report(folder)
             failed = [trial for trial in _ended(study) if trial.state is TrialState.FAIL]
         if failed:
             raise SweepFailed(f"{len(failed)} of {len(_ended(study))} trials failed; the same command tries them again")
