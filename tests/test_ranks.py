@@ -189,7 +189,7 @@ def test_a_sweep_of_such_runs_gives_what_the_single_runs_give(by_hand, data, tmp
         codes, texts = by_hand(lr, f"optimizer.lr={lr}")
         assert codes == [0, 0], texts
     swept = subprocess.run(
-        [str(COMMAND), "-m", *data, "optimizer.lr=0.003,0.001", "hydra/launcher=basic", "name=ranks"],
+        [str(COMMAND), "-m", *data, "optimizer.lr=0.003,0.001", "name=ranks"],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
