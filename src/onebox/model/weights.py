@@ -1,6 +1,7 @@
 """Pretrained weights: from a file, from the network, and the hash by which a run tells which ones it had."""
 
 import hashlib
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -74,7 +75,7 @@ def fetching(url: str, folder: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # each library has its own
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = textwrap.shorten(str(error) or type(error).__name__, 120, placeholder=" ...")
         raise BadInput(
             f"model.backbone.pretrained=true needs {url}, which did not load ({reason}); go online, or bring that file "
             f"here and set model.backbone.pretrained=FILE, or false for none; a damaged copy in {folder} is to be "
