@@ -111,7 +111,13 @@ def test_two_ranks_give_the_same_bits_each_time_and_the_metrics_of_one(by_hand, 
     stored = json.loads((tmp_path / "first/metrics.json").read_text())
     assert sum(row["images"] for row in stored["per_class"].values()) == 11  # each image once
 
-    cfg = composed(*data, "trainer.devices=1", "callbacks.checkpoint_best=null", "callbacks.checkpoint_last=null")
+    cfg = composed(
+        *data,
+        "trainer.devices=1",
+        "trainer.strategy=auto",
+        "callbacks.checkpoint_best=null",
+        "callbacks.checkpoint_last=null",
+    )
     L.seed_everything(0, verbose=False)
     images = build_data(cfg)
     images.setup()
