@@ -30,7 +30,7 @@ def build(cfg: DictConfig) -> None:
     cfg.model.num_classes = data.num_classes
     module = build_module(cfg, data)
     trainer = build_trainer(cfg)
-    optimizer = module.make_optimizer(module.parameters())
+    optimizer = module.param_groups.optimizer(module.make_optimizer, module.localizer, module.loss)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(module.parameters())) > 0
     preds = module(torch.zeros(2, 3, cfg.image_size, cfg.image_size, dtype=torch.uint8))
     assert preds.boxes.shape == (2, 4)

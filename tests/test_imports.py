@@ -20,6 +20,7 @@ LAYERS = {
     "model": 1,
     "losses": 2,
     "metrics": 2,
+    "param_groups": 2,
     "module": 3,
     "callbacks": 4,
     "runs": 4,

@@ -1,7 +1,7 @@
 """The LightningModule: one step, what is logged, and the optimizer."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from onebox.data.dataset import Batch
 from onebox.losses import Losses, WeightedLoss
 from onebox.metrics import LocalizationMetrics, Results
 from onebox.model.localizer import Localizer, Prediction, Target
+from onebox.param_groups import ParamGroups
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,8 @@ class LocalizationModule(LightningModule):
     Args:
         localizer: the network.
         loss: terms and weights.
-        optimizer: makes the optimizer from the parameters.
+        optimizer: makes the optimizer from parameter groups.
+        param_groups: gives each part its learning rate and weight decay.
         scheduler: makes the learning-rate schedule from (optimizer, number of steps of the fit); None keeps it fixed.
         class_names: the name that belongs to each logit.
         seed: seed of what is drawn in a training step (dropout).
@@ -47,7 +49,8 @@ class LocalizationModule(LightningModule):
         *,
         localizer: Localizer,
         loss: WeightedLoss,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        optimizer: Callable[..., Optimizer],
+        param_groups: ParamGroups,
         scheduler: Callable[[Optimizer, int], LRScheduler] | None,
         class_names: Sequence[str],
         seed: int,
@@ -57,6 +60,7 @@ class LocalizationModule(LightningModule):
         self.localizer = localizer
         self.loss = loss
         self.make_optimizer = optimizer
+        self.param_groups = param_groups
         self.make_scheduler = scheduler
         self.class_names = list(class_names)
         self.seed = seed
@@ -75,7 +79,7 @@ class LocalizationModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and the schedule with one step of its own for each of the optimizer's."""
-        optimizer = self.make_optimizer(self.parameters())
+        optimizer = self.param_groups.optimizer(self.make_optimizer, self.localizer, self.loss)
         if self.make_scheduler is None:
             return optimizer
         scheduler = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
@@ -163,8 +167,8 @@ class LocalizationModule(LightningModule):
         self._pending = []
         self.train_results.add(losses, preds, targets)
         values = {f"step/{name}": torch.stack([row[name] for row in losses]).mean().item() for name in losses[0]}
-        for number, group in enumerate(self.trainer.optimizers[0].param_groups):
-            values["step/lr" if number == 0 else f"step/lr_{number}"] = group["lr"]
+        for group in self.trainer.optimizers[0].param_groups:
+            values["step/lr" if group["name"] == "all" else f"step/lr/{group['name']}"] = group["lr"]
         for logger in self.loggers:
             logger.log_metrics(values, step=last)
 

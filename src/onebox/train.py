@@ -425,14 +425,13 @@ def build_module(cfg: DictConfig, data: VocDataModule) -> LocalizationModule:
     Raises:
         BadInput: optimizer or schedule refuse their arguments.
     """
-    import torch
-
     from onebox.module import LocalizationModule
 
     module = LocalizationModule(
         localizer=hydra.utils.instantiate(cfg.model, _convert_="all"),
         loss=hydra.utils.instantiate(cfg.loss, _convert_="all"),
         optimizer=hydra.utils.instantiate(cfg.optimizer, _convert_="all"),
+        param_groups=hydra.utils.instantiate(cfg.param_groups, _convert_="all"),
         scheduler=hydra.utils.instantiate(cfg.scheduler, _convert_="all") if cfg.get("scheduler") else None,
         class_names=data.class_names,
         seed=cfg.seed,
@@ -440,7 +439,7 @@ def build_module(cfg: DictConfig, data: VocDataModule) -> LocalizationModule:
     )
     # Both are made from partials when the fit starts; a wrong value is to be found now.
     try:
-        optimizer = module.make_optimizer([torch.nn.Parameter(torch.zeros(1))])
+        optimizer = module.param_groups.optimizer(module.make_optimizer, module.localizer, module.loss)
         if module.make_scheduler is not None:
             module.make_scheduler(optimizer, 100)
     except (TypeError, ValueError) as error:

@@ -6,7 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from onebox.errors import is_integer, refuse
 
-GROUPS = ("data", "augment", "model", "loss", "optimizer", "trainer", "callbacks", "logger")
+GROUPS = ("data", "augment", "model", "loss", "optimizer", "param_groups", "trainer", "callbacks", "logger")
 
 
 def validate(cfg: DictConfig) -> None:
