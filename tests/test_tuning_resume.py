@@ -1,0 +1,55 @@
+"""What changes in the course of a fit goes on where it stopped; tests/test_resume.py kills whole processes."""
+
+import pytest
+import torch
+
+from onebox.callbacks.last_checkpoint import LastCheckpoint
+from onebox.train import train
+
+COMMON = [
+    "debug=fast",
+    "callbacks/progress=lines",
+    "callbacks.pictures=null",
+    "callbacks.checkpoint_last.every_minutes=0",
+    "callbacks.checkpoint_last.epoch_seconds=0",
+    "model.backbone.dropout=0.3",
+    "trainer.max_epochs=3",
+]
+KINDS = {
+    "stages that thaw": [
+        "callbacks/freeze=heads_first",
+        "callbacks.freeze.unfreeze=[[1,block4],[2,all]]",
+        "param_groups=discriminative",
+        "scheduler=one_cycle",
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stopped_fit_goes_on_with_the_same_bits(composed, tmp_path, monkeypatch, kind):
+    save, saves = LastCheckpoint._save, []
+
+    def stopping_save(self, *args):
+        save(self, *args)
+        saves.append(args)
+        if len(saves) == 6:  # four in the first epoch: now within the second
+            raise KeyboardInterrupt
+
+    def go(name, *overrides):
+        train(composed(*COMMON, *KINDS[kind], f"run_dir={tmp_path / name}", *overrides))
+
+    go("straight", "callbacks.checkpoint_last.every_minutes=10")
+    with monkeypatch.context() as patch:
+        patch.setattr(LastCheckpoint, "_save", stopping_save)
+        with pytest.raises(KeyboardInterrupt):
+            go("stopped")
+    go("stopped")
+
+    for name in ("metrics.json", "metrics.csv", "trace.bin"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes(), name
+    mine, theirs = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("stopped", "straight")
+    )
+    assert all(torch.equal(mine["state_dict"][key], value) for key, value in theirs["state_dict"].items())
+    for key in ("optimizer_states", "lr_schedulers"):
+        assert str(mine[key]) == str(theirs[key]), key
