@@ -9,7 +9,7 @@ from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from onebox.train import build_data, build_module, build_trainer
+from onebox.train import build_data, build_module, build_trainer, fill_in
 
 CONF = Path(__file__).parent.parent / "conf"
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
@@ -27,7 +27,7 @@ def choose(file: str) -> list[str]:
 def build(cfg: DictConfig) -> None:
     data = build_data(cfg)
     data.class_names = ["background", "cat", "dog"]
-    cfg.model.num_classes = data.num_classes
+    fill_in(cfg, num_classes=3, class_counts=[0, 5, 2])
     module = build_module(cfg, data)
     trainer = build_trainer(cfg)
     optimizer = module.param_groups.optimizer(module.make_optimizer, module.localizer, module.loss)

@@ -18,6 +18,7 @@ LAYERS = {
     "trace": 1,
     "data": 1,
     "model": 1,
+    "weighting": 1,
     "losses": 2,
     "metrics": 2,
     "param_groups": 2,

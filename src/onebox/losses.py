@@ -1,38 +1,36 @@
 """Loss terms and their weighted sum."""
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from onebox.errors import is_number, refuse
 from onebox.model.localizer import Prediction, Target
+from onebox.weighting import Weighting
 
 Criterion = Callable[[Tensor, Tensor], Tensor]  # (predicted, true) -> scalar
 
 
-class CodeLoss(nn.Module):
-    """A regression loss between predicted and true codes of the box coder, such as `torch.nn.L1Loss`."""
+class LocLoss(nn.Module):
+    """A loss between predicted and true boxes, such as `torch.nn.L1Loss` or `torchvision.ops.generalized_box_iou_loss`.
 
-    def __init__(self, criterion: Criterion) -> None:
+    Args:
+        criterion: of two [B, 4] tensors.
+        space: what they are: `codes` of the box coder, or `boxes` (xyxy in [0, 1]).
+    """
+
+    def __init__(self, *, criterion: Criterion, space: Literal["codes", "boxes"]) -> None:
         super().__init__()
+        refuse({f"loss.loc.space must be codes or boxes, not {space}": space not in ("codes", "boxes")})
         self.criterion = criterion
+        self.space = space
 
     def forward(self, preds: Prediction, targets: Target) -> Tensor:
         """Scalar loss."""
-        return self.criterion(preds.loc, targets.loc)
-
-
-class BoxLoss(nn.Module):
-    """A loss between predicted and true boxes (xyxy in [0, 1]), such as `torchvision.ops.generalized_box_iou_loss`."""
-
-    def __init__(self, criterion: Criterion) -> None:
-        super().__init__()
-        self.criterion = criterion
-
-    def forward(self, preds: Prediction, targets: Target) -> Tensor:
-        """Scalar loss."""
+        if self.space == "codes":
+            return self.criterion(preds.loc, targets.loc)
         return self.criterion(preds.boxes, targets.boxes)
 
 
@@ -48,11 +46,33 @@ class ClassLoss(nn.Module):
         return self.criterion(preds.logits, targets.labels)
 
 
+def balanced_cross_entropy(*, class_counts: Sequence[int], beta: float, label_smoothing: float) -> nn.CrossEntropyLoss:
+    """Cross-entropy in which rare classes count more, by their effective number (arXiv:1901.05555, equation 2).
+
+    A class of n images counts as (1 - beta) / (1 - beta^n), scaled so that the mean over the classes with images is 1.
+
+    Args:
+        class_counts: training images of each class, [K].
+        beta: in [0, 1]: 0 weighs all classes alike, 1 by the inverse of their number.
+        label_smoothing: share of the target that is spread over all classes.
+
+    Raises:
+        BadInput: `beta` is out of its range.
+    """
+    refuse({f"loss.cls.criterion.beta must be in [0, 1], not {beta}": not is_number(beta, 0, 1)})
+    counts = torch.tensor(list(class_counts), dtype=torch.float64)
+    effective = counts if beta == 1 else (1 - beta**counts) / (1 - beta)
+    weights = torch.where(counts > 0, 1 / effective, 0.0)
+    return nn.CrossEntropyLoss(
+        weight=(weights * (counts > 0).sum() / weights.sum()).float(), label_smoothing=label_smoothing
+    )
+
+
 class SumLoss(nn.Module):
     """sum of share * term over several terms of one head.
 
     Args:
-        terms: losses such as `CodeLoss` and `BoxLoss`, by any name.
+        terms: losses such as `LocLoss`, by any name.
         shares: the factor of each term, by the same names, > 0.
     """
 
@@ -88,16 +108,18 @@ class Losses(NamedTuple):
 class WeightedLoss(nn.Module):
     """sum of weight * term over the localisation and the classification term.
 
-    A term of weight 0 is computed for the log but gives no gradient at all, so its head is not trained, not even by the
+    In training the weighting may change the weights; evaluation has the configured ones, so that its losses compare. A
+    term of weight 0 is computed for the log but gives no gradient at all, so its head is not trained, not even by the
     optimizer's weight decay.
 
     Args:
         loc: term of the box.
         cls: term of the class.
         weights: weight of `loc` and of `cls`, >= 0.
+        weighting: see `onebox.weighting`.
     """
 
-    def __init__(self, *, loc: nn.Module, cls: nn.Module, weights: Mapping[str, float]) -> None:
+    def __init__(self, *, loc: nn.Module, cls: nn.Module, weights: Mapping[str, float], weighting: Weighting) -> None:
         super().__init__()
         refuse(
             {
@@ -110,18 +132,22 @@ class WeightedLoss(nn.Module):
         )
         self.terms = nn.ModuleDict({"loc": loc, "cls": cls})
         self.weights = {name: float(weights[name]) for name in self.terms}
+        self.weighting = weighting
 
     def forward(self, preds: Prediction, targets: Target) -> Losses:
         """All terms and their weighted sum."""
         raw: dict[str, Tensor] = {}
         weighted: dict[str, Tensor] = {}
         total = preds.loc.new_zeros(())
+        factors, addend = self.weighting([name for name in self.terms if self.weights[name] != 0])
         for name, term in self.terms.items():
-            weight = self.weights[name]
-            with torch.set_grad_enabled(torch.is_grad_enabled() and weight != 0):
+            is_on = self.weights[name] != 0
+            weight: float | Tensor = self.weights[name]
+            with torch.set_grad_enabled(torch.is_grad_enabled() and is_on):
                 value = term(preds, targets)
-            if weight != 0:
+            if is_on:
+                weight = weight * factors[name] if self.training else weight
                 total = total + weight * value
             raw[name] = value.detach()
-            weighted[name] = raw[name] * weight
-        return Losses(total, raw, weighted)
+            weighted[name] = raw[name] * (weight.detach() if isinstance(weight, Tensor) else weight)
+        return Losses(total + addend if self.training else total, raw, weighted)

@@ -17,6 +17,7 @@ from onebox.losses import Losses, WeightedLoss
 from onebox.metrics import LocalizationMetrics, Results
 from onebox.model.localizer import Localizer, Prediction, Target
 from onebox.param_groups import ParamGroups
+from onebox.weighting import TERMS
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,11 @@ class LocalizationModule(LightningModule):
         """Log the means of the epoch."""
         self._read_steps(self.global_step - 1)
         losses, metrics = self.train_results.pop()
-        self._log("train", losses | {name: metrics.micro[name] for name in TRAIN_METRICS})
+        self._log("train", losses | _balance(losses) | {name: metrics.micro[name] for name in TRAIN_METRICS})
+        reduce = self.trainer.strategy.reduce
+        self.loss.weighting.end_epoch(
+            {name: reduce(losses[f"loss_{name}"], reduce_op="mean") for name in self.loss.terms}
+        )
         if not self._warned and losses.get("augment_fallback", 0) > MANY_FALLBACKS:
             self._warned = True
             log.warning(
@@ -233,4 +238,14 @@ def _tags(losses: Losses) -> dict[str, Tensor]:
         "loss": losses.total.detach(),
         **{f"loss_{name}": value for name, value in losses.raw.items()},
         **{f"loss_{name}_weighted": value for name, value in losses.weighted.items()},
+    }
+
+
+def _balance(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weight that each term had, and its share of the weighted sum, of mean losses by tag."""
+    weighted = {name: losses[f"loss_{name}_weighted"] for name in TERMS}
+    total = torch.stack(list(weighted.values())).sum()
+    return {
+        **{f"weight_{name}": value / losses[f"loss_{name}"] for name, value in weighted.items()},
+        **{f"share_{name}": value / total for name, value in weighted.items()},
     }

@@ -7,7 +7,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from onebox.errors import is_number, refuse
-from onebox.losses import WeightedLoss
 from onebox.model.localizer import Localizer
 
 PARTS = ("backbone", "loc_head", "cls_head", "loss")
@@ -55,7 +54,7 @@ class ParamGroups:
         self._weight_decay_factors = weight_decay_factors
         self._decay_norms_and_biases = decay_norms_and_biases
 
-    def optimizer(self, make: Callable[..., Optimizer], localizer: Localizer, loss: WeightedLoss) -> Optimizer:
+    def optimizer(self, make: Callable[..., Optimizer], localizer: Localizer, loss: nn.Module) -> Optimizer:
         """The optimizer of all parameters.
 
         Args:

@@ -307,7 +307,7 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord | RankRecord, finge
         )
     _check_data(cfg, data)
     data.decode()
-    cfg.model.num_classes = data.num_classes
+    fill_in(cfg, num_classes=data.num_classes, class_counts=data.class_counts)
     if record.writes:
         write_text(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         write_samples(run_dir, data.indexes, data.class_names)
@@ -404,10 +404,18 @@ def build_job(
         known[described].prepare_data()
         known[described].setup()
     data: VocDataModule = known[described]
-    cfg.model.num_classes = data.num_classes
+    fill_in(cfg, num_classes=data.num_classes, class_counts=data.class_counts)
     build_module(cfg, data)
     build_trainer(cfg)
     return data.fingerprint()
+
+
+def fill_in(cfg: DictConfig, *, num_classes: int, class_counts: Sequence[int]) -> None:
+    """Set what only the data know."""
+    cfg.model.num_classes = num_classes
+    criterion = OmegaConf.select(cfg, "loss.cls.criterion")
+    if criterion is not None and "class_counts" in set(criterion):
+        criterion.class_counts = list(class_counts)
 
 
 def build_data(cfg: DictConfig) -> VocDataModule:

@@ -194,6 +194,12 @@ class VocDataModule(LightningDataModule):
         """Number of logits: the classes, and the background if it has one."""
         return len(self.class_names)
 
+    @property
+    def class_counts(self) -> list[int]:
+        """Number of training images of each class, in the order of the logits."""
+        counts: list[int] = np.bincount(self.indexes["train"].labels, minlength=self.num_classes).tolist()
+        return counts
+
     def fingerprint(self) -> dict[str, str]:
         """Hashes of the class names, of how files become pixels, and of each split's images, boxes and labels."""
         texts = {"classes": "\n".join(self.class_names), "pixels": pixel_source(self._transform.resize)}

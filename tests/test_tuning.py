@@ -1,7 +1,10 @@
 """What changes in the course of a fit goes on where it stopped; tests/test_resume.py kills whole processes."""
 
+import csv
+
 import pytest
 import torch
+import yaml
 
 from onebox.callbacks.last_checkpoint import LastCheckpoint
 from onebox.train import train
@@ -21,7 +24,9 @@ KINDS = {
         "callbacks.freeze.unfreeze=[[1,block4],[2,all]]",
         "param_groups=discriminative",
         "scheduler=one_cycle",
+        "loss/weighting=uncertainty",
     ],
+    "weights that follow the losses": ["loss/weighting=dwa"],
 }
 
 
@@ -53,3 +58,18 @@ def test_a_stopped_fit_goes_on_with_the_same_bits(composed, tmp_path, monkeypatc
     assert all(torch.equal(mine["state_dict"][key], value) for key, value in theirs["state_dict"].items())
     for key in ("optimizer_states", "lr_schedulers"):
         assert str(mine[key]) == str(theirs[key]), key
+
+
+def test_weights_and_shares_of_the_losses_are_shown_for_each_epoch(composed, tmp_path):
+    train(composed(*COMMON, "loss/weighting=dwa", "loss/cls=balanced_cross_entropy"))
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
+    weights = [float(row["train/weight_loc"]) for row in rows]
+    assert weights[:2] == pytest.approx([10, 10])
+    assert weights[2] != pytest.approx(10, abs=1e-3)
+    for row in rows:
+        loc, cls = (float(row[f"train/loss_{name}_weighted"]) for name in ("loc", "cls"))
+        assert float(row["train/share_loc"]) == pytest.approx(loc / (loc + cls))
+        assert float(row["train/share_loc"]) + float(row["train/share_cls"]) == pytest.approx(1)
+    counts = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["loss"]["cls"]["criterion"]["class_counts"]
+    assert counts[0] == 0  # the background
+    assert len(counts) == 9 and sum(counts) > 20
