@@ -25,6 +25,8 @@ SHAPE = (333, 500)
             torch.tensor([[266.0, 185.5, 454.0, 133.0]]),
             torch.tensor([[39.0, 119.0, 493.0, 252.0]]),
         ),
+        (boxes.mirror, EMPTY, EMPTY),
+        (boxes.mirror, torch.tensor([[0.1, 0.2, 0.6, 0.9]]), torch.tensor([[0.4, 0.2, 0.9, 0.9]])),
         (boxes.clip, torch.tensor([[-0.1, 0.2, 1.5, 0.9]]), torch.tensor([[0.0, 0.2, 1.0, 0.9]])),
     ],
 )

@@ -49,6 +49,12 @@ def clip(boxes: Tensor) -> Tensor:
     return clip_boxes_to_image(boxes, (1, 1))
 
 
+def mirror(boxes: Tensor) -> Tensor:
+    """[N, 4] xyxy in [0, 1], as they lie in the image mirrored left to right."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return torch.stack([1 - x2, y1, 1 - x1, y2], dim=-1)
+
+
 def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
     """IoU of each box with the one in the same row: two [N, 4] xyxy to [N]."""
     return box_iou(boxes[:, None], others[:, None])[:, 0, 0]

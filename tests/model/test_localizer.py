@@ -1,6 +1,8 @@
 import torch
 from hydra.utils import instantiate
 
+from onebox.boxes import mirror
+
 
 def test_uint8_and_float_images_give_the_same(composed):
     model = instantiate(composed("model.num_classes=5").model)
@@ -24,3 +26,19 @@ def test_weights_are_channels_last(composed):
     model = instantiate(composed("model.num_classes=5").model)
     convs = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
     assert all(conv.weight.is_contiguous(memory_format=torch.channels_last) for conv in convs)
+
+
+def test_flip_averaging_gives_an_image_and_its_mirror_the_mirrored_answer(composed):
+    cfg = composed("model.num_classes=5", "model.flip_average=true").model
+    model = instantiate(cfg).eval()
+    images = torch.rand(2, 3, 100, 100)
+    preds, mirrored = model(images), model(images.flip(-1))
+    torch.testing.assert_close(preds.logits, mirrored.logits)
+    torch.testing.assert_close(preds.boxes, mirror(mirrored.boxes))
+    torch.testing.assert_close(model.box_coder.decode(preds.loc), preds.boxes)
+    model.flip_average = False
+    plain, other = model(images), model(images.flip(-1))
+    torch.testing.assert_close(preds.logits.exp(), (plain.logits.softmax(1) + other.logits.softmax(1)) / 2)
+    torch.testing.assert_close(preds.boxes[:, 0], (plain.boxes[:, 0] + 1 - other.boxes[:, 2]) / 2)
+    model.flip_average = True
+    torch.testing.assert_close(model.train()(images), plain)  # training sees each image as it is

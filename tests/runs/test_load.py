@@ -21,6 +21,7 @@ def cfg(composed):
         "optimizer.lr=0.01",
         "data.batch_size=8",
         "image_size=32",
+        "model.flip_average=true",
     )
 
 

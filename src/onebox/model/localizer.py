@@ -1,11 +1,13 @@
 """The network: backbone, localisation head, classification head, box coder. B = batch size, K = number of classes."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from onebox.boxes import mirror
 from onebox.model.features import Features, FeatureShape, InputRecord
 from onebox.model.heads import Head, PerClassBox
 
@@ -88,6 +90,7 @@ class Localizer(nn.Module):
         cls_head: makes the classification head from (feature sizes, num_classes).
         box_coder: what the localisation head's four outputs mean.
         num_classes: K, with the background if it has a logit.
+        flip_average: whether evaluation predicts the mirror image as well, and gives the mean.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class Localizer(nn.Module):
         cls_head: Head,
         box_coder: BoxCoder,
         num_classes: int,
+        flip_average: bool,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -105,6 +109,7 @@ class Localizer(nn.Module):
         self.loc_head = loc_head(backbone.feature_shape, 4 * self.num_boxes)
         self.cls_head = cls_head(backbone.feature_shape, num_classes)
         self.box_coder = box_coder
+        self.flip_average = flip_average
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(list(backbone.input.mean)).reshape(-1, 1, 1), persistent=False)
@@ -118,7 +123,16 @@ class Localizer(nn.Module):
             images: [B, 3, H, W], uint8 in [0, 255] or float in [0, 1].
             labels: [B] int64, in training: where there is a box for each class, that of the label is taken.
         """
-        return self.predict(self.backbone(self.normalise(images)), labels)
+        preds = self.predict(self.backbone(self.normalise(images)), labels)
+        if self.training or not self.flip_average:
+            return preds
+        return self._average(preds, self.predict(self.backbone(self.normalise(images.flip(-1))), labels))
+
+    def _average(self, preds: Prediction, mirrored: Prediction) -> Prediction:
+        """Of an image and its mirror image; the logits are those that give the mean of the probabilities."""
+        boxes = (preds.boxes + mirror(mirrored.boxes)) / 2
+        log_probabilities = torch.stack([preds.logits.log_softmax(1), mirrored.logits.log_softmax(1)])
+        return Prediction(self.box_coder.encode(boxes), boxes, log_probabilities.logsumexp(0) - math.log(2))
 
     def normalise(self, images: Tensor) -> Tensor:
         """What the backbone reads, float32; `images` as in `forward`."""
