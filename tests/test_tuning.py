@@ -5,8 +5,10 @@ import csv
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from onebox.callbacks.last_checkpoint import LastCheckpoint
+from onebox.errors import BadInput
 from onebox.train import train
 
 COMMON = [
@@ -25,8 +27,16 @@ KINDS = {
         "param_groups=discriminative",
         "scheduler=one_cycle",
         "loss/weighting=uncertainty",
+        "callbacks/balance=default",
+        "callbacks.balance.every_n_steps=2",
     ],
-    "weights that follow the losses": ["loss/weighting=dwa"],
+    "weights and rate that follow the losses": [
+        "loss/weighting=dwa",
+        "scheduler=plateau",
+        "scheduler.monitor=train/loss",
+        "scheduler.min_delta=100",  # never met
+        "scheduler.patience=0",
+    ],
 }
 
 
@@ -73,3 +83,19 @@ def test_weights_and_shares_of_the_losses_are_shown_for_each_epoch(composed, tmp
     counts = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["loss"]["cls"]["criterion"]["class_counts"]
     assert counts[0] == 0  # the background
     assert len(counts) == 9 and sum(counts) > 20
+
+
+@pytest.mark.parametrize(("every", "patience", "falls"), [(1, 1, [3, 5]), (2, 0, [4])])
+def test_on_a_plateau_the_rate_falls_after_validations_without_improvement(composed, tmp_path, every, patience, falls):
+    plateau = ["scheduler=plateau", "scheduler.min_delta=100", f"scheduler.patience={patience}"]
+    validation = [f"trainer.check_val_every_n_epoch={every}", "callbacks.checkpoint_best=null"]
+    train(composed(*COMMON, *plateau, *validation, "trainer.max_epochs=6"))
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    rates = [event.value for event in events.Scalars("step/lr")][::3]  # three steps an epoch
+    assert [epoch for epoch in range(1, 6) if rates[epoch] < rates[epoch - 1]] == falls
+
+
+def test_a_plateau_of_nothing_is_refused(composed):
+    with pytest.raises(BadInput, match=r"scheduler\.monitor=val/los is nothing that is logged; val/loss is"):
+        train(composed(*COMMON, "scheduler=plateau", "scheduler.monitor=val/los"))

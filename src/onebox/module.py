@@ -1,6 +1,7 @@
 """The LightningModule: one step, what is logged, and the optimizer."""
 
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,10 +14,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from onebox.data.dataset import Batch
+from onebox.errors import BadInput
 from onebox.losses import Losses, WeightedLoss
 from onebox.metrics import LocalizationMetrics, Results
 from onebox.model.localizer import Localizer, Prediction, Target
 from onebox.param_groups import ParamGroups
+from onebox.schedules import Plateau
 from onebox.weighting import TERMS
 
 log = logging.getLogger(__name__)
@@ -79,12 +82,18 @@ class LocalizationModule(LightningModule):
         return prediction
 
     def configure_optimizers(self) -> Any:
-        """The optimizer, and the schedule with one step of its own for each of the optimizer's."""
+        """The optimizer, and the schedule with one step of its own for each of the optimizer's or, on a plateau, each
+        validation.
+        """
         optimizer = self.param_groups.optimizer(self.make_optimizer, self.localizer, self.loss)
         if self.make_scheduler is None:
             return optimizer
         scheduler = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        how: dict[str, Any] = {"interval": "step"}
+        if isinstance(scheduler, Plateau):
+            # Never by Lightning, which passes over the end of an epoch that went on from a checkpoint.
+            how = {"interval": "epoch", "frequency": sys.maxsize, "monitor": scheduler.monitor}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **how}}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Make what the step draws a function of (seed, epoch, step, rank), whatever was drawn before."""
@@ -113,6 +122,9 @@ class LocalizationModule(LightningModule):
         self.loss.weighting.end_epoch(
             {name: reduce(losses[f"loss_{name}"], reduce_op="mean") for name in self.loss.terms}
         )
+        scheduler = self.lr_schedulers() if self.make_scheduler is not None else None
+        if isinstance(scheduler, Plateau) and (scheduler.monitor.startswith("train/") or self._has_validated()):
+            scheduler.step(self._monitored(scheduler.monitor))
         if not self._warned and losses.get("augment_fallback", 0) > MANY_FALLBACKS:
             self._warned = True
             log.warning(
@@ -121,6 +133,20 @@ class LocalizationModule(LightningModule):
                 self.current_epoch,
                 100 * losses["augment_fallback"],
             )
+
+    def _has_validated(self) -> bool:
+        """Whether validation is a part of this epoch."""
+        return (self.current_epoch + 1) % (self.trainer.check_val_every_n_epoch or 1) == 0
+
+    def _monitored(self, tag: str) -> Tensor:
+        """A logged value.
+
+        Raises:
+            BadInput: there is none, as there are no validation images.
+        """
+        if tag not in self.trainer.callback_metrics:
+            raise BadInput(f"scheduler.monitor={tag} but nothing was validated; set scheduler.monitor=train/loss")
+        return self.trainer.callback_metrics[tag]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the steps of an unfinished epoch have gathered."""

@@ -1,9 +1,12 @@
-"""Learning-rate schedules that need the number of training steps; each is stepped once a step."""
+"""Learning-rate schedules, made from an optimizer and the number of training steps; but for `Plateau` stepped once a
+step.
+"""
 
 import math
+from typing import Literal
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 
 def cosine(optimizer: Optimizer, num_steps: int, *, warmup: float, hold_steps: int, final_factor: float) -> LRScheduler:
@@ -48,3 +51,42 @@ def one_cycle(
         div_factor=1 / initial_factor,
         final_div_factor=initial_factor / final_factor,
     )
+
+
+class Plateau(ReduceLROnPlateau):
+    """Falls when a logged value has not improved for a while; told the value at the end of each epoch that logs it.
+
+    Args:
+        optimizer: its learning rates are the first ones.
+        num_steps: not needed.
+        monitor: tag of the value.
+        mode: whether less (`min`) or more (`max`) is better.
+        factor: what the learning rate is multiplied by, (0, 1).
+        patience: so many times in a row the value may fail to improve.
+        min_delta: an improvement is larger than this.
+        min_lr: the learning rate falls no further.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        num_steps: int,
+        *,
+        monitor: str,
+        mode: Literal["min", "max"],
+        factor: float,
+        patience: int,
+        min_delta: float,
+        min_lr: float,
+    ) -> None:
+        super().__init__(
+            optimizer,
+            mode=mode,
+            factor=factor,
+            patience=patience,
+            threshold=min_delta,
+            threshold_mode="abs",
+            min_lr=min_lr,
+            eps=0.0,
+        )
+        self.monitor = monitor

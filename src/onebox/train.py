@@ -283,6 +283,7 @@ def _data_fingerprint(cfg: DictConfig) -> dict[str, str]:
 def _train(cfg: DictConfig, run_dir: Path, record: RunRecord | RankRecord, fingerprint: str) -> Value:
     import lightning.pytorch as L
 
+    from onebox.callbacks.balance import Balance
     from onebox.callbacks.epoch_csv import EpochCsvLogger
     from onebox.callbacks.same_on_all_ranks import SameOnAllRanks
     from onebox.callbacks.trace import Enough
@@ -339,6 +340,9 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord | RankRecord, finge
     except Enough:
         return None
     record.add(final_weights=weights_hash(module))
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Balance):
+            record.add(balance=callback.summary())
     best = best_row(rows, cfg.monitor, cfg.monitor_mode)
     test: dict[str, float] = {}
     floor: dict[str, float] = {}

@@ -55,6 +55,12 @@ def validate(cfg: DictConfig) -> None:
             if part is not None and part.get("monitor", None) not in (None, *tags)
         }
         | {
+            f"scheduler.monitor={get('scheduler.monitor')} is nothing that is logged; val/loss is": get(
+                "scheduler.monitor"
+            )
+            not in (None, *tags)
+        }
+        | {
             f"{key} must be a number >= 1, not {get(key)}": not is_integer(get(key), 1)
             for key in ("trainer.max_epochs", "trainer.log_every_n_steps", "trainer.check_val_every_n_epoch")
         }

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from onebox.data.index import Index
+from onebox.files import read_json
 from onebox.runs.report import read_metrics
 
 SCHEMA = 1
@@ -107,6 +108,14 @@ def print_results(run_dir: Path) -> None:
             if tag.startswith("train/"):
                 table.add_row(tag, f"{value:.4f}")
     console.print(table)
+    balance = read_json(run_dir / "run.json").get("balance")
+    if balance:
+        console.print(
+            f"balance  loss.weights.loc is {balance['weight_loc']:.3g}; with {balance['suggested_weight_loc']:.3g} box "
+            f"and class would pull alike at the shared features (cosine {balance['cosine']:.2f})",
+            soft_wrap=True,
+            highlight=False,
+        )
     for what, where in {
         "run": str(run_dir),
         "report": str(run_dir / "report.html"),

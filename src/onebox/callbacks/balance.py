@@ -1,0 +1,98 @@
+"""Compares what the two heads want of the features that they share."""
+
+from statistics import mean, median
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from onebox.data.dataset import Batch
+from onebox.errors import is_integer, refuse
+from onebox.module import LocalizationModule
+from onebox.weighting import TERMS
+
+
+class Balance(Callback):
+    """Takes the gradient of each loss term, before its weight, with respect to the backbone's maps.
+
+    Logs under `balance/` their norms and the cosine between them. It looks at the graph of the step itself, so the step
+    stays as it is to the last bit. While the end of the backbone is frozen nothing is shared, and nothing is measured.
+
+    Args:
+        every_n_steps: how often it looks.
+    """
+
+    def __init__(self, every_n_steps: int) -> None:
+        refuse(
+            {
+                f"callbacks.balance.every_n_steps must be a number >= 1, not {every_n_steps}": not is_integer(
+                    every_n_steps, 1
+                )
+            }
+        )
+        self._every_n_steps = every_n_steps
+        self._measured: list[list[float]] = []  # norm of loc, norm of cls, cosine
+        self._outputs: dict[str, Any] = {}
+        self._hooks: list[RemovableHandle] = []
+        self._weights: dict[str, float] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Goes into checkpoints."""
+        return {"measured": [list(row) for row in self._measured]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with what was measured."""
+        self._measured = [list(row) for row in state_dict["measured"]]
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        """Keep what the step makes, when a look is due."""
+        module = cast(LocalizationModule, pl_module)
+        self._weights = dict(module.loss.weights)
+        if trainer.global_step % self._every_n_steps == 0:
+            parts = {"features": module.localizer.backbone, "preds": module.localizer}
+            self._hooks = [self._keep(name, cast(nn.Module, part)) for name, part in parts.items()]
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Look."""
+        if not self._hooks:
+            return
+        for hook in self._hooks:
+            hook.remove()
+        outputs, self._hooks, self._outputs = self._outputs, [], {}
+        maps = outputs["features"].maps
+        if not maps.requires_grad:
+            return
+        module = cast(LocalizationModule, pl_module)
+        values = [module.loss.terms[name](outputs["preds"], module.last_step[2]) for name in TERMS]
+        loc, cls = (torch.autograd.grad(value, maps, retain_graph=True)[0].flatten() for value in values)
+        row = torch.stack([loc.norm(), cls.norm(), torch.cosine_similarity(loc, cls, dim=0)]).tolist()
+        self._measured.append(row)
+        tags = dict(zip(("grad_norm_loc", "grad_norm_cls", "cosine"), row, strict=True))
+        for logger in trainer.loggers:
+            logger.log_metrics({f"balance/{name}": value for name, value in tags.items()}, step=trainer.global_step)
+
+    def summary(self) -> dict[str, float] | None:
+        """Medians of the norms, mean of the cosine, and the weights of the box: as configured, and suggested.
+
+        With the suggested one the median step pulls alike for box and class, the class's weight being what it is. None
+        when nothing was measured or a gradient was always 0.
+        """
+        rows = [row for row in self._measured if row[0] > 0 and row[1] > 0]
+        if not rows:
+            return None
+        return {
+            "steps": len(rows),
+            "grad_norm_loc": median(row[0] for row in rows),
+            "grad_norm_cls": median(row[1] for row in rows),
+            "cosine": mean(row[2] for row in rows),
+            "weight_loc": self._weights["loc"],
+            "suggested_weight_loc": self._weights["cls"] * median(row[1] / row[0] for row in rows),
+        }
+
+    def _keep(self, name: str, part: nn.Module) -> RemovableHandle:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            self._outputs[name] = output
+
+        return part.register_forward_hook(hook)

@@ -1,0 +1,67 @@
+import copy
+import json
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from onebox.module import LocalizationModule
+from onebox.train import train
+
+SHORT = ["debug=fast", "callbacks/progress=lines", "callbacks.pictures=null", "model.backbone.dropout=0.3"]
+WATCHED = ["callbacks/balance=default", "callbacks.balance.every_n_steps=2"]
+
+
+def test_watching_changes_no_bit_of_the_result(composed, tmp_path):
+    heads = ["model/loc_head=edges", "loss/loc=l1_giou", "loss/weighting=uncertainty"]  # with norms
+    plain, watched = (
+        composed(*SHORT, *heads, f"run_dir={tmp_path / name}", *more) for name, more in (("a", []), ("b", WATCHED))
+    )
+    train(plain)
+    train(watched)
+    for name in ("metrics.json", "metrics.csv", "trace.bin"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    one, other = (json.loads((tmp_path / name / "run.json").read_text()) for name in "ab")
+    assert one["final_weights"] == other["final_weights"]
+    assert one["fingerprint"] == other["fingerprint"]
+
+
+def test_norms_and_cosine_are_those_of_the_shared_features(composed, tmp_path, monkeypatch, capsys):
+    first = []
+    step = LocalizationModule.training_step
+
+    def spy(module, batch, batch_idx):
+        if not first:
+            first.extend([copy.deepcopy(module.localizer), copy.deepcopy(module.loss), batch])
+        return step(module, batch, batch_idx)
+
+    monkeypatch.setattr(LocalizationModule, "training_step", spy)
+    train(composed(*SHORT, *WATCHED, "model.backbone.dropout=0", "trainer.max_epochs=1"))
+    net, loss, batch = first
+    net.eval()
+    maps = net.backbone(batch.images / 255).maps.detach().requires_grad_()
+    pooled = net.backbone.fc(maps)
+    loc = net.box_coder.activate(net.loc_head.linear(pooled))
+    losses = {
+        "loc": torch.nn.functional.l1_loss(loc, net.encode(batch.boxes, batch.labels).loc),
+        "cls": torch.nn.functional.cross_entropy(net.cls_head.linear(pooled), batch.labels),
+    }
+    expected = {name: torch.autograd.grad(value, maps, retain_graph=True)[0] for name, value in losses.items()}
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    logged = {name: events.Scalars(f"balance/{name}") for name in ("grad_norm_loc", "grad_norm_cls", "cosine")}
+    assert [event.step for event in logged["cosine"]] == [0, 2]
+    for name, gradient in expected.items():
+        assert logged[f"grad_norm_{name}"][0].value == pytest.approx(gradient.norm().item(), rel=1e-4)
+    product = (expected["loc"] * expected["cls"]).sum() / expected["loc"].norm() / expected["cls"].norm()
+    assert logged["cosine"][0].value == pytest.approx(product.item(), abs=1e-4)
+
+    balance = json.loads((tmp_path / "run" / "run.json").read_text())["balance"]
+    ratios = [cls.value / loc.value for loc, cls in zip(logged["grad_norm_loc"], logged["grad_norm_cls"], strict=True)]
+    assert balance["suggested_weight_loc"] == pytest.approx(sum(ratios) / 2, rel=1e-4)
+    assert f"loss.weights.loc is 10; with {balance['suggested_weight_loc']:.3g} box" in capsys.readouterr().out
+
+
+def test_a_frozen_backbone_shares_nothing(composed, tmp_path):
+    train(composed(*SHORT, *WATCHED, "callbacks/freeze=backbone", "trainer.max_epochs=1"))
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["balance"] is None
