@@ -64,7 +64,7 @@ def test_each_part_has_its_learning_rate_and_weight_decay(optimizer):
 def test_a_backbone_is_cut_into_pieces_of_its_stages(optimizer):
     made, module = optimizer("param_groups.lr_factors.backbone=[0.01,0.1,1]")
     backbone = module.localizer.backbone
-    assert backbone.stages == ["block1", "block2", "block3", "block4", "fc"]
+    assert tuple(backbone.stages) == ("blocks.0", "blocks.3", "blocks.6", "blocks.9", "fc")
     found = settings(made)
     assert [found[f"backbone_{n}"][0][0] for n in (1, 2, 3)] == pytest.approx([0.001, 0.01, 0.1])
     blocks = backbone.blocks
@@ -109,7 +109,7 @@ def test_a_fit_moves_what_has_a_rate_and_logs_it_by_name(composed, tmp_path):
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("param_groups.lr_factors.backbone=[1,1,1,1,1,1]", "only the stages block1, .*, fc; name fewer"),
+        ("param_groups.lr_factors.backbone=[1,1,1,1,1,1]", "only the stages blocks.0, .*, fc; name fewer"),
         ("param_groups.lr_factors.backbone=[1,-1]", r"lr_factors.backbone\[1\] must be a number >= 0, not -1"),
         ("param_groups.weight_decay_factors.cls_head=much", "cls_head must be a number"),
     ],

@@ -23,7 +23,7 @@ COMMON = [
 KINDS = {
     "stages that thaw": [
         "callbacks/freeze=heads_first",
-        "callbacks.freeze.unfreeze=[[1,block4],[2,all]]",
+        "callbacks.freeze.unfreeze=[[1,blocks.9],[2,all]]",
         "param_groups=discriminative",
         "scheduler=one_cycle",
         "loss/weighting=uncertainty",

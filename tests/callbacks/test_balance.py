@@ -39,7 +39,7 @@ def test_norms_and_cosine_are_those_of_the_shared_features(composed, tmp_path, m
     train(composed(*SHORT, *WATCHED, "model.backbone.dropout=0", "trainer.max_epochs=1"))
     net, loss, batch = first
     net.eval()
-    maps = net.backbone(batch.images / 255).maps.detach().requires_grad_()
+    maps = net.backbone(net.normalise(batch.images)).maps[0].detach().requires_grad_()
     pooled = net.backbone.fc(maps)
     loc = net.box_coder.activate(net.loc_head.linear(pooled))
     losses = {

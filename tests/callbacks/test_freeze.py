@@ -22,6 +22,7 @@ def fit(composed, tmp_path, monkeypatch):
         net = original(**arguments)
         for number, width in zip(range(2, len(net.blocks), 3), arguments["widths"], strict=True):
             net.blocks[number] = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU())
+        net.stage_of = lambda name: "fc" if name.startswith("fc") else f"blocks.{int(name.split('.')[1]) // 3 * 3}"
         return net
 
     def snapshot(module):
@@ -69,7 +70,7 @@ def test_frozen_weights_and_norm_statistics_keep_their_bits(fit, tmp_path):
 
 def test_stages_are_trained_from_their_epoch_on(fit):
     states = fit(
-        "callbacks/freeze=heads_first", "callbacks.freeze.unfreeze=[[1,block4],[2,all]]", "trainer.max_epochs=3"
+        "callbacks/freeze=heads_first", "callbacks.freeze.unfreeze=[[1,blocks.9],[2,all]]", "trainer.max_epochs=3"
     )
     heads, last, everything = (moved(*pair) for pair in itertools.pairwise(states))
     assert heads == set()
@@ -80,7 +81,7 @@ def test_stages_are_trained_from_their_epoch_on(fit):
 def test_norms_in_eval_mode_are_trained_but_keep_their_statistics(fit):
     start, end = fit(
         "callbacks/freeze=backbone",
-        "callbacks.freeze.unfreeze=[[0,block3]]",
+        "callbacks.freeze.unfreeze=[[0,blocks.6]]",
         "callbacks.freeze.norms=eval",
         "trainer.max_epochs=1",
     )
@@ -102,7 +103,7 @@ def test_what_is_frozen_drops_nothing(composed, monkeypatch):
 @pytest.mark.parametrize(
     ("unfreeze", "told"),
     [
-        ("[[1,layer4]]", "has no stage layer4; it has block1, block2, block3, block4, fc, and all"),
+        ("[[1,layer4]]", "has no stage layer4; it has blocks.0, blocks.3, blocks.6, blocks.9, fc, and all"),
         ("[5,all]", "must be pairs such as"),
         ("[[-1,all]]", "must be pairs such as"),
     ],

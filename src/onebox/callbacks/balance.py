@@ -61,8 +61,9 @@ class Balance(Callback):
         for hook in self._hooks:
             hook.remove()
         outputs, self._hooks, self._outputs = self._outputs, [], {}
-        maps = outputs["features"].maps
-        if not maps.requires_grad:
+        # The finest that is trained: coarser ones are made from it.
+        maps = next((one for one in outputs["features"].maps if one.requires_grad), None)
+        if maps is None:
             return
         module = cast(LocalizationModule, pl_module)
         values = [module.loss.terms[name](outputs["preds"], module.last_step[2]) for name in TERMS]
