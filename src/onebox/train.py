@@ -234,16 +234,17 @@ def train(cfg: DictConfig) -> Value:
     )
     try:
         hparams, varied = _hparams(cfg, run_dir.parent if in_sweep else None)
-        with sigterm_raises(), record, session(_tensorboard_folder(cfg), hparams, varied, RESULT_TAGS):
-            validate(cfg)
-            if number is None and (count := ranks.num_ranks(cfg.trainer)) > 1:
-                try:
-                    ranks.run_ranks(run_dir, count)
-                finally:
-                    record.reread()
-                return stored_objective(run_dir, _objective(cfg))
-            use_threads(cfg, capped=in_sweep)
-            return _train(cfg, run_dir, record, prints["fingerprint"])
+        with sigterm_raises(), record:
+            validate(cfg)  # before tensorboard is imported, which takes longer
+            with session(_tensorboard_folder(cfg), hparams, varied, RESULT_TAGS):
+                if number is None and (count := ranks.num_ranks(cfg.trainer)) > 1:
+                    try:
+                        ranks.run_ranks(run_dir, count)
+                    finally:
+                        record.reread()
+                    return stored_objective(run_dir, _objective(cfg))
+                use_threads(cfg, capped=in_sweep)
+                return _train(cfg, run_dir, record, prints["fingerprint"])
     except (Preempted, KeyboardInterrupt) as error:
         error.args = (f"{error or 'stopped by hand'}; onebox-train resume={run_dir} goes on",)
         raise

@@ -33,19 +33,23 @@ def results(tmp_path_factory):
     root = tmp_path_factory.mktemp("order")
     write_shapes(root / "shapes", num_train=24, num_val=8, num_test=8, multi_object_fraction=0.0, min_side=32, max_side=40, seed=0)  # fmt: skip
 
-    def run(name: str, *arguments: str) -> dict[str, tuple[bytes, str]]:
-        done = subprocess.run(
-            [COMMAND, *COMMON, f"data.root={root / 'shapes'}", f"data.cache_dir={root / 'cache'}", f"name={name}", *arguments],
-            cwd=root, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
+    def run(name: str, *arguments: str, at_once: int = 1) -> dict[str, tuple[bytes, str]]:
+        sweeps = [start(name, *arguments) for _ in range(at_once)]
+        texts = [sweep.communicate(timeout=300)[0] for sweep in sweeps]
+        assert [sweep.returncode for sweep in sweeps] == [0] * at_once, texts
+        folder = root / "outputs" / "sweeps" / name
+        records = {path.parent: json.loads(path.read_text()) for path in folder.glob("*/run.json")}
+        assert not any("attempts" in record for record in records.values())  # none was begun twice
         return {
-            path.parent.name: (
-                (path.parent / "metrics.json").read_bytes(),
-                json.loads(path.read_text())["final_weights"],
-            )
-            for path in (root / "outputs" / "sweeps" / name).glob("*/run.json")
+            path.name: ((path / "metrics.json").read_bytes(), record["final_weights"])
+            for path, record in records.items()
         }
+
+    def start(name: str, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [COMMAND, *COMMON, f"data.root={root / 'shapes'}", f"data.cache_dir={root / 'cache'}", f"name={name}", *arguments],
+            cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
 
     return run
 
@@ -56,15 +60,16 @@ def forward(results):
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    "arguments, at_once",
     [
-        [*REVERSED, "hydra.launcher.n_jobs=2"],
-        [*REVERSED, "hydra/launcher=basic"],
+        ([*REVERSED, "hydra.launcher.n_jobs=2"], 1),
+        ([*REVERSED, "hydra/launcher=basic"], 1),
+        (FORWARD, 2),
     ],
-    ids=["reversed, two at once", "reversed, without isolation"],
+    ids=["reversed, two jobs at once", "reversed, without isolation", "two sweeps share the work"],
 )
-def test_each_job_has_the_same_bits(results, forward, request, arguments):
-    found = results(f"other{len(arguments[-1])}", *arguments)
+def test_each_job_has_the_same_bits(results, forward, arguments, at_once):
+    found = results(f"other{len(arguments[-1])}", *arguments, at_once=at_once)
     assert len(found) == 4
     assert found == forward
     assert len({weights for _, weights in found.values()}) == 4

@@ -20,23 +20,37 @@ MODULES = (
     "tensorboard.backend.event_processing.event_accumulator",
     "torch.utils.tensorboard",
     "torchmetrics",
+    "antlr4.LL1Analyzer",
+    "fsspec.implementations.chained",
+    "hydra._internal.logging_config",
+    "importlib.resources.readers",
+    "rich._emoji_codes",
+    "torch.utils.serialization.config",
+    "onebox.callbacks.balance",
     "onebox.callbacks.epoch_csv",
     "onebox.callbacks.epoch_lines",
     "onebox.callbacks.hparams",
     "onebox.callbacks.last_checkpoint",
     "onebox.callbacks.pictures",
+    "onebox.callbacks.same_on_all_ranks",
     "onebox.callbacks.trace",
     "onebox.data.batched",
     "onebox.data.datamodule",
+    "onebox.data.shapes",
     "onebox.losses",
+    "onebox.model.box_coder",
     "onebox.model.heads",
     "onebox.model.localizer",
     "onebox.model.tiny_cnn",
     "onebox.model.torchvision_net",
     "onebox.module",
     "onebox.runs.checkpoint",
+    "onebox.runs.composition",
+    "onebox.runs.record",
     "onebox.runs.report",
     "onebox.runs.results",
+    "onebox.runs.samples",
+    "onebox.sweep.plan",
     "onebox.sweep.process",
     "onebox.train",
     "onebox.validation",
@@ -52,6 +66,8 @@ def preload() -> None:
     for name in MODULES:
         with contextlib.suppress(ImportError):  # a job that needs it says so itself
             importlib.import_module(name)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("PIL.Image").preinit()  # its readers of files
     gc.collect()
     gc.freeze()  # the collector of a job passes over what is shared, and so does not copy it
     if os.getppid() != parent:
