@@ -26,6 +26,7 @@ def serve() -> None:
     import onebox.module
     import onebox.runs.checkpoint
     import onebox.runs.report
+    import onebox.sweep.process
     import onebox.train  # noqa: F401
 
     torch.set_num_threads(1)
@@ -43,13 +44,16 @@ def serve() -> None:
 
 def train(order: dict) -> None:
     """Never returns."""
+    from onebox.sweep import process
+
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ |= order["env"]
     watch(order["log"] + ".moments", order["hit_at"], order["hit_by"])
-    # A sweep checks its jobs in a clean process, which would import everything once more.
-    multiprocessing.get_context = lambda method=None, get=multiprocessing.get_context: get("fork")
+    # A sweep checks its jobs in a fork of a clean server, which would import everything once more.
+    process.start_server = lambda: None
+    process._context = multiprocessing.get_context("fork")
     sys.argv = ["onebox-train", *order["argv"]]
     code = 1
     try:

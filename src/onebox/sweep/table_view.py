@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 STYLES = {**RUN_STYLES, "pending": "dim", "stale": "yellow"}
 MAX_NOTES = 10  # jobs that did not complete; the rest is counted
 MAX_NOTE = 160  # characters
+MIN_VARIED = 12  # characters of what varied
 
 
 def show(
@@ -34,10 +35,13 @@ def show(
     found = rows(sweep, tags, seeds=seeds, sort=sort)
     header, cells, floor = _table(sweep, found, tags, seeds=seeds)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"{sweep.folder}", title_justify="left")
-    for name in header:
+    for number, name in enumerate(header):
         text = name in ("status", "fingerprint") or name in sweep.varied
-        title = name.replace("/", "/\n") if name in tags else name
-        table.add_column(title, justify="left" if text else "right", no_wrap=name not in sweep.varied)
+        title = name.replace("/", "/\n") if name in tags else name.replace(".", ".\n") if name in sweep.varied else name
+        # Where the terminal is narrow, an interval goes below its mean first; what varied is never left out.
+        wraps = name in tags or name in sweep.varied
+        least = min(MIN_VARIED, max(len(line[number]) for line in cells)) if name in sweep.varied and cells else None
+        table.add_column(title, justify="left" if text else "right", no_wrap=not wraps, min_width=least)
     for row, line in zip(found, cells, strict=True):
         worst = [*row.statuses][-1]
         styles = {"status": STYLES.get(worst, ""), "fingerprint": "dim"}
