@@ -16,6 +16,7 @@ CHOICES = [
     [],
     ["experiment=baseline", "data=voc0712", "callbacks/early_stopping=default", "loss/loc=giou"],
     ["data=folder", "augment=strong", "optimizer=sgd", "scheduler=cosine", "callbacks/progress=lines"],
+    ["loss/cls=balanced_cross_entropy"],
 ]
 
 
