@@ -245,6 +245,10 @@ def test_tensorboard_shows_all_jobs_what_they_vary_and_how_they_ended(tmp_path, 
             if fails:
                 raise ValueError
 
+    def is_read(group):
+        tags = {value["name"]["tag"] for value in group.get("metricValues", [])}
+        return group["sessions"][0]["status"] == "STATUS_SUCCESS" and "best/joint_acc" in tags
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -256,7 +260,8 @@ def test_tensorboard_shows_all_jobs_what_they_vary_and_how_they_ended(tmp_path, 
     try:
         groups, experiment = [], {}
         deadline = time.monotonic() + 60
-        while len(groups) < 4 and time.monotonic() < deadline:
+        # TensorBoard reads one file after the other: groups are there before their ends and metrics.
+        while not (len(groups) == 4 and sum(is_read(group) for group in groups) == 3) and time.monotonic() < deadline:
             time.sleep(0.3)
             with contextlib.suppress(OSError):
                 every = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
