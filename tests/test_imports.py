@@ -26,6 +26,7 @@ LAYERS = {
     "callbacks": 4,
     "runs": 4,
     "ranks": 5,
+    "frozen_features": 5,
     "sweep": 5,
     "train": 7,
     "replay": 8,

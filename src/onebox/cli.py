@@ -75,7 +75,8 @@ sweep_command.register(app, EPILOG)
 
 CACHE_HELP = """Show what data.cache_dir holds, and with --clear remove it.
 
-It keeps what each data set is read into once: the index of its annotations, and decoded images (data.cache=disk).
+It keeps what each data set is read into once: the index of its annotations, decoded images (data.cache=disk), and
+features of frozen backbones (data.views with data.features=auto).
 All of it is made again when it is needed.
 
 \b
@@ -231,12 +232,12 @@ def cache(
     if not entries:
         print(f"{folder.resolve()} holds no cache")
         return
-    print(f"{'what':7} {'size':>10} {'images':>9} {'px':>9}  {'last use':16}  data set")
+    print(f"{'what':8} {'size':>10} {'images':>9} {'px':>9}  {'last use':16}  data set")
     for entry in entries:
         px = "x".join(str(side) for side in reversed(entry.size))
         used = entry.last_use.astimezone().strftime("%Y-%m-%d %H:%M")
         size = _megabytes(entry.num_bytes)
-        print(f"{entry.kind:7} {size:>10} {entry.images:>9,} {px:>9}  {used}  {entry.data}")
+        print(f"{entry.kind:8} {size:>10} {entry.images:>9,} {px:>9}  {used}  {entry.data}")
     print(f"{_megabytes(sum(entry.num_bytes for entry in entries))} in {folder.resolve()}")
 
 

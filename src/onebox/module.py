@@ -71,14 +71,17 @@ class LocalizationModule(LightningModule):
         self.log_every_n_steps = log_every_n_steps
         self.train_results = RunningResults(class_names)
         self.eval_results = RunningResults(class_names)
+        self.stored_until: str | None = None  # the backbone's stage that gives what batches hold in the place of images
         self.test_per_class: dict[str, dict[str, float]] = {}  # filled by a test
         self._warned = False  # of many fallbacks, once a fit
         self.last_step: Step  # set by each training step
         self._pending: list[Step] = []  # not yet read
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Prediction:
+    def forward(
+        self, images: Tensor | tuple[Tensor, ...], labels: Tensor | None = None, after: str | None = None
+    ) -> Prediction:
         """See `Localizer.forward`."""
-        prediction: Prediction = self.localizer(images, labels)
+        prediction: Prediction = self.localizer(images, labels, after=after)
         return prediction
 
     def configure_optimizers(self) -> Any:
@@ -179,7 +182,8 @@ class LocalizationModule(LightningModule):
         self._log("test", losses | metrics.tags())
 
     def _predict(self, batch: Batch) -> tuple[Prediction, Target, Losses]:
-        preds = self(batch.images, batch.labels if self.training else None)
+        labels = batch.labels if self.training else None
+        preds = self(batch.images, labels) if batch.images is not None else self(batch.state, labels, self.stored_until)
         targets = self.localizer.encode(batch.boxes, batch.labels)
         return preds, targets, self.loss(preds, targets)
 

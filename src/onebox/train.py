@@ -289,6 +289,7 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord | RankRecord, finge
     from onebox.callbacks.same_on_all_ranks import SameOnAllRanks
     from onebox.callbacks.trace import Enough
     from onebox.files import write_json, write_text
+    from onebox.frozen_features import store_features
     from onebox.model.weights import weights_hash
     from onebox.runs.checkpoint import load_weights
     from onebox.runs.provenance import hardware
@@ -314,7 +315,7 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord | RankRecord, finge
         write_text(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         write_samples(run_dir, data.indexes, data.class_names)
     module = build_module(cfg, data)
-    facts = {
+    facts: dict[str, Any] = {
         "fingerprint": fingerprint,
         "data_fingerprint": data.fingerprint(),
         "class_names": data.class_names,
@@ -336,6 +337,14 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord | RankRecord, finge
         parameters=sum(parameter.numel() for parameter in module.parameters()),
     )
 
+    store_features(
+        trainer,
+        module,
+        data,
+        checkpoint=checkpoint,
+        backbone=facts["config"]["model"]["backbone"],
+        augment=facts["config"]["augment"],
+    )
     try:
         _run(trainer, trainer.fit, module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except Enough:

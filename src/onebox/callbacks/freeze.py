@@ -65,6 +65,12 @@ class Freeze(Callback):
             )
         self._set_gradients(trainer, pl_module)  # Lightning would warn of modes now
 
+    def frozen_until(self, stages: Sequence[str], num_epochs: int) -> str | None:
+        """The last of the first stages that no epoch of a fit trains; None when the first stage is trained some day."""
+        begins = [0 if name == ALL else stages.index(name) for epoch, name in self._unfreeze if epoch < num_epochs]
+        first = min(begins, default=len(stages))
+        return stages[first - 1] if first else None
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Where a fit goes on within an epoch, there is no beginning of it."""
         self._apply(trainer, pl_module)

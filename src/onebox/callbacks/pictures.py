@@ -79,6 +79,7 @@ class BoxPictures(Callback):
         index = data.indexes[split]
         rows = np.unique(np.linspace(0, len(index) - 1, self._num_images).round().astype(int)).tolist()
         batch = data.plain_batch(split, rows).to(pl_module.device)
+        assert batch.images is not None
         was_training = pl_module.training
         pl_module.eval()
         with torch.inference_mode():

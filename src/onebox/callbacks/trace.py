@@ -67,8 +67,8 @@ class StepTrace(Callback):
         self._initial = dict(zip(named, checksums(*_integers(self._rows)).tolist(), strict=True))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        """Note what the step may change: the images, which are still in the processor's cache, and the rates."""
-        self._images = _chunks(batch.images)
+        """Note what the step may change: the inputs, which are still in the processor's cache, and the rates."""
+        self._inputs = torch.cat([_chunks(part) for part in batch.inputs])
         self._rates = _rates(trainer)
 
     def on_train_batch_end(
@@ -81,7 +81,7 @@ class StepTrace(Callback):
             make() if make.parameter.requires_grad else rows  # what is frozen is not read again
             for make, rows in zip(self._parameters, self._rows, strict=True)
         ]
-        seen = [self._images, targets.boxes, targets.labels, preds.loc, preds.logits]
+        seen = [self._inputs, targets.boxes, targets.labels, preds.loc, preds.logits]
         self._pending.append(_Step((trainer.current_epoch, batch_idx), seen, losses, self._rates, self._rows))
         self._steps += 1
         if (batch_idx + 1) % module.log_every_n_steps == 0:
@@ -177,8 +177,9 @@ class _Rows:
 
 
 def _chunks(images: Tensor) -> Tensor:
-    """[C] sums of the bits of equal parts of [B, 3, H, W] images, 8 bytes at once, and the bytes that are left."""
-    data = images.permute(0, 2, 3, 1).reshape(-1).view(torch.uint8)  # no copy: they are channels-last in memory
+    """[C] sums of the bits of equal parts of [B, C, H, W] maps or [B, F], 8 bytes at once, and the bytes left."""
+    maps = images.permute(0, 2, 3, 1) if images.ndim == 4 else images
+    data = maps.reshape(-1).view(torch.uint8)  # no copy: they are channels-last in memory
     if data.storage_offset() % 8:
         data = data.clone()
     size = 8 * NUM_CHUNKS

@@ -52,8 +52,13 @@ class Transform(Protocol):
     def keeps(self, boxes: Boxes) -> NDArray[np.bool_]:
         """For each box ([B, 4]) whether the resize keeps it."""
 
-    def augment(self, images: Sequence[Image], boxes: Boxes, seed: int, epoch: int, rows: Sequence[int]) -> Augmented:
-        """Draw the random changes of a batch of resized images, which are not written to."""
+    def augment(
+        self, images: Sequence[Image], boxes: Boxes, seed: int, epoch: int | Sequence[int], rows: Sequence[int]
+    ) -> Augmented:
+        """Draw the random changes of a batch of resized images, which are not written to.
+
+        `epoch` is that of the batch, or one number for each image: see `EpochSampler`.
+        """
 
 
 class AlbumentationsTransform:
@@ -100,11 +105,16 @@ class AlbumentationsTransform:
         kept: NDArray[np.bool_] = (boxes[:, 2:] - boxes[:, :2]).prod(1) * self.resize.size**2 >= self._min_area
         return kept
 
-    def augment(self, images: Sequence[Image], boxes: Boxes, seed: int, epoch: int, rows: Sequence[int]) -> Augmented:
+    def augment(
+        self, images: Sequence[Image], boxes: Boxes, seed: int, epoch: int | Sequence[int], rows: Sequence[int]
+    ) -> Augmented:
         """See `Transform.augment`."""
         if self._pipeline is None:
             return Augmented(np.stack(images), boxes, 0, 0)
-        drawn = [self._one(image, box, (seed, epoch, row)) for image, box, row in zip(images, boxes, rows, strict=True)]
+        epochs = np.broadcast_to(epoch, len(rows)).tolist()
+        drawn = [
+            self._one(image, box, (seed, *key)) for image, box, *key in zip(images, boxes, epochs, rows, strict=True)
+        ]
         painted, moved, draws = zip(*drawn, strict=True)
         fallback = draws.count(None)
         return Augmented(np.stack(painted), np.stack(moved), len(draws) - draws.count(0) - fallback, fallback)

@@ -89,7 +89,9 @@ class BatchedTransform:
         """Every box."""
         return np.ones(len(boxes), dtype=bool)
 
-    def augment(self, images: Sequence[Image], boxes: Boxes, seed: int, epoch: int, rows: Sequence[int]) -> Augmented:
+    def augment(
+        self, images: Sequence[Image], boxes: Boxes, seed: int, epoch: int | Sequence[int], rows: Sequence[int]
+    ) -> Augmented:
         """See `Transform.augment`."""
         draws = self._max_redraws + 1
         uniform = _uniform(seed, epoch, rows, 4 + 4 * draws)  # [B, 4 + 4 * draws] in [0, 1)
@@ -166,7 +168,7 @@ class BatchedTransform:
             cv2.transform(image, matrix.astype(np.float32), dst=image)
 
 
-def _uniform(seed: int, epoch: int, rows: Sequence[int], count: int) -> NDArray[np.float64]:
+def _uniform(seed: int, epoch: int | Sequence[int], rows: Sequence[int], count: int) -> NDArray[np.float64]:
     """[len(rows), count] numbers in [0, 1), each row of them a function of (seed, epoch, row) alone.
 
     SplitMix64 (Steele, Lea and Flood 2014, figure 16), whose state after n steps is known without taking them.
@@ -180,7 +182,7 @@ def _uniform(seed: int, epoch: int, rows: Sequence[int], count: int) -> NDArray[
 
     with np.errstate(over="ignore"):  # 64-bit numbers are meant to wrap around
         key = mix(np.array([seed], dtype=np.uint64) + golden)
-        key = mix((key ^ np.uint64(epoch)) + golden)
+        key = mix((key ^ np.array(epoch, dtype=np.uint64)) + golden)
         keys = mix((key ^ np.array(rows, dtype=np.uint64)) + golden)
         steps = np.arange(1, count + 1, dtype=np.uint64) * golden
         bits = mix(keys[:, None] + steps) >> np.uint64(11)

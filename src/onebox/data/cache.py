@@ -1,10 +1,13 @@
-"""Decoded images in files that processes share: made once, whole or not at all, opened in a millisecond.
+"""Arrays in files that processes share: made once, whole or not at all, opened in a millisecond.
 
-A cache folder holds `index/` (see `onebox.data.catalog`) and `pixels/`: for each set of images one `.npy` file, which
-is mapped into memory, and beside it a `.json` file that says what it is and whose time of change is its last use.
+A cache folder holds `index/` (see `onebox.data.catalog`), `pixels/` (decoded images) and `features/` (see
+`onebox.data.features`): for each set of images one `.npy` file, which is mapped into memory, and beside it a `.json`
+file that says what it is and whose time of change is its last use.
 """
 
 import hashlib
+import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -20,8 +23,10 @@ from numpy.typing import NDArray
 from onebox.data.table import Ints, read_words
 from onebox.files import alone, read_json, remove_unfinished, replacing, write_json
 
+log = logging.getLogger(__name__)
+
 Pixels = NDArray[np.uint8]  # [N, H, W, 3], RGB
-KINDS = {"index": ".npz", "pixels": ".npy"}
+KINDS = {"index": ".npz", "pixels": ".npy", "features": ".npy"}
 
 
 def pixels_key(ids: Sequence[str], stamps: Ints, resizing: str) -> str:
@@ -45,58 +50,75 @@ def open_pixels(
     fill: Callable[[Pixels], None],
     about: dict[str, Any],
 ) -> Pixels:
-    """The decoded images of one key, mapped into memory: processes share them, and writing to them changes no file.
+    """The decoded images of one key, see `open_array`; `shape` gives [N, H, W, 3]."""
+    path = cache_dir / "pixels" / f"{key}.npy"
+    return open_array(path, shape=shape(), dtype=lambda: np.dtype(np.uint8), fill=fill, about=about, doing="decodes")
 
-    Several processes may call this at once; one decodes, the others wait. One that is killed leaves nothing that
-    another would take for complete.
+
+def open_array(
+    path: Path,
+    *,
+    shape: tuple[int, ...],
+    dtype: Callable[[], np.dtype[Any]],
+    fill: Callable[[NDArray[Any]], None],
+    about: dict[str, Any],
+    doing: str,
+) -> NDArray[Any]:
+    """An array in a file, mapped into memory: processes share it, and writing to it changes no file.
+
+    Several processes may call this at once; one makes the array, the others wait. One that is killed leaves nothing
+    that another would take for complete.
 
     Args:
-        cache_dir: the cache folder.
-        key: see `pixels_key`.
-        shape: gives [N, H, W, 3]; asked when there is no file yet.
-        fill: writes the images into an array of that shape.
-        about: what people want to know of the file.
+        path: the `.npy` file; its name stands for all that its content follows from.
+        shape: of the array.
+        dtype: gives that of its items; asked when there is no file yet.
+        fill: writes the items.
+        about: what people want to know of the file; `data` is where it comes from.
+        doing: what `fill` does with that, for who waits.
 
     Raises:
         OSError: the folder cannot be written, or there is not enough space.
     """
-    path = cache_dir / "pixels" / f"{key}.npy"
-    pixels = _map(path)
-    if pixels is None:
-        with alone(path.with_suffix(".lock"), waiting=f"Waiting for another process that decodes {about['data']}"):
-            pixels = _map(path)
-            if pixels is None:
+    array = _map(path, shape)
+    if array is None:
+        with alone(path.with_suffix(".lock"), waiting=f"Waiting for another process that {doing} {about['data']}"):
+            array = _map(path, shape)
+            if array is None:
+                if path.exists():
+                    log.warning("%s is damaged, and is made again", path)
                 remove_unfinished(path)
                 with replacing(path) as temporary:
-                    _reserve(temporary, shape())
-                    pixels = np.lib.format.open_memmap(temporary, mode="r+")
-                    fill(pixels)
-                    pixels.flush()
-                    del pixels
+                    _reserve(temporary, shape, dtype())
+                    array = np.lib.format.open_memmap(temporary, mode="r+")
+                    fill(array)
+                    array.flush()
+                    del array
                 write_json(path.with_suffix(".json"), about)
-                pixels = _map(path)
-    if pixels is None:
+                array = _map(path, shape)
+    if array is None:
         raise OSError(f"{path} vanished while it was opened")
     with suppress(OSError):  # another user's cache, or one without a description
         os.utime(path.with_suffix(".json"))
-    return pixels
+    return array
 
 
-def _map(path: Path) -> Pixels | None:
+def _map(path: Path, shape: tuple[int, ...]) -> NDArray[Any] | None:
     try:
         # c: pages are shared until written to, and PyTorch takes no read-only arrays.
-        return np.load(path, mmap_mode="c").view(np.ndarray)
+        array = np.load(path, mmap_mode="c").view(np.ndarray)
     except (FileNotFoundError, ValueError, EOFError):
         return None
+    return array if array.shape == shape else None
 
 
-def _reserve(path: Path, shape: tuple[int, ...]) -> None:
+def _reserve(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     """Write an .npy file of zeros that has its space on the disk: a mapped file that outgrows the disk is killed."""
     with path.open("wb") as file:
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_2_0(file, header)
         file.flush()
-        size = file.tell() + int(np.prod(shape))
+        size = file.tell() + math.prod(shape) * dtype.itemsize
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
         else:
@@ -111,12 +133,12 @@ class Entry:
 
     Attributes:
         path: the file.
-        kind: `index` or `pixels`.
-        data: folder of the images or the tree.
+        kind: `index`, `pixels` or `features`.
+        data: folder of the images or the tree, and of features what made them.
         images: how many.
         size: height and width of the images, px; empty for an index.
         num_bytes: size of the file.
-        last_use: when it was last opened (pixels) or written (index).
+        last_use: when it was last opened (an index: written).
     """
 
     path: Path
@@ -170,6 +192,9 @@ def _describe(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".npy":
             about = read_json(path.with_suffix(".json"))
+            if path.parent.name == "features":
+                data = f"{about['data']}: {about['views']} of {about['split']}, {about['backbone']}"
+                return {"data": data, "images": about["images"], "size": (about["image_size"],) * 2}
             images, *size, _ = np.load(path, mmap_mode="r").shape
             return {"data": str(about["data"]), "images": images, "size": tuple(size)}
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from onebox.data.augment import Transform
 from onebox.data.catalog import Catalog
 from onebox.data.dataset import Batch, Cache, EpochSampler, EvalBatches, OneBoxDataset, UndecodableImages, pixel_source
+from onebox.data.features import FeatureDataset, Frozen
 from onebox.data.index import Index, OnError, Select, build_index, check_disjoint, class_names
 from onebox.data.table import Ints
 from onebox.data.voc import VocTree
@@ -67,6 +68,11 @@ class VocDataModule(LightningDataModule):
         num_workers: loader processes; 0 loads in the main process, which is fastest with the cache.
         drop_last: whether an incomplete last training batch is left out.
         seed: seed of holdout, order and augmentation.
+        views: augment each training image in so many ways, and show every one equally often; None draws anew in each
+            epoch.
+        views_seed: seed of these views; `seed` says which of them an epoch shows.
+        features: `auto` computes what a frozen part of the network gives for each view once, see `store_features`;
+            `off` does so in every epoch.
     """
 
     def __init__(
@@ -94,6 +100,9 @@ class VocDataModule(LightningDataModule):
         num_workers: int,
         drop_last: bool,
         seed: int,
+        views: int | None,
+        views_seed: int,
+        features: Literal["auto", "off"],
     ) -> None:
         super().__init__()
         shares = [holdout.get(split, 0.0) for split in ("val", "test")]
@@ -120,6 +129,10 @@ class VocDataModule(LightningDataModule):
                     eval_batch_size, 1
                 ),
                 f"data.num_workers must be >= 0, not {num_workers}": not is_integer(num_workers, 0),
+                f"data.views must be a number >= 1 or null, not {views}": views is not None
+                and not is_integer(views, 1),
+                f"data.views_seed must be a number >= 0, not {views_seed}": not is_integer(views_seed, 0),
+                f"data.features must be auto or off, not {features}": features not in ("auto", "off"),
             }
         )
         self._root = Path(root)
@@ -144,7 +157,11 @@ class VocDataModule(LightningDataModule):
         self._num_workers = num_workers
         self._drop_last = drop_last
         self._seed = seed
+        self._views_seed = seed if views is None else views_seed
+        self.views = views if transform.is_random else 1
+        self.features = features
         self._datasets: dict[str, OneBoxDataset] = {}
+        self._features: dict[str, FeatureDataset] = {}
         self.start = (0, 0)  # epoch and step of it that training begins with
         self.class_names: list[str] = []  # index = logit
         self.indexes: dict[str, Index] = {}
@@ -232,6 +249,25 @@ class VocDataModule(LightningDataModule):
         """Some images of one split without augmentation."""
         return self._dataset(split, augment=False, cache="none").__getitems__([(0, row) for row in rows])
 
+    def store_features(self, frozen: Frozen, augment: Mapping[str, Any]) -> None:
+        """Let the loaders of train and val give what `frozen` gives for their images, computed once for each view.
+
+        Tests and pictures keep to the images, so what they say holds for the network as it is.
+
+        Args:
+            frozen: the part of the network that does not change.
+            augment: plain data that the augmentation follows from, beside the seed.
+
+        Raises:
+            BadInput: see `FeatureDataset`.
+        """
+        for split, views in (("train", self.views), ("val", 1)):
+            assert views is not None, "without data.views every epoch has views of its own"
+            if len(self.indexes[split]):
+                self._features[split] = FeatureDataset(
+                    self.dataset(split), frozen, split=split, views=views, augment=augment, cache_dir=self._cache_dir
+                )
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches in an order of their own for each epoch, from `start` on."""
         return self._loader("train")
@@ -251,7 +287,7 @@ class VocDataModule(LightningDataModule):
             augment=augment,
             cache=cache,
             cache_dir=self._cache_dir,
-            seed=self._seed,
+            seed=self._views_seed,
         )
 
     def _listed(self) -> tuple[Catalog, dict[str, Ints]]:
@@ -325,7 +361,7 @@ class VocDataModule(LightningDataModule):
         rows["train"] = train[np.sort(order)]
 
     def _loader(self, split: str) -> DataLoader[Batch]:
-        dataset = self.dataset(split)
+        dataset = self._features[split] if split in self._features else self.dataset(split)
         is_train = split == "train"
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         rank = torch.distributed.get_rank() if distributed else 0
@@ -341,6 +377,7 @@ class VocDataModule(LightningDataModule):
                 rank=rank,
                 num_replicas=num_replicas,
                 start=(epoch, step * batch_size),
+                views=self.views if is_train else 1,
             ),
             "drop_last": is_train and self._drop_last,
         }

@@ -1,7 +1,8 @@
 """From rows of an index to batches. B = batch size, H x W = the model's image size in px."""
 
+import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Literal
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -22,7 +24,7 @@ from onebox.data.resize import Image, Resize
 from onebox.errors import BadInput
 
 Cache = Literal["disk", "ram", "none"]
-Key = tuple[int, int]  # (epoch, row of the index)
+Key = tuple[int, int]  # (epoch or number of the view, row of the index)
 
 
 @dataclass(frozen=True)
@@ -30,30 +32,42 @@ class Batch:
     """What the model is given.
 
     Attributes:
-        images: [B, 3, H, W] uint8, channels-last in memory.
+        images: [B, 3, H, W] uint8, channels-last in memory; None where `state` takes their place.
         boxes: [B, 4] float32, xyxy in [0, 1].
         labels: [B] int64.
         ids: B names of images.
         shares: what augmentation did to keep boxes, as shares of these images in [0, 1]; empty where it draws nothing.
+        state: [B, ...] float16 each, what a frozen part of the network gives for the images.
     """
 
-    images: Tensor
+    images: Tensor | None
     boxes: Tensor
     labels: Tensor
     ids: tuple[str, ...]
     shares: Mapping[str, float] = field(default_factory=dict)
+    state: tuple[Tensor, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What the network is given: the images, or the state."""
+        return self.state if self.images is None else (self.images,)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
         """The same batch on a device."""
-        images, boxes, labels = (
-            column.to(device, non_blocking=non_blocking) for column in (self.images, self.boxes, self.labels)
-        )
-        return replace(self, images=images, boxes=boxes, labels=labels)
+        return self._map(lambda column: column.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory."""
-        images, boxes, labels = (column.pin_memory() for column in (self.images, self.boxes, self.labels))
-        return replace(self, images=images, boxes=boxes, labels=labels)
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        return replace(
+            self,
+            images=None if self.images is None else function(self.images),
+            boxes=function(self.boxes),
+            labels=function(self.labels),
+            state=tuple(function(column) for column in self.state),
+        )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -81,7 +95,7 @@ def pixel_source(resize: Resize) -> str:
 class OneBoxDataset(Dataset[Batch]):
     """Images with one box and one label each, fetched a batch at a time.
 
-    A sample is a function of (seed, epoch, row) and of nothing else, so it does not depend on workers or order.
+    A sample is a function of (seed, its key) and of nothing else, so it does not depend on workers or order.
 
     Args:
         index: which images and objects.
@@ -102,8 +116,9 @@ class OneBoxDataset(Dataset[Batch]):
     ) -> None:
         self.index = index
         self._transform = transform
-        self._augment = augment and transform.is_random
-        self._resize = transform.resize_before_augment if self._augment else transform.resize
+        self.is_random = augment and transform.is_random
+        self.image_size = transform.resize.size
+        self._resize = transform.resize_before_augment if self.is_random else transform.resize
         self._seed = seed
         self._images: Pixels | None = None
         if len(index) and cache == "ram":
@@ -117,13 +132,14 @@ class OneBoxDataset(Dataset[Batch]):
         return len(self.index)
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
-        """The batch of these (epoch, row) keys."""
+        """The batch of these keys."""
+        epochs = [epoch for epoch, _ in keys]
         rows = [row for _, row in keys]
         boxes = self.index.boxes.numpy()[rows]
         shares: dict[str, float] = {}
-        if self._augment:
+        if self.is_random:
             decoded = [self._image(row) for row in rows]
-            drawn = self._transform.augment(decoded, boxes, self._seed, keys[0][0], rows)
+            drawn = self._transform.augment(decoded, boxes, self._seed, epochs, rows)
             images, boxes = drawn.images, drawn.boxes
             shares = {"augment_redrawn": drawn.redrawn / len(rows), "augment_fallback": drawn.fallback / len(rows)}
         elif self._images is not None:
@@ -149,12 +165,22 @@ class OneBoxDataset(Dataset[Batch]):
             raise BadInput(f"{path}: {wrong_size(image.shape[0], image.shape[1], height, width)}")
         return self._resize(image)
 
+    @property
+    def folder(self) -> str:
+        """Where the images lie."""
+        return os.path.commonpath({str(self.index.image_paths[row].parent.absolute()) for row in (0, -1)})
+
+    def fingerprint(self) -> str:
+        """Hash of what images and boxes follow from, but for the transform's own arguments."""
+        boxes = hashlib.sha256(self.index.boxes.numpy().tobytes()).hexdigest() if self.is_random else ""
+        return f"{self._pixels_key()} {boxes} {self._seed if self.is_random else ''}"
+
+    def _pixels_key(self) -> str:
+        return pixels_key(self.index.ids, self.index.image_stamps, pixel_source(self._resize))
+
     def _open(self, cache_dir: Path) -> Pixels:
-        resizing = pixel_source(self._resize)
-        folders = {str(self.index.image_paths[row].parent.absolute()) for row in (0, -1)}
-        about = {"data": os.path.commonpath(folders), "resizing": resizing}
-        key = pixels_key(self.index.ids, self.index.image_stamps, resizing)
-        return open_pixels(cache_dir, key, shape=self._shape, fill=self.decode_all, about=about)
+        about = {"data": self.folder, "resizing": pixel_source(self._resize)}
+        return open_pixels(cache_dir, self._pixels_key(), shape=self._shape, fill=self.decode_all, about=about)
 
     def _shape(self) -> tuple[int, ...]:
         return len(self), self._resize.size, self._resize.size, 3
@@ -200,6 +226,8 @@ class EpochSampler(Sampler[Key]):
         rank: which replica this is.
         num_replicas: how many there are.
         start: (epoch, number of keys): this epoch is begun after so many of its keys.
+        views: None for keys (epoch, row). V for keys (view, row), where the view of each image, from 0 to V - 1, is
+            drawn such that it comes in each once in V epochs.
     """
 
     def __init__(
@@ -211,6 +239,7 @@ class EpochSampler(Sampler[Key]):
         rank: int = 0,
         num_replicas: int = 1,
         start: tuple[int, int] = (0, 0),
+        views: int | None = None,
     ) -> None:
         self._num_rows = num_rows
         self._shuffle = shuffle
@@ -218,6 +247,7 @@ class EpochSampler(Sampler[Key]):
         self._rank = rank
         self._num_replicas = num_replicas
         self._start = start
+        self._views = views
         self._epoch = start[0]  # loader workers may ask for keys before the trainer sets the epoch
 
     def set_epoch(self, epoch: int) -> None:
@@ -233,7 +263,14 @@ class EpochSampler(Sampler[Key]):
             np.random.default_rng([self._seed, self._epoch]).shuffle(rows)
         mine = np.resize(rows, len(self) * self._num_replicas)[self._rank :: self._num_replicas]
         done = self._start[1] if self._epoch == self._start[0] else 0
-        return ((self._epoch, row) for row in mine[done:].tolist())
+        return iter(list(zip(self._numbers()[mine[done:]].tolist(), mine[done:].tolist(), strict=True)))
+
+    def _numbers(self) -> NDArray[np.int64]:
+        """[num_rows] the first half of the keys."""
+        if self._views is None:
+            return np.full(self._num_rows, self._epoch)
+        draw = np.random.default_rng([self._seed, self._epoch // self._views, 1])  # 1: not the draw of the order
+        return (draw.integers(self._views, size=self._num_rows) + self._epoch) % self._views
 
 
 class EvalBatches(Sampler[list[Key]]):

@@ -116,17 +116,32 @@ class Localizer(nn.Module):
         self.register_buffer("std", torch.tensor(list(backbone.input.std)).reshape(-1, 1, 1), persistent=False)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Prediction:
+    def forward(
+        self, images: Tensor | tuple[Tensor, ...], labels: Tensor | None = None, *, after: str | None = None
+    ) -> Prediction:
         """Predict a box and a class for each image.
 
         Args:
-            images: [B, 3, H, W], uint8 in [0, 255] or float in [0, 1].
+            images: [B, 3, H, W], uint8 in [0, 255] or float in [0, 1]; with `after` what `prefix` gave for them.
             labels: [B] int64, in training: where there is a box for each class, that of the label is taken.
+            after: the stage that `prefix` went until.
         """
-        preds = self.predict(self.backbone(self.normalise(images)), labels)
-        if self.training or not self.flip_average:
-            return preds
-        return self._average(preds, self.predict(self.backbone(self.normalise(images.flip(-1))), labels))
+        averages = self.flip_average and not self.training
+        if after is None:
+            assert isinstance(images, Tensor)
+            both = (images, images.flip(-1)) if averages else (images,)
+            features = [self.backbone(self.normalise(item)) for item in both]
+        else:
+            count = len(images) // (1 + averages)
+            halves = (images[:count], images[count:]) if averages else (images,)
+            features = [self.backbone.suffix(tuple(part.float() for part in half), after=after) for half in halves]
+        preds = [self.predict(item, labels) for item in features]
+        return self._average(*preds) if averages else preds[0]
+
+    def prefix(self, images: Tensor, *, until: str, mirrored: bool) -> tuple[Tensor, ...]:
+        """What `forward` with `after` takes: the backbone's first stages, and those for the mirror images if asked."""
+        state = self.backbone.prefix(self.normalise(images), until=until)
+        return (*state, *self.prefix(images.flip(-1), until=until, mirrored=False)) if mirrored else state
 
     def _average(self, preds: Prediction, mirrored: Prediction) -> Prediction:
         """Of an image and its mirror image; the logits are those that give the mean of the probabilities."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -99,10 +99,12 @@ def check_record(name: str, given: InputRecord, own: InputRecord) -> None:
     refuse({f"the weights of {name} were trained on other images; add {' '.join(advice)}": bool(advice)})
 
 
-def weights_hash(module: nn.Module) -> str:
-    """Hash of all weights and buffers that a checkpoint keeps, with their names."""
+def weights_hash(module: nn.Module, counts: Callable[[str], bool] = lambda name: True) -> str:
+    """Hash of all weights and buffers that a checkpoint keeps, with their names; of those whose name `counts`."""
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
+        if not counts(name):
+            continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
