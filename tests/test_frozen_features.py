@@ -64,7 +64,15 @@ def assert_close(rows, others, *, rel):
     [
         (TINY, "fc"),
         ([*TINY, "callbacks.freeze.unfreeze=[[1,fc],[0,blocks.9]]"], "blocks.6"),
-        (["model/backbone=resnet18", "image_size=64", "callbacks.freeze.unfreeze=[[0,layer4]]"], "layer3"),
+        (
+            [
+                "model/backbone=resnet18",
+                "image_size=64",
+                "callbacks.freeze.unfreeze=[[0,layer4]]",
+                "optimizer.lr=0.00001",
+            ],
+            "layer3",
+        ),
     ],
     ids=["all", "first stages", "first stages with norms"],
 )
