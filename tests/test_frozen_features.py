@@ -62,7 +62,7 @@ def assert_close(rows, others, *, rel):
 @pytest.mark.parametrize(
     ("overrides", "until"),
     [
-        (TINY, "fc"),
+        ([*TINY, "model.flip_average=true"], "fc"),
         ([*TINY, "callbacks.freeze.unfreeze=[[1,fc],[0,blocks.9]]"], "blocks.6"),
         (
             [

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +66,14 @@ def store_features(
     frozen = stages[: stages.index(until) + 1]
     device = trainer.strategy.root_device
 
-    def compute(images: Tensor) -> Sequence[Tensor]:
+    def compute(images: Tensor, *, mirrored: bool) -> Sequence[Tensor]:
         network.eval()
         with torch.inference_mode():
-            state = localizer.to(device).prefix(images.to(device), until=until)
+            state = localizer.to(device).prefix(images.to(device), until=until, mirrored=mirrored)
         network.train()
         return state
 
-    name = str(backbone.get("name", backbone["_target_"])).rpartition(".")[2]
+    name = backbone.get("name") or backbone["_target_"].rpartition(".")[2]
     follows_from = {
         "backbone": dict(backbone),
         "until": until,
@@ -80,5 +81,13 @@ def store_features(
         "torch": torch.__version__,
         "device": device.type,
     }
-    data.store_features(Frozen(f"{name} until {until}", follows_from, compute), augment)
+    parts = {
+        split: Frozen(
+            f"{name} until {until}{', mirrored too' * mirrored}",
+            follows_from | {"mirrored": mirrored},
+            partial(compute, mirrored=mirrored),
+        )
+        for split, mirrored in (("train", False), ("val", localizer.flip_average))
+    }
+    data.store_features(parts, augment)
     module.stored_until = until

@@ -33,9 +33,8 @@ def make(composed):
         data = build_data(cfg)
         data.setup()
         if store:
-            data.store_features(
-                Frozen("pooled", {"weights": weights}, compute), OmegaConf.to_container(cfg.augment, resolve=True)
-            )
+            frozen = dict.fromkeys(("train", "val"), Frozen("pooled", {"weights": weights}, compute))
+            data.store_features(frozen, OmegaConf.to_container(cfg.augment, resolve=True))
         return data
 
     go.compute, go.computed = compute, computed

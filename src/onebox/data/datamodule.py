@@ -249,13 +249,13 @@ class VocDataModule(LightningDataModule):
         """Some images of one split without augmentation."""
         return self._dataset(split, augment=False, cache="none").__getitems__([(0, row) for row in rows])
 
-    def store_features(self, frozen: Frozen, augment: Mapping[str, Any]) -> None:
+    def store_features(self, frozen: Mapping[str, Frozen], augment: Mapping[str, Any]) -> None:
         """Let the loaders of train and val give what `frozen` gives for their images, computed once for each view.
 
         Tests and pictures keep to the images, so what they say holds for the network as it is.
 
         Args:
-            frozen: the part of the network that does not change.
+            frozen: the part of the network that does not change, for train and val.
             augment: plain data that the augmentation follows from, beside the seed.
 
         Raises:
@@ -265,7 +265,12 @@ class VocDataModule(LightningDataModule):
             assert views is not None, "without data.views every epoch has views of its own"
             if len(self.indexes[split]):
                 self._features[split] = FeatureDataset(
-                    self.dataset(split), frozen, split=split, views=views, augment=augment, cache_dir=self._cache_dir
+                    self.dataset(split),
+                    frozen[split],
+                    split=split,
+                    views=views,
+                    augment=augment,
+                    cache_dir=self._cache_dir,
                 )
 
     def train_dataloader(self) -> DataLoader[Batch]:
