@@ -1,3 +1,4 @@
+import pytest
 import torch
 from hydra.utils import instantiate
 
@@ -42,3 +43,14 @@ def test_flip_averaging_gives_an_image_and_its_mirror_the_mirrored_answer(compos
     torch.testing.assert_close(preds.boxes[:, 0], (plain.boxes[:, 0] + 1 - other.boxes[:, 2]) / 2)
     model.flip_average = True
     torch.testing.assert_close(model.train()(images), plain)  # training sees each image as it is
+
+
+@pytest.mark.parametrize("flip_average", [True, False])
+def test_what_the_first_stages_gave_leads_to_the_same_predictions(composed, flip_average):
+    model = instantiate(composed("model.num_classes=5", f"model.flip_average={str(flip_average).lower()}").model).eval()
+    images = torch.randint(0, 256, (4, 3, 100, 100), dtype=torch.uint8)
+    for stage in model.backbone.stages:
+        state = model.prefix(images, until=stage, mirrored=flip_average)
+        preds = model(state, after=stage)
+        for mine, whole in zip(preds, model(images), strict=True):
+            torch.testing.assert_close(mine, whole)

@@ -51,13 +51,7 @@ class Freeze(Callback):
         """
         if stage != "fit":
             return
-        stages = _backbone(pl_module).stages if self._unfreeze else []
-        unknown = [name for _, name in self._unfreeze if name not in (*stages, ALL)]
-        if unknown:
-            raise BadInput(
-                f"callbacks.freeze.unfreeze: the backbone has no stage {unknown[0]}; it has {', '.join(stages)}, "
-                f"and {ALL}"
-            )
+        self.frozen_until(_backbone(pl_module).stages, 0)
         if trainer.world_size > 1 and any(epoch > 0 for epoch, _ in self._unfreeze):
             raise BadInput(
                 "callbacks.freeze.unfreeze: several devices keep to what is trained at the beginning; train the heads "
@@ -66,7 +60,17 @@ class Freeze(Callback):
         self._set_gradients(trainer, pl_module)  # Lightning would warn of modes now
 
     def frozen_until(self, stages: Sequence[str], num_epochs: int) -> str | None:
-        """The last of the first stages that no epoch of a fit trains; None when the first stage is trained some day."""
+        """The last of the first stages that no epoch of a fit trains; None when the first stage is trained some day.
+
+        Raises:
+            BadInput: `unfreeze` names no stage of these.
+        """
+        unknown = [name for _, name in self._unfreeze if name not in (*stages, ALL)]
+        if unknown:
+            raise BadInput(
+                f"callbacks.freeze.unfreeze: the backbone has no stage {unknown[0]}; it has {', '.join(stages)}, "
+                f"and {ALL}"
+            )
         begins = [0 if name == ALL else stages.index(name) for epoch, name in self._unfreeze if epoch < num_epochs]
         first = min(begins, default=len(stages))
         return stages[first - 1] if first else None
