@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from onebox.schedules import cosine, one_cycle
+from onebox.errors import BadInput
+from onebox.schedules import cosine, one_cycle, slanted_triangular
 
 
 def rates(schedule, num_steps: int, **options) -> list[float]:
@@ -41,3 +42,18 @@ def test_one_cycle_starts_peaks_and_ends_where_it_is_told():
     assert seen[0] == pytest.approx(0.05)
     assert max(seen) == pytest.approx(0.5)
     assert seen[-1] == pytest.approx(0.0005)
+
+
+def test_slanted_triangular_rises_and_falls_in_each_cycle():
+    cycles = [{"length": 3, "factor": 1.0, "rise": 0.2}, {"length": 7, "factor": 0.1, "rise": 0.5}]
+    seen = rates(slanted_triangular, 100, cycles=cycles, initial_factor=0.1)
+    assert (seen[0], seen[6], seen[18]) == pytest.approx((0.05, 0.5, 0.275))  # begins, peaks, is half-way down
+    assert max(seen[30:]) == seen[65] == pytest.approx(0.05)
+    assert seen[30] == pytest.approx(0.005)
+    assert seen[99] < 0.01
+
+
+@pytest.mark.parametrize("cycles", [[], [{"length": 1, "factor": 1.0}], [{"length": 0, "factor": 1.0, "rise": 0.1}]])
+def test_slanted_triangular_says_what_a_cycle_is(cycles):
+    with pytest.raises(BadInput, match=r"scheduler\.cycles must be like"):
+        rates(slanted_triangular, 10, cycles=cycles, initial_factor=0.1)

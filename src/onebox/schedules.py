@@ -3,10 +3,14 @@ step.
 """
 
 import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+
+from onebox.errors import refuse
 
 
 def cosine(optimizer: Optimizer, num_steps: int, *, warmup: float, hold_steps: int, final_factor: float) -> LRScheduler:
@@ -51,6 +55,46 @@ def one_cycle(
         div_factor=1 / initial_factor,
         final_div_factor=initial_factor / final_factor,
     )
+
+
+def slanted_triangular(
+    optimizer: Optimizer, num_steps: int, *, cycles: Sequence[Mapping[str, float]], initial_factor: float
+) -> LRScheduler:
+    """Cycle after cycle a short linear rise and a long linear fall (arXiv:1801.06146, equation 3).
+
+    Args:
+        optimizer: its learning rates are the peak of a cycle whose factor is 1.
+        num_steps: optimizer steps of the whole fit.
+        cycles: of each its `length` (in any unit; all together are the whole fit), `factor` (its peak as a share of the
+            optimizer's rate) and `rise` (share of its steps spent rising, [0, 1)).
+        initial_factor: the first and last learning rate of a cycle as a share of its peak.
+
+    Raises:
+        BadInput: a cycle is not described so.
+    """
+    refuse(
+        {
+            f"scheduler.cycles must be like [{{length: 3, factor: 1.0, rise: 0.2}}], not {cycles}": not cycles
+            or not all(
+                set(cycle) == {"length", "factor", "rise"}
+                and cycle["length"] > 0
+                and cycle["factor"] >= 0
+                and 0 <= cycle["rise"] < 1
+                for cycle in cycles
+            )
+        }
+    )
+    lengths = [cycle["length"] for cycle in cycles]
+    ends = [num_steps * sum(lengths[: number + 1]) / sum(lengths) for number in range(len(cycles))]
+
+    def factor(step: int) -> float:
+        number = min(bisect_right(ends, step), len(cycles) - 1)
+        cycle, begin, end = cycles[number], ends[number - 1] if number else 0.0, ends[number]
+        progress = min((step - begin) / (end - begin), 1)
+        share = progress / cycle["rise"] if progress < cycle["rise"] else (1 - progress) / (1 - cycle["rise"])
+        return cycle["factor"] * (initial_factor + (1 - initial_factor) * share)
+
+    return LambdaLR(optimizer, factor)
 
 
 class Plateau(ReduceLROnPlateau):
