@@ -1,6 +1,7 @@
 """Fits of a frozen backbone on stored features are those on images."""
 
 import csv
+import json
 import logging
 
 import pytest
@@ -122,3 +123,12 @@ def test_without_augmentation_there_is_one_view_whatever_is_asked_for(fit, caplo
     caplog.set_level(logging.INFO)
     fit("run", *TINY, "augment=none", "data.views=null", "callbacks.pictures=null")
     assert "images x 1 view, TinyCnn until fc: computed once" in caplog.text
+
+
+def test_the_balance_of_the_heads_is_measured_with_stored_features_too(fit, tmp_path):
+    watched = ["callbacks/balance=default", "callbacks.balance.every_n_steps=2", "callbacks.pictures=null"]
+    for name in ("auto", "off"):
+        fit(name, *TINY, *watched, "callbacks.freeze.unfreeze=[[0,blocks.9]]", f"data.features={name}")
+    stored, off = (json.loads((tmp_path / name / "run.json").read_text())["balance"] for name in ("auto", "off"))
+    assert stored["steps"] > 1
+    assert stored == pytest.approx(off, rel=1e-2, abs=1e-3)

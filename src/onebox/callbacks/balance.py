@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from onebox.data.dataset import Batch
@@ -34,7 +34,7 @@ class Balance(Callback):
         )
         self._every_n_steps = every_n_steps
         self._measured: list[list[float]] = []  # norm of loc, norm of cls, cosine
-        self._outputs: dict[str, Any] = {}
+        self._step: dict[str, Any] = {}
         self._hooks: list[RemovableHandle] = []
         self._weights: dict[str, float] = {}
 
@@ -51,8 +51,11 @@ class Balance(Callback):
         module = cast(LocalizationModule, pl_module)
         self._weights = dict(module.loss.weights)
         if trainer.global_step % self._every_n_steps == 0:
-            parts = {"features": module.localizer.backbone, "preds": module.localizer}
-            self._hooks = [self._keep(name, cast(nn.Module, part)) for name, part in parts.items()]
+            # What the head is given: with stored features, the backbone is not called as a whole.
+            self._hooks = [
+                module.localizer.loc_head.register_forward_hook(lambda _, given, out: self._keep(features=given[0])),
+                module.localizer.register_forward_hook(lambda _, given, out: self._keep(preds=out)),
+            ]
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Look."""
@@ -60,13 +63,13 @@ class Balance(Callback):
             return
         for hook in self._hooks:
             hook.remove()
-        outputs, self._hooks, self._outputs = self._outputs, [], {}
+        step, self._hooks, self._step = self._step, [], {}
         # The finest that is trained: coarser ones are made from it.
-        maps = next((one for one in outputs["features"].maps if one.requires_grad), None)
+        maps = next((one for one in step["features"].maps if one.requires_grad), None)
         if maps is None:
             return
         module = cast(LocalizationModule, pl_module)
-        values = [module.loss.terms[name](outputs["preds"], module.last_step[2]) for name in TERMS]
+        values = [module.loss.terms[name](step["preds"], module.last_step[2]) for name in TERMS]
         loc, cls = (torch.autograd.grad(value, maps, retain_graph=True)[0].flatten() for value in values)
         row = torch.stack([loc.norm(), cls.norm(), torch.cosine_similarity(loc, cls, dim=0)]).tolist()
         self._measured.append(row)
@@ -92,8 +95,5 @@ class Balance(Callback):
             "suggested_weight_loc": self._weights["cls"] * median(row[1] / row[0] for row in rows),
         }
 
-    def _keep(self, name: str, part: nn.Module) -> RemovableHandle:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            self._outputs[name] = output
-
-        return part.register_forward_hook(hook)
+    def _keep(self, **parts: Any) -> None:
+        self._step |= parts
