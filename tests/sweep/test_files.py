@@ -9,6 +9,8 @@ from onebox.train import build_job
 
 FILES = Path(__file__).parent.parent.parent / "conf" / "sweep"
 NUM_JOBS = {"loss_weights": 4, "lr": 5, "heads": 10, "box_loss": 7, "seeds": 3}
+NUM_JOBS |= {"augment": 4, "views": 4, "image_size": 3, "unfreeze": 4}
+NEEDS = {"unfreeze": ["experiment=transfer", "data=shapes", "image_size=64"]}  # something that is frozen
 
 
 def test_every_file_is_tested():
@@ -25,7 +27,7 @@ def test_a_file_sets_its_name_and_says_how_to_run_it(file):
 
 @pytest.mark.parametrize("file", NUM_JOBS)
 def test_all_jobs_of_a_file_compose_and_can_be_built(sweeper, file):
-    found = sweeper(f"sweep={file}")
+    found = sweeper(f"sweep={file}", *NEEDS.get(file, []))
     jobs = found._plan(found.arguments)
     assert len(jobs) == NUM_JOBS[file]
     known = {}
