@@ -26,7 +26,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.training import config, ready
-from onebox.train import build_data
+from onebox.build import build_data
 
 NUM_IMAGES = 512  # of an epoch of the usual loader
 FLIP, JITTER = A.HorizontalFlip(p=0.5), {"brightness": (0.8, 1.2), "contrast": (0.8, 1.2), "saturation": (0.7, 1.3)}

@@ -21,7 +21,7 @@ from lightning.pytorch import Callback, seed_everything
 from torch import Tensor
 
 from benchmarks.training import config, ready
-from onebox.train import IRRELEVANT_WARNINGS, build_module, build_trainer
+from onebox.build import IRRELEVANT_WARNINGS, build_module, build_trainer
 
 EPOCHS = 20
 

@@ -9,7 +9,7 @@ from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from onebox.train import build_data, build_module, build_trainer, fill_in
+from onebox.build import build_data, build_module, build_trainer, fill_in
 
 CONF = Path(__file__).parent.parent / "conf"
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))

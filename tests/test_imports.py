@@ -14,7 +14,7 @@ LAYERS = {
     "files": 0,
     "boxes": 0,
     "draw": 0,
-    "schedules": 0,
+    "schedules": 1,
     "trace": 1,
     "data": 1,
     "model": 1,
@@ -28,16 +28,33 @@ LAYERS = {
     "ranks": 5,
     "frozen_features": 5,
     "sweep": 5,
-    "train": 7,
-    "replay": 8,
-    "cli_reproduce": 9,
-    "cli": 10,
+    "build": 7,
+    "train": 8,
+    "trial": 8,
+    "lr_find": 5,
+    "fit_batch": 9,
+    "cli_tune": 10,
+    "replay": 9,
+    "cli_reproduce": 10,
+    "cli": 11,
     "spelling": 4,
     "validation": 6,
     "help": 4,
 }
 CONFIG_LIBRARIES = {"hydra", "omegaconf"}
-MAY_IMPORT_CONFIG = {"train", "replay", "cli", "cli_reproduce", "ranks", "spelling", "validation", "runs", "sweep"}
+MAY_IMPORT_CONFIG = {
+    "build",
+    "train",
+    "trial",
+    "replay",
+    "cli",
+    "cli_reproduce",
+    "ranks",
+    "spelling",
+    "validation",
+    "runs",
+    "sweep",
+}
 HEAVY = {"torch", "lightning", "torchvision", "albumentations", "torchmetrics", "matplotlib"}
 
 

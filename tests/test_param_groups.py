@@ -3,8 +3,9 @@ import torch
 from hydra.utils import instantiate
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from onebox.build import build_data, build_module
 from onebox.errors import BadInput
-from onebox.train import build_data, build_module, train
+from onebox.train import train
 
 
 @pytest.fixture

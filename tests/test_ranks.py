@@ -17,10 +17,10 @@ from pathlib import Path
 import lightning.pytorch as L
 import pytest
 
+from onebox.build import build_data, build_module, build_trainer
 from onebox.data.dataset import EvalBatches
 from onebox.data.shapes import write_shapes
 from onebox.runs.checkpoint import load_weights
-from onebox.train import build_data, build_module, build_trainer
 
 sys.path.insert(0, str(Path(__file__).parent))
 from nursery import Nursery

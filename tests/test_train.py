@@ -13,9 +13,10 @@ from hydra.errors import HydraException
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from onebox.boxes import xyxy_to_xywh
+from onebox.build import build_data, build_module
 from onebox.errors import BadInput
 from onebox.module import LocalizationModule
-from onebox.train import build_data, build_module, train
+from onebox.train import train
 
 QUIET = ["callbacks/progress=lines", "trainer.log_every_n_steps=1"]
 PICTURES_OFF = "callbacks.pictures=null"

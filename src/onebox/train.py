@@ -1,18 +1,16 @@
-"""`onebox-train`: composes a config, turns it into objects, trains, tests, and leaves a run directory.
+"""`onebox-train`: composes a config, trains, tests, and leaves a run directory.
 
 Nothing heavy is imported before a config is complete: `--help`, `--cfg job` and tab completion stay quick.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import logging
 import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,6 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from onebox.build import build_data, build_module, build_trainer, fill_in, quieten, run_trainer, use_threads
 from onebox.errors import (
     EXIT_BAD_INPUT,
     EXIT_FAULT,
@@ -39,10 +38,7 @@ from onebox.spelling import explain_unknown_keys
 from onebox.validation import validate
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
-
     from onebox.data.datamodule import VocDataModule
-    from onebox.module import LocalizationModule
     from onebox.runs.record import RankRecord, RunRecord
     from onebox.sweep.job import Value
 
@@ -57,14 +53,6 @@ EXTRAS = {
     "hydra_submitit_launcher": "slurm",
     "hydra_optuna_sweeper": "optuna",
 }
-IRRELEVANT_WARNINGS = (
-    ".*does not have many workers.*",  # with the cache of decoded images, workers only make it slower
-    ".*smaller than the logging interval.*",  # the module reads what is left at the end of each epoch
-    ".*Total length of .* across ranks is zero.*",  # an empty split is said on its own line
-    ".*LeafSpec.*deprecated.*",  # Lightning's own use of torch
-    ".*your dataloader is not resumable.*",  # the sampler begins where the checkpoint says
-    ".*Checkpoint directory .* exists and is not empty.*",  # of a run that goes on
-)
 # conf/hydra/launcher has the names that users know, which are those of the plugins' schemas too. Also in workers.
 warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 RESULT_TAGS = [
@@ -252,24 +240,6 @@ def train(cfg: DictConfig) -> Value:
         release(run_dir)
 
 
-def use_threads(cfg: DictConfig, *, capped: bool) -> None:
-    """Use `cfg.threads` in everything that computes.
-
-    Args:
-        cfg: its data.num_workers may be lowered, which changes no result.
-        capped: not to have more loader workers than threads, as other jobs want the rest.
-    """
-    import cv2
-    import torch
-
-    if cfg.threads is not None:
-        torch.set_num_threads(cfg.threads)
-        cv2.setNumThreads(cfg.threads)
-        os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(cfg.threads))  # for processes to come
-    if capped:
-        cfg.data.num_workers = min(cfg.data.num_workers, torch.get_num_threads())
-
-
 def _objective(cfg: DictConfig) -> str | list[str]:
     return cfg.objective if isinstance(cfg.objective, str) else list(cfg.objective)
 
@@ -298,7 +268,7 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord | RankRecord, finge
     from onebox.runs.samples import write_samples
     from onebox.sweep.job import value_of
 
-    _quieten()
+    quieten()
     L.seed_everything(cfg.seed, verbose=False)
     data = build_data(cfg)
     data.prepare_data()
@@ -346,7 +316,7 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord | RankRecord, finge
         augment=facts["config"]["augment"],
     )
     try:
-        _run(trainer, trainer.fit, module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        run_trainer(trainer, trainer.fit, module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except Enough:
         return None
     record.add(final_weights=weights_hash(module))
@@ -360,7 +330,7 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord | RankRecord, finge
         if (run_dir / "checkpoints" / "best.ckpt").exists():  # callbacks.checkpoint_best=null: the last weights
             # Not by Lightning, which under averaging would test the weights that were not averaged.
             load_weights(module, run_dir / "checkpoints" / "best.ckpt")
-        _run(trainer, trainer.test, module, datamodule=data, verbose=False)
+        run_trainer(trainer, trainer.test, module, datamodule=data, verbose=False)
         test = {tag.removeprefix("test/"): value.item() for tag, value in trainer.callback_metrics.items()}
         num_tested = int(sum(row["images"] for row in module.test_per_class.values()))
         floor = floor_metrics(data.indexes["train"], data.indexes["test"], data.class_names, num_tested)
@@ -389,87 +359,6 @@ def _check_data(cfg: DictConfig, data: VocDataModule) -> None:
         )
 
 
-def build_job(
-    config: dict[str, Any], choices: Mapping[str, str | None], overrides: Sequence[str], known: dict[str, Any]
-) -> dict[str, str]:
-    """Build all that a job of a sweep is made of, so that a mistake is found before the first one starts.
-
-    Args:
-        config: resolved.
-        choices: the option of each group.
-        overrides: of the job.
-        known: what was read of data sets, by what describes them; receives this one's.
-
-    Returns:
-        The fingerprint of its data.
-
-    Raises:
-        BadInput: something is wrong.
-    """
-    from onebox.runs.composition import set_hydra_config
-
-    _quieten()
-    cfg = OmegaConf.create(config)
-    set_hydra_config(choices, overrides)
-    validate(cfg)
-    described = repr((config["data"], config["augment"]))
-    if described not in known:
-        known[described] = build_data(cfg)
-        known[described].prepare_data()
-        known[described].setup()
-    data: VocDataModule = known[described]
-    fill_in(cfg, num_classes=data.num_classes, class_counts=data.class_counts)
-    build_module(cfg, data)
-    build_trainer(cfg)
-    return data.fingerprint()
-
-
-def fill_in(cfg: DictConfig, *, num_classes: int, class_counts: Sequence[int]) -> None:
-    """Set what only the data know."""
-    cfg.model.num_classes = num_classes
-    criterion = OmegaConf.select(cfg, "loss.cls.criterion")
-    if criterion is not None and "class_counts" in set(criterion):
-        criterion.class_counts = list(class_counts)
-
-
-def build_data(cfg: DictConfig) -> VocDataModule:
-    """The data module that `cfg.data` and `cfg.augment` describe."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # albumentations only warns of an argument that it does not know
-        transform = hydra.utils.instantiate(cfg.augment, _convert_="all")
-    data: VocDataModule = hydra.utils.instantiate(cfg.data, transform=transform, _convert_="all")
-    return data
-
-
-def build_module(cfg: DictConfig, data: VocDataModule) -> LocalizationModule:
-    """The network, its loss and its optimizer.
-
-    Raises:
-        BadInput: optimizer or schedule refuse their arguments.
-    """
-    from onebox.module import LocalizationModule
-
-    module = LocalizationModule(
-        localizer=hydra.utils.instantiate(cfg.model, _convert_="all"),
-        loss=hydra.utils.instantiate(cfg.loss, _convert_="all"),
-        optimizer=hydra.utils.instantiate(cfg.optimizer, _convert_="all"),
-        param_groups=hydra.utils.instantiate(cfg.param_groups, _convert_="all"),
-        scheduler=hydra.utils.instantiate(cfg.scheduler, _convert_="all") if cfg.get("scheduler") else None,
-        class_names=data.class_names,
-        seed=cfg.seed,
-        log_every_n_steps=cfg.trainer.log_every_n_steps,
-    )
-    # Both are made from partials when the fit starts; a wrong value is to be found now.
-    try:
-        optimizer = module.param_groups.optimizer(module.make_optimizer, module.localizer, module.loss)
-        if module.make_scheduler is not None:
-            module.make_scheduler(optimizer, 100)
-    except (TypeError, ValueError) as error:
-        given = {key: value for group in ("optimizer", "scheduler") for key, value in (cfg.get(group) or {}).items()}
-        raise BadInput(f"optimizer or scheduler: {error}; correct one of {given}") from error
-    return module
-
-
 def _checkpoint(cfg: DictConfig, run_dir: Path, facts: Mapping[str, Any]) -> Path | None:
     """The checkpoint that a run goes on from, None for its beginning.
 
@@ -490,74 +379,6 @@ def _checkpoint(cfg: DictConfig, run_dir: Path, facts: Mapping[str, Any]) -> Pat
         )
     log.info("goes on after %s epochs, %s steps", content["epoch"], content["global_step"])
     return path
-
-
-def build_trainer(cfg: DictConfig, facts: Mapping[str, Any] | None = None) -> Trainer:
-    """The trainer with all callbacks and loggers that are not null; `facts` go into each checkpoint."""
-    import torch.utils.deterministic
-    from lightning.pytorch.callbacks import Checkpoint, ProgressBar
-
-    from onebox.callbacks.epoch_csv import EpochCsvLogger
-    from onebox.runs.checkpoint import CheckpointFacts
-
-    callbacks, loggers = (
-        [hydra.utils.instantiate(part, _convert_="all") for part in group.values() if part is not None]
-        for group in (cfg.callbacks, cfg.logger)
-    )
-    if not any(isinstance(logger, EpochCsvLogger) for logger in loggers):
-        loggers.append(EpochCsvLogger(path=None))  # metrics.json is made from its rows
-    trainer: Trainer = hydra.utils.instantiate(
-        cfg.trainer,
-        callbacks=[*callbacks, CheckpointFacts(facts or {})],
-        logger=loggers,
-        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),  # or it adds one
-        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
-        _convert_="all",
-    )
-    _keep_freed_memory()
-    # Part of trainer.deterministic: writes NaN into all new memory, in case something reads it. Nothing here does.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    return trainer
-
-
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed.
-
-    By default it gives large blocks back to the system, which clears them again for the next step: a seventh of the
-    tiny CNN's time.
-    """
-    mmap_threshold, trim_threshold = -3, -1  # names of malloc.h
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(mmap_threshold, 1 << 30)
-        mallopt(trim_threshold, 1 << 30)
-
-
-def _quieten() -> None:
-    import lightning.pytorch  # noqa: F401  sets another level when it is imported
-
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for text in IRRELEVANT_WARNINGS:
-        warnings.filterwarnings("ignore", text)
-
-
-def _run(trainer: Trainer, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-    """Call fit or test; a Ctrl-C, which Lightning turns into an exit with code 1, stays a Ctrl-C.
-
-    Raises:
-        BadInput: Lightning refuses how it is configured.
-    """
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-    try:
-        function(*args, **kwargs)
-    except MisconfigurationException as error:
-        raise BadInput(str(error)) from error
-    except SystemExit:
-        if trainer.interrupted:
-            raise KeyboardInterrupt from None
-        raise
 
 
 def _stored_arguments(argument: str) -> Iterator[str]:

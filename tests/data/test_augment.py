@@ -10,8 +10,8 @@ from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onebox.build import build_data
 from onebox.data.shape_images import SHAPE_CLASSES, VISIBLE, _mask
-from onebox.train import build_data
 
 PER_SAMPLE = ["flip", "crop", "strong"]
 BATCHED = ["batched_flip", "batched_affine", "batched_strong"]

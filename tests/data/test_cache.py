@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from onebox.build import build_data
 from onebox.data import cache, dataset
 from onebox.errors import BadInput
-from onebox.train import build_data
 
 DOG = ("dog", (1, 1, 30, 20))
 ALL = ["data.splits={train:['*'],val:[],test:[]}", "data.holdout={}"]

@@ -188,7 +188,7 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path, survey_of, made):
 
 
 def test_what_is_called_right_is_accepted_by_training(tree, survey_of, composed):
-    from onebox.train import build_data
+    from onebox.build import build_data
 
     for number in range(6):
         tree.add("a" * (number + 1), DOG)

@@ -4,8 +4,8 @@ import torch
 from hydra.utils import instantiate
 from PIL import Image
 
+from onebox.build import build_data
 from onebox.errors import BadInput
-from onebox.train import build_data
 
 DOG = ("dog", (1, 1, 30, 20))
 CAT = ("cat", (5, 5, 55, 35))

@@ -720,7 +720,7 @@ def kill(process: subprocess.Popen[str]) -> None:
     ],
 )
 def test_training_asks_the_network_only_with_data_download(composed, root, mirror, switch, message, asked):
-    from onebox.train import build_data
+    from onebox.build import build_data
 
     mirror.always = Reply(404)
     urls = f"data.source.archives.voc2012_trainval.urls=[{mirror.url('x.tar')}]"
@@ -732,7 +732,7 @@ def test_training_asks_the_network_only_with_data_download(composed, root, mirro
 
 @pytest.mark.parametrize("switch", ["true", "false"])
 def test_shapes_are_drawn_with_and_without_data_download(composed, tmp_path, switch):
-    from onebox.train import build_data
+    from onebox.build import build_data
 
     sizes = [f"data.source.num_{split}=2" for split in ("train", "val", "test")]
     build_data(composed(f"data_dir={tmp_path}", f"data.download={switch}", *sizes, small=False)).prepare_data()

@@ -9,11 +9,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from onebox.build import build_data
 from onebox.data import cache
 from onebox.data.dataset import EpochSampler
 from onebox.data.features import Frozen
 from onebox.errors import BadInput
-from onebox.train import build_data
 
 RANDOM = "augment=batched_strong"
 

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 from tests.conftest import OBJECT_XML, VOC_XML
 
+from onebox.build import build_data
 from onebox.data import catalog
 from onebox.data.catalog import Catalog, read_table, table_path
 from onebox.data.processes import process_map
 from onebox.data.table import Table
 from onebox.data.voc import DIFFICULT, OCCLUDED, TRUNCATED, VocTree, read_annotation, read_record
 from onebox.errors import BadInput
-from onebox.train import build_data
 
 DOG = ("dog", (1, 1, 30, 20))
 CAT = ("cat", (5, 5, 55, 35))

@@ -5,11 +5,11 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
+from onebox.build import build_data, build_module
 from onebox.data.dataset import Batch
 from onebox.errors import BadInput
 from onebox.model.features import Features, FeatureShape, MapShape
 from onebox.model.heads import Thin
-from onebox.train import build_data, build_module
 
 CONF = Path(__file__).parent.parent.parent / "conf/model"
 SHAPE = FeatureShape(maps=(MapShape(16, 5, 7),), pooled=24)

@@ -4,10 +4,11 @@ import torch
 
 import onebox
 from onebox.boxes import paired_iou, unnorm
+from onebox.build import build_data
 from onebox.data.image import read_image
 from onebox.errors import BadInput
 from onebox.files import read_json
-from onebox.train import build_data, train
+from onebox.train import train
 
 
 @pytest.fixture

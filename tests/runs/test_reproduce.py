@@ -80,7 +80,7 @@ def moved_tree(root: Path, folder: Path, run: Path, lists: str) -> int:
     shutil.copytree(root / "Annotations", folder / "Annotations")
     shutil.copytree(root / "ImageSets", folder / "ImageSets")
     (folder / "JPEGImages").symlink_to(root / "JPEGImages")
-    from onebox.train import build_data
+    from onebox.build import build_data
 
     config = OmegaConf.load(run / "config.yaml")
     data = build_data(config)

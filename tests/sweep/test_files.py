@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from onebox.train import build_job
+from onebox.build import build_job
 
 FILES = Path(__file__).parent.parent.parent / "conf" / "sweep"
 NUM_JOBS = {"loss_weights": 4, "lr": 5, "heads": 10, "box_loss": 7, "seeds": 3}

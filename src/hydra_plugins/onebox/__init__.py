@@ -15,7 +15,7 @@ from onebox.sweep import sweeper
 
 
 def _build(*args: Any) -> dict[str, str]:
-    from onebox.train import build_job
+    from onebox.build import build_job
 
     return build_job(*args)
 

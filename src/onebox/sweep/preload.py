@@ -52,6 +52,7 @@ MODULES = (
     "onebox.runs.samples",
     "onebox.sweep.plan",
     "onebox.sweep.process",
+    "onebox.build",
     "onebox.train",
     "onebox.validation",
 )

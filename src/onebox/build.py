@@ -1,0 +1,201 @@
+"""From config to objects: data, network, trainer. Only functions import what is heavy."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from onebox.errors import BadInput
+from onebox.validation import validate
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from onebox.data.datamodule import VocDataModule
+    from onebox.module import LocalizationModule
+
+IRRELEVANT_WARNINGS = (
+    ".*does not have many workers.*",  # with the cache of decoded images, workers only make it slower
+    ".*smaller than the logging interval.*",  # the module reads what is left at the end of each epoch
+    ".*Total length of .* across ranks is zero.*",  # an empty split is said on its own line
+    ".*LeafSpec.*deprecated.*",  # Lightning's own use of torch
+    ".*your dataloader is not resumable.*",  # the sampler begins where the checkpoint says
+    ".*Checkpoint directory .* exists and is not empty.*",  # of a run that goes on
+    ".*You defined a `validation_step` but have no `val_dataloader`.*",  # in trials of a few steps
+)
+
+
+def build_job(
+    config: dict[str, Any], choices: Mapping[str, str | None], overrides: Sequence[str], known: dict[str, Any]
+) -> dict[str, str]:
+    """Build all that a job of a sweep is made of, so that a mistake is found before the first one starts.
+
+    Args:
+        config: resolved.
+        choices: the option of each group.
+        overrides: of the job.
+        known: what was read of data sets, by what describes them; receives this one's.
+
+    Returns:
+        The fingerprint of its data.
+
+    Raises:
+        BadInput: something is wrong.
+    """
+    from onebox.runs.composition import set_hydra_config
+
+    quieten()
+    cfg = OmegaConf.create(config)
+    set_hydra_config(choices, overrides)
+    validate(cfg)
+    described = repr((config["data"], config["augment"]))
+    if described not in known:
+        known[described] = build_data(cfg)
+        known[described].prepare_data()
+        known[described].setup()
+    data: VocDataModule = known[described]
+    fill_in(cfg, num_classes=data.num_classes, class_counts=data.class_counts)
+    build_module(cfg, data)
+    build_trainer(cfg)
+    return data.fingerprint()
+
+
+def fill_in(cfg: DictConfig, *, num_classes: int, class_counts: Sequence[int]) -> None:
+    """Set what only the data know."""
+    cfg.model.num_classes = num_classes
+    criterion = OmegaConf.select(cfg, "loss.cls.criterion")
+    if criterion is not None and "class_counts" in set(criterion):
+        criterion.class_counts = list(class_counts)
+
+
+def build_data(cfg: DictConfig) -> VocDataModule:
+    """The data module that `cfg.data` and `cfg.augment` describe."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # albumentations only warns of an argument that it does not know
+        transform = hydra.utils.instantiate(cfg.augment, _convert_="all")
+    data: VocDataModule = hydra.utils.instantiate(cfg.data, transform=transform, _convert_="all")
+    return data
+
+
+def build_module(cfg: DictConfig, data: VocDataModule) -> LocalizationModule:
+    """The network, its loss and its optimizer.
+
+    Raises:
+        BadInput: optimizer or schedule refuse their arguments.
+    """
+    from onebox.module import LocalizationModule
+
+    module = LocalizationModule(
+        localizer=hydra.utils.instantiate(cfg.model, _convert_="all"),
+        loss=hydra.utils.instantiate(cfg.loss, _convert_="all"),
+        optimizer=hydra.utils.instantiate(cfg.optimizer, _convert_="all"),
+        param_groups=hydra.utils.instantiate(cfg.param_groups, _convert_="all"),
+        scheduler=hydra.utils.instantiate(cfg.scheduler, _convert_="all") if cfg.get("scheduler") else None,
+        class_names=data.class_names,
+        seed=cfg.seed,
+        log_every_n_steps=cfg.trainer.log_every_n_steps,
+    )
+    # Both are made from partials when the fit starts; a wrong value is to be found now.
+    try:
+        optimizer = module.param_groups.optimizer(module.make_optimizer, module.localizer, module.loss)
+        if module.make_scheduler is not None:
+            module.make_scheduler(optimizer, 100)
+    except (TypeError, ValueError) as error:
+        given = {key: value for group in ("optimizer", "scheduler") for key, value in (cfg.get(group) or {}).items()}
+        raise BadInput(f"optimizer or scheduler: {error}; correct one of {given}") from error
+    return module
+
+
+def build_trainer(cfg: DictConfig, facts: Mapping[str, Any] | None = None) -> Trainer:
+    """The trainer with all callbacks and loggers that are not null; `facts` go into each checkpoint."""
+    import torch.utils.deterministic
+    from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+
+    from onebox.callbacks.epoch_csv import EpochCsvLogger
+    from onebox.runs.checkpoint import CheckpointFacts
+
+    callbacks, loggers = (
+        [hydra.utils.instantiate(part, _convert_="all") for part in group.values() if part is not None]
+        for group in (cfg.callbacks, cfg.logger)
+    )
+    if not any(isinstance(logger, EpochCsvLogger) for logger in loggers):
+        loggers.append(EpochCsvLogger(path=None))  # metrics.json is made from its rows
+    trainer: Trainer = hydra.utils.instantiate(
+        cfg.trainer,
+        callbacks=[*callbacks, CheckpointFacts(facts or {})],
+        logger=loggers,
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),  # or it adds one
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+        _convert_="all",
+    )
+    _keep_freed_memory()
+    # Part of trainer.deterministic: writes NaN into all new memory, in case something reads it. Nothing here does.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return trainer
+
+
+def run_trainer(trainer: Trainer, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """Call fit or test; a Ctrl-C, which Lightning turns into an exit with code 1, stays a Ctrl-C.
+
+    Raises:
+        BadInput: Lightning refuses how it is configured.
+    """
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    try:
+        function(*args, **kwargs)
+    except MisconfigurationException as error:
+        raise BadInput(str(error)) from error
+    except SystemExit:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+
+
+def use_threads(cfg: DictConfig, *, capped: bool) -> None:
+    """Use `cfg.threads` in everything that computes.
+
+    Args:
+        cfg: its data.num_workers may be lowered, which changes no result.
+        capped: not to have more loader workers than threads, as other jobs want the rest.
+    """
+    import cv2
+    import torch
+
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+        cv2.setNumThreads(cfg.threads)
+        os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(cfg.threads))  # for processes to come
+    if capped:
+        cfg.data.num_workers = min(cfg.data.num_workers, torch.get_num_threads())
+
+
+def quieten() -> None:
+    """Silence what libraries say that nobody can act on."""
+    import lightning.pytorch  # noqa: F401  sets another level when it is imported
+
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for text in IRRELEVANT_WARNINGS:
+        warnings.filterwarnings("ignore", text)
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to keep what is freed.
+
+    By default it gives large blocks back to the system, which clears them again for the next step: a seventh of the
+    tiny CNN's time.
+    """
+    mmap_threshold, trim_threshold = -3, -1  # names of malloc.h
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_threshold, 1 << 30)
+        mallopt(trim_threshold, 1 << 30)
