@@ -1,0 +1,103 @@
+"""How much memory training takes at some batch size: measured by a few real steps in a process of its own."""
+
+import multiprocessing
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from onebox.errors import BadInput
+
+NUM_STEPS = 3  # the optimizer has all of its state after the first
+OVER_BUDGET = 3  # exit code
+POLL_S = 0.01
+
+
+def largest(fits: Callable[[int], bool], *, at_most: int) -> int:
+    """The largest size that fits, to an eighth of itself; 0 when 1 does not.
+
+    Args:
+        fits: whether a size does; all smaller ones then do as well.
+        at_most: no larger one is tried.
+    """
+    good, size = 0, 1
+    while good < at_most and fits(size):
+        good, size = size, min(2 * size, at_most)
+    if good == at_most:
+        return good
+    bad = size
+    while bad - good > max(good // 8, 1):
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if fits(middle) else (good, middle)
+    return good
+
+
+def peak_memory(overrides: Sequence[str], batch_size: int, budget: int) -> int | None:
+    """The most memory, in bytes, that the first steps of training have in use; None when it is more than the budget.
+
+    On a GPU what torch has allocated there, otherwise all memory of the process. The process ends itself at the budget,
+    so that a machine without more is not brought to its knees.
+
+    Raises:
+        BadInput: config or data cannot be used.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_measure, args=(list(overrides), batch_size, budget, sender))
+    child.start()
+    sender.close()
+    try:
+        answer: int | BadInput | None = receiver.recv()
+    except EOFError:  # ended by itself, or by a system without memory
+        child.join()
+        if child.exitcode not in (OVER_BUDGET, -9):
+            raise RuntimeError(
+                f"the trial with data.batch_size={batch_size} ended with code {child.exitcode}"
+            ) from None
+        answer = None
+    finally:
+        child.kill()
+        child.join()
+    if isinstance(answer, BadInput):
+        raise answer
+    return answer
+
+
+def _measure(overrides: list[str], batch_size: int, budget: int, sender: Connection) -> None:
+    import torch
+
+    from onebox.trial import compose_trial, run_trial
+
+    try:
+        with TemporaryDirectory() as folder:
+            cfg = compose_trial([*overrides, f"data.batch_size={batch_size}"], Path(folder), progress=False)
+            if cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available():
+                threading.Thread(target=_stay_below, args=(budget,), daemon=True).start()
+            module = run_trial(cfg, NUM_STEPS)
+            on_gpu = module.device.type == "cuda"
+        used = torch.cuda.max_memory_allocated() if on_gpu else _peak_of_process()
+        sender.send(used if used <= budget else None)
+    except (torch.OutOfMemoryError, MemoryError):
+        sender.send(None)
+    except BadInput as error:
+        sender.send(error)
+
+
+def _stay_below(budget: int) -> None:
+    while _peak_of_process() <= budget:
+        time.sleep(POLL_S)
+    os._exit(OVER_BUDGET)
+
+
+def _peak_of_process() -> int:
+    """The most memory that this process had in use, in bytes."""
+    try:
+        status = Path("/proc/self/status").read_text()  # getrusage counts the parent's too, from before the exec
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, IndexError, ValueError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
