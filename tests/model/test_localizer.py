@@ -54,3 +54,18 @@ def test_what_the_first_stages_gave_leads_to_the_same_predictions(composed, flip
         preds = model(state, after=stage)
         for mine, whole in zip(preds, model(images), strict=True):
             torch.testing.assert_close(mine, whole)
+
+
+def test_flip_averaging_shows_the_box_of_the_class_that_both_looks_together_find_likeliest(composed):
+    cfg = composed("model/loc_head=per_class_box", "model.num_classes=3", "model.flip_average=true", "image_size=32")
+    model = instantiate(cfg.model).eval()
+    logits = iter(torch.tensor([[[0.0, 2.0, 1.9]], [[2.0, 0.0, 1.9]]]))  # one look says 1, the other 0, the mean 2
+    model.cls_head.register_forward_hook(lambda *_: next(logits))
+    images = torch.rand(1, 3, 32, 32)
+    preds = model(images)
+    assert preds.logits.argmax(1).tolist() == [2]
+    boxes, others = (
+        model.box_coder.decode(model.box_coder.activate(model.loc_head(model.backbone(look))[:, 8:]))
+        for look in (images, images.flip(-1))
+    )
+    torch.testing.assert_close(preds.boxes, (boxes + mirror(others)) / 2)

@@ -135,19 +135,12 @@ class Localizer(nn.Module):
             count = len(images) // (1 + averages)
             halves = (images[:count], images[count:]) if averages else (images,)
             features = [self.backbone.suffix(tuple(part.float() for part in half), after=after) for half in halves]
-        preds = [self.predict(item, labels) for item in features]
-        return self._average(*preds) if averages else preds[0]
+        return self.predict(*features, labels=labels)
 
     def prefix(self, images: Tensor, *, until: str, mirrored: bool) -> tuple[Tensor, ...]:
         """What `forward` with `after` takes: the backbone's first stages, and those for the mirror images if asked."""
         state = self.backbone.prefix(self.normalise(images), until=until)
         return (*state, *self.prefix(images.flip(-1), until=until, mirrored=False)) if mirrored else state
-
-    def _average(self, preds: Prediction, mirrored: Prediction) -> Prediction:
-        """Of an image and its mirror image; the logits are those that give the mean of the probabilities."""
-        boxes = (preds.boxes + mirror(mirrored.boxes)) / 2
-        log_probabilities = torch.stack([preds.logits.log_softmax(1), mirrored.logits.log_softmax(1)])
-        return Prediction(self.box_coder.encode(boxes), boxes, log_probabilities.logsumexp(0) - math.log(2))
 
     def normalise(self, images: Tensor) -> Tensor:
         """What the backbone reads, float32; `images` as in `forward`."""
@@ -155,14 +148,25 @@ class Localizer(nn.Module):
             images = images.float().div_(255)
         return (images - self.mean).div_(self.std)
 
-    def predict(self, features: Features, labels: Tensor | None = None) -> Prediction:
-        """The heads' part of `forward`."""
-        loc, logits = self.loc_head(features), self.cls_head(features)
+    def predict(self, features: Features, mirrored: Features | None = None, *, labels: Tensor | None) -> Prediction:
+        """The heads' part of `forward`: for images, or the mean over them and their mirror images."""
+        out, logits = self.loc_head(features), self.cls_head(features)
+        if mirrored is None:
+            loc = self._codes(out, logits, labels)
+            return Prediction(loc, self.box_coder.decode(loc), logits)
+        other_out, other_logits = self.loc_head(mirrored), self.cls_head(mirrored)
+        log_probabilities = torch.stack([logits.log_softmax(1), other_logits.log_softmax(1)])
+        logits = log_probabilities.logsumexp(0) - math.log(2)  # those that give the mean of the probabilities
+        boxes, others = (self.box_coder.decode(self._codes(item, logits, labels)) for item in (out, other_out))
+        boxes = (boxes + mirror(others)) / 2
+        return Prediction(self.box_coder.encode(boxes), boxes, logits)
+
+    def _codes(self, out: Tensor, logits: Tensor, labels: Tensor | None) -> Tensor:
+        """Codes from the localisation head's outputs; of a box for each class that of the label or likeliest class."""
         if self.num_boxes > 1:
             chosen = logits.argmax(1) if labels is None else labels
-            loc = loc.unflatten(1, (self.num_boxes, 4))[torch.arange(len(loc), device=loc.device), chosen]
-        loc = self.box_coder.encode(loc) if self.loc_head.gives_boxes else self.box_coder.activate(loc)
-        return Prediction(loc, self.box_coder.decode(loc), logits)
+            out = out.unflatten(1, (self.num_boxes, 4))[torch.arange(len(out), device=out.device), chosen]
+        return self.box_coder.encode(out) if self.loc_head.gives_boxes else self.box_coder.activate(out)
 
     def encode(self, boxes: Tensor, labels: Tensor) -> Target:
         """The target that belongs to true boxes ([B, 4] xyxy in [0, 1]) and labels ([B])."""
