@@ -138,7 +138,7 @@ def build_trainer(cfg: DictConfig, facts: Mapping[str, Any] | None = None) -> Tr
     )
     _keep_freed_memory()
     # Part of trainer.deterministic: writes NaN into all new memory, in case something reads it. Nothing here does.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch hides it
     return trainer
 
 

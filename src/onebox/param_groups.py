@@ -82,13 +82,14 @@ class ParamGroups:
         modules: dict[str, Any] = {part: getattr(localizer, part) for part in PARTS[:-1]} | {"loss": loss}
         for part, module in modules.items():
             for name, parameter in module.named_parameters():
-                group, lr_factor = part, self._lr_factors[part]
+                group = part
+                lr_factor: Any = self._lr_factors[part]  # a list only for the backbone, whose pieces have one each
                 if part == "backbone":
                     piece = pieces[module.stage_of(name)] if len(self._backbone) > 1 else 0
                     group = f"backbone_{piece + 1}" if len(self._backbone) > 1 else part
                     lr_factor = self._backbone[piece]
                 decays = self._decay_norms_and_biases or parameter.ndim > 1
-                yield _Setting(group, lr_factor, self._weight_decay_factors[part] if decays else 0.0), parameter  # type: ignore[arg-type]
+                yield _Setting(group, lr_factor, self._weight_decay_factors[part] if decays else 0.0), parameter
 
     def _pieces(self, localizer: Localizer) -> dict[str, int]:
         """The number of the piece that each stage is in."""

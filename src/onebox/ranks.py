@@ -261,7 +261,7 @@ def as_rank(number: int) -> Iterator[None]:
         _leave(EXIT_PREEMPTED)
     except KeyboardInterrupt:
         _leave(EXIT_INTERRUPTED)
-    except Exception as error:
+    except Exception as error:  # rank 0 is to be told, whatever it is
         facts = {
             "time": time.time(),
             "type": type(error).__name__,

@@ -320,7 +320,7 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord | RankRecord, finge
     except Enough:
         return None
     record.add(final_weights=weights_hash(module))
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # as above
         if isinstance(callback, Balance):
             record.add(balance=callback.summary())
     best = best_row(rows, cfg.monitor, cfg.monitor_mode)
@@ -412,7 +412,7 @@ def _hparams(cfg: DictConfig, sweep: Path | None) -> tuple[dict[str, bool | floa
     These are the groups and keys of `cfg.hparams`, and what was overridden by hand. In the folder of a sweep also what
     other jobs override, as TensorBoard takes the list of keys from any one of them.
     """
-    from onebox.sweep.plan import read_plan
+    from onebox.sweep.plan_file import read_plan
 
     planned = [job["overrides"] for job in read_plan(sweep).get("jobs", [])] if sweep is not None else []
     overrides = dict.fromkeys([*HydraConfig.get().overrides.task, *(text for job in planned for text in job)])

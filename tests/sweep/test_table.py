@@ -214,9 +214,13 @@ def test_a_mistake_is_one_line_that_says_what_to_do(sweep, tmp_path, arguments, 
         command(*arguments, "--outputs", tmp_path / "outputs")
 
 
-def test_a_plan_that_cannot_be_read_is_said(sweep):
-    (sweep / "sweep.json").write_text("{")
-    with pytest.raises(BadInput, match=r"sweep\.json: cannot be read"):
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("{", "cannot be read"), ("[]", "cannot be read"), ('{"jobs": [{}]}', "a job has no fingerprint")],
+)
+def test_a_plan_that_cannot_be_read_is_said(sweep, text, told):
+    (sweep / "sweep.json").write_text(text)
+    with pytest.raises(BadInput, match=rf"sweep\.json: {told}"):
         read_sweep(sweep)
 
 

@@ -61,7 +61,7 @@ def session(
         yield
     except (Preempted, KeyboardInterrupt):
         raise
-    except BaseException:
+    except BaseException:  # raised again
         end(api_pb2.STATUS_FAILURE)
         raise
     end(api_pb2.STATUS_SUCCESS)

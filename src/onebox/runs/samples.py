@@ -59,7 +59,7 @@ def write_samples(run_dir: Path, indexes: "Mapping[str, Index]", class_names: Se
         }
     words = _to_bytes(json.dumps({"schema": 1, "class_names": list(class_names)}))
     with replacing(run_dir / FILE) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, words=words, **columns)  # type: ignore[arg-type]
+        np.savez_compressed(file, words=words, **columns)  # type: ignore[arg-type]  # none is called allow_pickle
     return True
 
 

@@ -70,7 +70,7 @@ def _check(
     for config, choices, overrides in jobs:
         try:
             answer: Fingerprint | str = build(config, choices, overrides, known)
-        except Exception as error:
+        except Exception as error:  # whatever is wrong with a job is the answer about this job, and the next is checked
             cause = error.__cause__ if isinstance(error.__cause__, BadInput) else error
             answer = " ".join(str(cause).split()) or type(error).__name__
         sending.send(answer)

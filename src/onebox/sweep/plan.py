@@ -1,7 +1,6 @@
 """The jobs of a sweep: which combinations there are, each composed, and what is known of them before they run."""
 
 import itertools
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,14 +15,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from onebox.errors import BadInput
-from onebox.files import alone, read_json, write_json
+from onebox.files import alone, write_json
 from onebox.runs.find import MISSING, Run, near_keys
 from onebox.runs.fingerprint import fingerprints
 from onebox.runs.where import parse
 from onebox.spelling import explain_unknown_keys
+from onebox.sweep.plan_file import FILE, read_plan
 
 SCHEMA = 1
-FILE = "sweep.json"
 _NAME = re.compile(r"(?!(null|true|false|nan|inf|infinity)$)[a-z_][\w./-]*", re.I)  # it needs no quotes
 
 Compose = Callable[[list[str]], DictConfig]
@@ -188,22 +187,6 @@ def write_plan(
             "jobs": [{"number": number, **job} for number, job in enumerate(known.values())],
         }
         write_json(folder / FILE, plan)
-
-
-def read_plan(folder: Path) -> dict[str, Any]:
-    """What `write_plan` wrote; empty without.
-
-    Raises:
-        BadInput: it is not valid.
-    """
-    path = folder / FILE
-    try:
-        plan: dict[str, Any] = read_json(path)
-    except FileNotFoundError:
-        return {}
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{path}: not valid JSON ({error}); remove it, the jobs are found without it") from error
-    return plan
 
 
 def _job(overrides: tuple[str, ...], cfg: DictConfig) -> Job:

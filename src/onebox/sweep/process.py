@@ -166,7 +166,7 @@ def _work(order: Order, answers: Connection) -> None:
     except (Preempted, KeyboardInterrupt) as error:
         print(error, file=sys.stderr)
         answer, code = failed(Stopped(str(error))), 75
-    except BaseException as error:
+    except BaseException as error:  # the launcher waits for an answer, even from a job that leaves by sys.exit
         traceback.print_exc()
         text = f"exit code {error.code}" if isinstance(error, SystemExit) else ""
         answer, code = failed(JobFailed(text) if text else portable(error)), 1
@@ -209,6 +209,7 @@ def _redirect(log: Path) -> None:
     for number in (1, 2):
         os.dup2(file, number)
     os.close(file)
+    # Declared as TextIO, which it is only when somebody has replaced it.
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 

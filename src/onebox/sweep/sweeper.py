@@ -4,6 +4,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class GridSweeper(Sweeper):
         for job in jobs:
             run = read_run(job.folder)
             facts = run.record if run else None
-            stale = facts is not None and is_stale(facts, source, lambda job=job: prints[job.fingerprint])  # type: ignore[misc]
+            stale = facts is not None and is_stale(facts, source, partial(prints.get, job.fingerprint))
             step = next_step(facts, rerun=self.config.rerun, stale=stale)
             failed = facts is not None and facts.get("status") == "failed"
             if step == "keep":
@@ -102,13 +103,14 @@ class GridSweeper(Sweeper):
         return [returns[job.fingerprint] for job in jobs]
 
     def _plan(self, arguments: list[str]) -> list[Job]:
-        config, loader = self.config, self.hydra_context.config_loader  # type: ignore[union-attr]
+        config, context = self.config, self.hydra_context
         assert config is not None
+        assert context is not None
         if config.rerun not in RERUN:
             raise BadInput(f"rerun must be one of {', '.join(RERUN)}, not {config.rerun}")
         settings = OmegaConf.to_container(config.sweep, resolve=True)
         assert isinstance(settings, dict)
-        parser = OverridesParser.create(config_loader=loader)
+        parser = OverridesParser.create(config_loader=context.config_loader)
         given = [f"{key}={value}" for key, value in self._params.items()]
         # What only says which jobs there are is no part of any of them.
         given += [text for text in arguments if not text.lstrip("+~").startswith("sweep.")]
@@ -117,7 +119,7 @@ class GridSweeper(Sweeper):
 
             def compose(overrides: list[str]) -> DictConfig:
                 done()
-                return loader.load_sweep_config(config, overrides)
+                return context.config_loader.load_sweep_config(config, overrides)
 
             jobs = compose_jobs(combined, compose)
         if len(jobs) < len(combined):

@@ -15,8 +15,8 @@ from onebox.runs.find import MISSING, Run, find_runs, near_keys
 from onebox.runs.noise import interval, lower_is_better
 from onebox.runs.provenance import source_fingerprint
 from onebox.sweep.job import is_stale
+from onebox.sweep.plan_file import FILE, read_plan
 
-PLAN_FILE = "sweep.json"
 METRICS = ("test/joint_acc", "test/acc", "test/iou")  # shown beside the objective
 STATUSES = ("completed", "running", "pending", "interrupted", "died", "failed", "stale")
 
@@ -174,14 +174,14 @@ def read_sweep(folder: Path) -> Sweep:
     Raises:
         BadInput: there are neither, or the plan cannot be read.
     """
-    plan = _plan(folder)
+    plan = read_plan(folder)
     # The same config twice, in folders of other layouts: the one that completed counts, else the newest.
     found: dict[str, Run] = {}
-    for run in sorted(find_runs(folder), key=lambda run: run.record.get("status") != "completed"):
-        found.setdefault(str(run.record.get("fingerprint") or run.path), run)
+    for one in sorted(find_runs(folder), key=lambda run: run.record.get("status") != "completed"):
+        found.setdefault(str(one.record.get("fingerprint") or one.path), one)
     planned = {str(job["fingerprint"]): job for job in plan.get("jobs", [])}
     if not found and not planned:
-        raise BadInput(f"{folder}: holds neither runs nor {PLAN_FILE}, so it is no sweep")
+        raise BadInput(f"{folder}: holds neither runs nor {FILE}, so it is no sweep")
     by_start = sorted(found.values(), key=lambda run: run.started)
     columns = _varied(by_start, list(planned.values()))
     positions = {run: position for position, run in enumerate(by_start)}
@@ -190,7 +190,7 @@ def read_sweep(folder: Path) -> Sweep:
     others = [name for name, run in sorted(found.items(), key=lambda item: item[1].started) if name not in planned]
     for number, name in enumerate([*planned, *others]):
         job = planned.get(name, {})
-        run = found.get(name)  # type: ignore[assignment]
+        run = found.get(name)
         if run is None:
             typed = _typed(job)
             values = {key: typed.get(key, MISSING) for key in columns}
@@ -259,20 +259,6 @@ def as_json(sweep: Sweep, found: Sequence[Row], tags: Sequence[str]) -> dict[str
             for row in found
         ],
     }
-
-
-def _plan(folder: Path) -> Mapping[str, Any]:
-    path = folder / PLAN_FILE
-    try:
-        plan: Mapping[str, Any] = json.loads(path.read_bytes())
-        known = all("fingerprint" in job for job in plan.get("jobs", []))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise BadInput(f"{path}: cannot be read ({error}); move it away to see the jobs without it") from error
-    if not known:
-        raise BadInput(f"{path}: a job has no fingerprint; move it away to see the jobs without it")
-    return plan
 
 
 def _objective(plan: Mapping[str, Any], runs: Sequence[Run]) -> tuple[tuple[str, ...], dict[str, str]]:
