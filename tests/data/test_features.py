@@ -2,6 +2,7 @@ import errno
 import logging
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -187,3 +188,33 @@ def test_the_cache_lists_and_clears_features(make, tmp_path, caplog):
     assert Path(entry.data.partition(": ")[0]).is_dir()
     cache.clear(tmp_path / "cache")
     assert not [entry for entry in cache.entries(tmp_path / "cache") if entry.kind == "features"]
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # the child uses one
+def test_who_is_killed_while_computing_leaves_nothing_that_is_taken_for_features(make, tmp_path):
+    done = []
+
+    def die(images):
+        done.append(len(images))
+        if len(done) == 3:  # one image tells the sizes, and one chunk is written
+            os.kill(os.getpid(), signal.SIGKILL)
+        return make.compute(images)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            torch.set_num_threads(1)  # other threads are not forked
+            make(compute=die)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    folder = tmp_path / "cache/features"
+    assert {path.suffix for path in folder.iterdir()} == {".lock", ".tmp"}
+    assert not [entry for entry in cache.entries(tmp_path / "cache") if entry.kind == "features"]
+    after = make()
+    assert {path.suffix for path in folder.iterdir()} == {".lock", ".npy", ".json"}
+    undisturbed = make(f"data.cache_dir={tmp_path / 'other'}")
+    for split in ("train", "val"):
+        for one, other in zip(batches(after, 2, split), batches(undisturbed, 2, split), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one.state, other.state, strict=True))
+            assert torch.equal(one.boxes, other.boxes)

@@ -14,28 +14,39 @@ from onebox.errors import BadInput
 from onebox.files import read_json
 from onebox.model import timm_net, torchvision_net
 from onebox.model.features import InputRecord
+from onebox.model.heads import Head
+from onebox.module import LocalizationModule
 from onebox.train import train
 
 CONF = Path(__file__).parent.parent.parent / "conf/model/backbone"
 FILES = sorted(path.stem for path in CONF.glob("*.yaml"))
+HEADS = [f"{kind}={path.stem}" for kind in ("loc_head", "cls_head") for path in (CONF.parent / kind).glob("*.yaml")]
 OTHERS = [file for file in FILES if file != "tiny_cnn"]
 SIZE = 64
 IMAGENET = InputRecord(size=224, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225], interpolation="bilinear")
 
 
-def config(file: str, *overrides: str):
+def config(*overrides: str):
     with initialize_config_module("onebox.conf", version_base="1.3"):
-        return compose("train", overrides=["run_dir=.", f"model/backbone={file}", "model.num_classes=3", *overrides])
+        return compose("train", overrides=["run_dir=.", "model.num_classes=3", *overrides])
+
+
+def choose(file: str, levels: list[int]) -> list[str]:
+    """The overrides for a backbone of random weights."""
+    of_a_staged_net = ["model.backbone.pretrained=false", f"model.backbone.levels={levels}"]
+    return [f"model/backbone={file}", f"image_size={SIZE}", *(of_a_staged_net if file != "tiny_cnn" else [])]
 
 
 @cache
 def made(file: str) -> torch.nn.Module:
     """The localizer with a backbone, without pretrained weights, which takes a second for some."""
     torch.manual_seed(0)
-    levels = [] if file == "tiny_cnn" else ["model.backbone.pretrained=false", "model.backbone.levels=[32,16]"]
-    return instantiate(
-        config(file, f"image_size={SIZE}", "model/loc_head=edges", *levels).model, _convert_="all"
-    ).eval()
+    return instantiate(config(*choose(file, [32, 16]), "model/loc_head=edges").model, _convert_="all").eval()
+
+
+@cache
+def head(choice: str) -> Head:
+    return instantiate(config(f"model/{choice}").model[choice.partition("=")[0]])
 
 
 def images(num_images: int = 2) -> torch.Tensor:
@@ -59,6 +70,17 @@ def test_heads_see_what_the_backbone_says(file):
     assert model.cls_head.linear.in_features == shape.pooled
     if file != "tiny_cnn":
         torch.testing.assert_close(features.pooled, features.maps[-1].mean((2, 3)))
+
+
+@pytest.mark.parametrize("levels", [[32], [16, 32]], ids=str)
+@pytest.mark.parametrize("file", FILES)
+@torch.no_grad()
+def test_every_head_reads_the_features_of_every_backbone(file, levels):
+    backbone = instantiate(config(*choose(file, levels)).model.backbone, _convert_="all").eval()
+    features = backbone(images())
+    assert len(features.maps) == (1 if file == "tiny_cnn" else len(levels))
+    for choice in HEADS:
+        assert head(choice)(backbone.feature_shape, 4)(features).shape == (2, 4), choice
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -86,22 +108,54 @@ def test_a_stage_has_the_parameters_that_its_output_depends_on(file):
     backbone.zero_grad()
 
 
+@pytest.mark.parametrize("norms", ["train", "eval"])
 @pytest.mark.parametrize("file", FILES)
-def test_a_checkpoint_gives_the_same_output_again(file, tmp_path):
-    model = made(file)
-    torch.save(model.state_dict(), tmp_path / "weights.ckpt")
+def test_a_fit_moves_what_is_trained_and_nothing_else_and_is_loaded_again(file, norms, composed, monkeypatch):
+    """An epoch of the heads alone, then one of the last stage as well."""
+    *frozen, last = made(file).backbone.stages
+    modules, states = [], []
+
+    def watch(hook):
+        original = getattr(LocalizationModule, hook)
+
+        def keep(module):
+            modules.append(module)
+            states.append({name: value.clone() for name, value in module.localizer.state_dict().items()})
+            original(module)
+
+        monkeypatch.setattr(LocalizationModule, hook, keep)
+
+    watch("on_train_start")
+    watch("on_train_epoch_end")
+    cfg = composed(
+        *choose(file, [16, 32]),
+        *("callbacks/freeze=backbone", f"callbacks.freeze.unfreeze=[[1,{last}]]", f"callbacks.freeze.norms={norms}"),
+        *("callbacks/progress=lines", "callbacks.pictures=null", "callbacks.checkpoint_best=null", "optimizer=adamw"),
+        *("data.limit=4", "data.batch_size=2", "trainer.max_epochs=2", "model/loc_head=edges"),
+        *(["callbacks.checkpoint_last=null"] if norms == "eval" else []),
+    )
+    train(cfg)
+
+    model = modules[0].localizer.eval()
+    weights = {name for name, _ in model.named_parameters()}
+    stages = {name: model.backbone.stage_of(name.removeprefix("backbone.")) for name in states[0] if "backbone" in name}
+    assert set(stages.values()) == {*frozen, last}
+    heads = {name for name in states[0] if "backbone" not in name}
+    trained = {name for name, stage in stages.items() if stage == last and (name in weights or norms == "train")}
+    begin, heads_alone, end = states
+    assert {name for name in begin if not torch.equal(begin[name], heads_alone[name])} == heads
+    assert {name for name in begin if not torch.equal(heads_alone[name], end[name])} == heads | trained
+
+    if norms == "eval":  # the checkpoint of one fit is enough
+        return
     with torch.no_grad():
-        wanted = model(images())
-        changed = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
-        model.load_state_dict(changed)
-        assert not torch.equal(model(images()).logits, wanted.logits)
-        model.load_state_dict(torch.load(tmp_path / "weights.ckpt", weights_only=True))
-        assert all(torch.equal(one, other) for one, other in zip(model(images()), wanted, strict=True))
+        again, wanted = onebox.load_run(cfg.run_dir).localizer(images()), model(images())
+    assert all(torch.equal(one, other) for one, other in zip(again, wanted, strict=True))
 
 
 @pytest.mark.parametrize("file", OTHERS)
 def test_the_record_in_the_file_is_the_librarys_own(file):
-    cfg = config(file)
+    cfg = config(f"model/backbone={file}")
     backbone = cfg.model.backbone
     if "torchvision" in backbone._target_:
         from torchvision.models import get_model_weights
@@ -115,7 +169,7 @@ def test_the_record_in_the_file_is_the_librarys_own(file):
     assert (given.size, given.interpolation) == (own.size, own.interpolation)
     assert (list(given.mean), list(given.std)) == (list(own.mean), list(own.std))
     assert cfg.image_size == own.size
-    assert config(file, "image_size=320").model.backbone.image_size == 320
+    assert config(f"model/backbone={file}", "image_size=320").model.backbone.image_size == 320
 
 
 def test_weights_for_other_images_are_refused_with_what_to_paste():

@@ -1,5 +1,6 @@
 """Weights from files and from a web server; what goes wrong is one line and leaves no half file."""
 
+import gc
 import hashlib
 import re
 import sys
@@ -108,9 +109,7 @@ def test_torchvisions_weights_are_downloaded_once(hub, server, state, tmp_path):
     assert mobilenet(pretrained=True).weights_fingerprint == net.weights_fingerprint
 
 
-@pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
-)  # torch.hub's
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
 def test_a_download_that_fails_says_what_to_do_and_leaves_nothing(hub, server, state, tmp_path):
     content = as_file(state, tmp_path / "net")
     folder = hub(content[: len(content) // 2], named_for=content)
@@ -134,6 +133,7 @@ def test_a_download_that_fails_says_what_to_do_and_leaves_nothing(hub, server, s
     told = one_line(mobilenet, pretrained=True)
     assert str(folder) in told
     assert "deleted" in told
+    gc.collect()  # torch.hub leaves sockets open, which are to be found here and in no other test
 
 
 def test_timms_weights_come_from_the_hubs_cache_or_address(server, monkeypatch, tmp_path):
