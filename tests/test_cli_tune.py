@@ -2,10 +2,12 @@
 
 import re
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -15,6 +17,12 @@ from onebox.errors import BadInput
 from onebox.fit_batch import largest, peak_memory
 from onebox.lr_find import Curve, LrRange
 from onebox.module import LocalizationModule
+
+
+@pytest.fixture(autouse=True)
+def _leave_hydra_as_it_was():
+    yield
+    HydraConfig.instance().cfg = None
 
 
 @pytest.fixture
@@ -110,6 +118,7 @@ def test_a_loss_that_never_falls_is_said():
         (["lr-find", "--min-lr", "1"], "--min-lr 1 must be above 0 and below --max-lr 1"),
         (["lr-find", "-o", "nowhere/lr.png"], "nowhere/lr.png: there is no such folder"),
         (["lr-find", "optimzer.lr=1"], "no key optimzer"),
+        (["lr-find", "optimizer.lr=0"], "optimizer.lr is 0, so that parts have no share of it"),
         (["fit-batch", "--memory", "4"], "--memory 4: write a number and MB or GB, such as 4GB"),
     ],
 )
@@ -142,6 +151,19 @@ def test_peak_memory_is_of_real_steps_and_a_batch_that_needs_more_ends_itself(sm
     one = peak_memory(wide, 1, 10**11)
     assert 2e8 < one < 2e9
     assert peak_memory(wide, 32, one + 10**8) is None
+
+
+def test_a_cpu_without_memory_means_that_a_batch_does_not_fit(monkeypatch):
+    answers = []
+    sender = SimpleNamespace(send=answers.append)
+
+    def allocate(*args):
+        torch.empty(2**50, dtype=torch.uint8)
+
+    monkeypatch.setattr("onebox.trial.run_trial", allocate)
+    monkeypatch.setattr(fit_batch, "_stay_below", lambda budget: None)
+    fit_batch._measure(["data=shapes"], 1, 10**18, sender)
+    assert answers == [None]
 
 
 def test_fit_batch_prints_what_it_tried_and_an_override(monkeypatch):

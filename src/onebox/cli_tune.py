@@ -64,6 +64,8 @@ def lr_find(
 
     with TemporaryDirectory() as folder:
         cfg = compose_trial(overrides or [], Path(folder), progress=sys.stdout.isatty())
+        if cfg.optimizer.lr == 0:
+            raise BadInput("optimizer.lr is 0, so that parts have no share of it; set it to 1")
         from onebox.lr_find import LrRange
 
         test = LrRange(min_lr=min_lr, max_lr=max_lr, num_steps=steps, lr=cfg.optimizer.lr)

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ from onebox.errors import BadInput
 NUM_STEPS = 3  # the optimizer has all of its state after the first
 OVER_BUDGET = 3  # exit code
 POLL_S = 0.01
+NO_CPU_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # torch has no class for it
 
 
 def largest(fits: Callable[[int], bool], *, at_most: int) -> int:
@@ -55,7 +57,7 @@ def peak_memory(overrides: Sequence[str], batch_size: int, budget: int) -> int |
         answer: int | BadInput | None = receiver.recv()
     except EOFError:  # ended by itself, or by a system without memory
         child.join()
-        if child.exitcode not in (OVER_BUDGET, -9):
+        if child.exitcode is None or child.exitcode not in (OVER_BUDGET, -signal.SIGKILL, -signal.SIGABRT):
             raise RuntimeError(
                 f"the trial with data.batch_size={batch_size} ended with code {child.exitcode}"
             ) from None
@@ -83,6 +85,10 @@ def _measure(overrides: list[str], batch_size: int, budget: int, sender: Connect
         used = torch.cuda.max_memory_allocated() if on_gpu else _peak_of_process()
         sender.send(used if used <= budget else None)
     except (torch.OutOfMemoryError, MemoryError):
+        sender.send(None)
+    except RuntimeError as error:
+        if NO_CPU_MEMORY not in str(error):
+            raise
         sender.send(None)
     except BadInput as error:
         sender.send(error)
