@@ -69,8 +69,7 @@ class LastCheckpoint(Checkpoint):
         self._loaded = checkpoint["fit"]
         self._position = tuple(self._loaded["position"])
         self._first_step = self._loaded["first_step"]
-        # Lightning sets `datamodule` without declaring it.
-        trainer.datamodule.start = self._position  # type: ignore[attr-defined]
+        trainer.datamodule.start = self._position  # type: ignore[attr-defined]  # Lightning sets it without declaring it
         for logger in trainer.loggers:
             if isinstance(logger, EpochCsvLogger):
                 logger.rows.update(self._loaded["rows"])

@@ -209,8 +209,7 @@ def _redirect(log: Path) -> None:
     for number in (1, 2):
         os.dup2(file, number)
     os.close(file)
-    # Declared as TextIO, which it is only when somebody has replaced it.
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # TextIO only when somebody replaced it
 
 
 def _end_with_parent(grace_s: float) -> None:
