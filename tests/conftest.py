@@ -1,6 +1,7 @@
 """What tests share: small data, real data where it is there, and configs composed as the command line composes them."""
 
 import os
+import signal
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads would only wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,6 +20,9 @@ from PIL import Image
 from onebox.data.shapes import write_shapes
 
 Compose = Callable[..., DictConfig]
+
+# Ctrl-C is tested, and a shell starts what it puts into the background with Ctrl-C ignored, processes of its own too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
