@@ -61,11 +61,13 @@ ROWS = {
     "sweep_parallel": Row("sweep", "parallel", ">=", 1.1),
     "sweep_isolation": Row("sweep", "isolation", ">=", 10),
     "sweep_extra_s": Row("sweep", "extra_s", "<=", 0.15, "s a job"),
+    "features_first": Row("features", "first", "<=", 0.1),
+    "features_again": Row("features", "again", "<=", 0.1),
     "startup_help": Row("startup --help", "ratio", "<=", 1.3),
     "startup_cfg": Row("startup --cfg job", "ratio", "<=", 1.3),
 }
-ONCE = ("index", "memory", "runs", "sweep")  # slow, or with rounds of their own
-NEEDS_VOC = ("seed", "loading")
+ONCE = ("features", "index", "memory", "runs", "sweep")  # slow, or with rounds of their own
+NEEDS_VOC = ("seed", "loading", "features")
 
 
 def measure(measurement: str) -> dict[str, list[float]]:
