@@ -195,7 +195,8 @@ def test_what_is_there_is_not_asked_for_again(tmp_path):
 
 
 def test_without_a_network_one_line_says_where_to_put_the_file(tmp_path):
-    code, _, err = run(tmp_path, "data", "download", "voc2012", f"{KEY}.urls=[{CLOSED}]", "data.source.pause_s=0")
+    small = [f"{KEY}.size=1000", "data.source.pause_s=0"]  # of the real size a full disk is reported first
+    code, _, err = run(tmp_path, "data", "download", "voc2012", f"{KEY}.urls=[{CLOSED}]", *small)
     assert code == 2
     assert err.startswith("onebox: VOCtrainval_11-May-2012.tar cannot be fetched (http://127.0.0.1:9/voc.tar: ")
     assert err.endswith(f"put {NAME} by hand into {tmp_path / 'data'}\n")
