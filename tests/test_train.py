@@ -467,13 +467,16 @@ def test_real_voc_trains_above_the_floor_in_a_few_epochs(run, voc_root):
         f"data.root={voc_root / 'VOCdevkit'}",
         "data.source=null",
         "augment=none",
-        "trainer.max_epochs=8",
+        "trainer.max_epochs=16",
     )
     metrics = read(folder, "metrics.json")
-    assert metrics["best"]["val/joint_acc"] > 0.12
-    assert metrics["test"]["joint_acc"] > metrics["floor"]["joint_acc"]
+    test, floor = metrics["test"], metrics["floor"]
+    # Seeds 0 to 3 end with 1.7 to 2.0 times the joint_acc, 1.8 to 1.9 times the acc, and an IoU .023 to .027 above.
+    assert test["joint_acc"] > 1.3 * floor["joint_acc"]
+    assert test["acc"] > 1.4 * floor["acc"]
+    assert test["iou"] > floor["iou"]
     # What a prediction that ignores the image reaches on these 183 test images.
-    assert metrics["floor"]["iou"] == pytest.approx(0.47, abs=0.02)
+    assert floor["iou"] == pytest.approx(0.47, abs=0.02)
 
 
 def test_skipped_samples_stand_in_the_run_directory(run, tree):
