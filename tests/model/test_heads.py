@@ -4,6 +4,7 @@ import pytest
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from torchvision.ops import generalized_box_iou_loss
 
 from onebox.build import build_data, build_module
 from onebox.data.dataset import Batch
@@ -71,6 +72,27 @@ def test_edges_reach_the_borders_of_the_image(composed):
         lit[0, 0, :, 0] = lit[0, 1, 0, :] = lit[0, 2, :, 6] = lit[0, 3, 4, :] = 100
         head.heatmaps.register_forward_hook(lambda *_: lit)
         torch.testing.assert_close(head(features(1)), torch.tensor([[0.0, 0.0, 1.0, 1.0]]), atol=0.1, rtol=0)
+
+
+def test_edges_give_boxes_whose_sides_are_in_order(composed):
+    """GIoU has no lower bound for boxes turned inside out: alone as the loss it drove edges there, to no box at all."""
+    head = make(composed, "loc_head=edges", "model.loc_head.channels=32")
+    seen = features(8)
+    with torch.no_grad():
+        boxes = head(seen)
+        head.heatmaps.weight.copy_(head.heatmaps.weight[[2, 3, 0, 1]])  # left for right and top for bottom
+        head.heatmaps.bias.copy_(head.heatmaps.bias[[2, 3, 0, 1]])
+        torch.testing.assert_close(head(seen), boxes)
+    targets = torch.tensor([[0.1, 0.2, 0.6, 0.9]]).expand(8, 4)
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        boxes = head(seen)
+        assert (boxes[:, 2:] >= boxes[:, :2]).all()
+        loss = generalized_box_iou_loss(boxes, targets, reduction="mean")
+        loss.backward()
+        optimizer.step()
+    assert 0 <= loss < 0.2
 
 
 @pytest.mark.parametrize("coder", ["xywh", "cxcywh_sigmoid", "xyxy", "ltrb"])

@@ -199,11 +199,13 @@ class EdgesHead(nn.Module):
         self.register_buffer("y", torch.linspace(0, 1, height * upsample), persistent=False)
 
     def forward(self, features: Features) -> Tensor:
-        """Features to [B, 4] boxes in [0, 1]; a side may come out on the wrong side of the other."""
+        """Features to [B, 4] boxes in [0, 1]; x1 <= x2 and y1 <= y2."""
         left, top, right, bottom = self.upsample(self.heatmaps(self.trunk(features.maps))).unbind(1)  # [B, H, W] each
         x1, x2 = ((heat.logsumexp(1).softmax(-1) * self.x).sum(-1) for heat in (left, right))
         y1, y2 = ((heat.logsumexp(2).softmax(-1) * self.y).sum(-1) for heat in (top, bottom))
-        return torch.stack((x1, y1, x2, y2), dim=-1)
+        # In order, as GIoU's paper does it (arXiv:1902.09630, algorithm 1): of boxes turned inside out, which these are
+        # at first, it has no lower bound and would be driven there.
+        return torch.stack((x1.minimum(x2), y1.minimum(y2), x1.maximum(x2), y1.maximum(y2)), dim=-1)
 
 
 class PerClassBox:
