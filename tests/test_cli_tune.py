@@ -1,5 +1,6 @@
 """Trials that end with an override to paste: a learning rate, a batch size."""
 
+import csv
 import re
 import sys
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from onebox.errors import BadInput
 from onebox.fit_batch import largest, peak_memory
 from onebox.lr_find import Curve, LrRange
 from onebox.module import LocalizationModule
+from onebox.train import train
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +76,20 @@ def test_lr_find_lets_the_rates_grow_draws_the_curve_and_changes_nothing_else(sm
     with Image.open("curve.png") as picture:
         assert picture.size == (960, 540)
     assert {path.name for path in tmp_path.iterdir()} == {"cache", "curve.png"}
+
+
+def test_the_suggested_rate_learns_what_a_thousandth_of_it_does_not(small, composed, tmp_path):
+    out = run("lr-find", *small, "--min-lr", "1e-5", "-o", "curve.png")
+    suggested = float(re.search(r"^optimizer\.lr=(\S+)$", out, re.M)[1])
+
+    def last_loss(rate):
+        run_dir = tmp_path / f"rate-{rate:g}"
+        short = ["callbacks/progress=lines", "callbacks.pictures=null", "trainer.max_epochs=6"]
+        train(composed(*small, *short, f"run_dir={run_dir}", f"optimizer.lr={rate}"))
+        rows = list(csv.DictReader((run_dir / "metrics.csv").read_text().splitlines()))
+        return float(rows[-1]["train/loss"])
+
+    assert last_loss(suggested) < last_loss(suggested / 1000) - 0.1  # of 3.6, in six epochs
 
 
 def test_lr_find_stops_where_the_loss_diverges(small, seen):

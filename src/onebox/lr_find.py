@@ -73,7 +73,8 @@ class Curve:
         rates: [steps] learning rate of each step.
         losses: [steps] loss before it.
         smoothed: [steps] their moving mean.
-        suggested: the rate at which the smoothed loss falls fastest over the logarithm of the rate.
+        suggested: the rate at which the smoothed loss falls fastest over the logarithm of the rate, the first steps
+            left out.
         lowest: the rate at which it is lowest.
     """
 
@@ -98,7 +99,10 @@ class Curve:
                 f"{rates[-1] if len(rates) else math.nan:.2g}; choose a lower --min-lr, or more --steps"
             )
         slopes = np.gradient(smoothed, np.log(rates))[: last + 1]
-        return cls(rates, np.asarray(losses), smoothed, float(rates[slopes.argmin()]), float(rates[last]))
+        # The mean of the first few steps follows each of them: what looks like a fall there is which images came first.
+        begin = min(round(1 / (1 - SMOOTHING)), last // 2)
+        steepest = begin + int(slopes[begin:].argmin())
+        return cls(rates, np.asarray(losses), smoothed, float(rates[steepest]), float(rates[last]))
 
     def draw(self, path: Path, title: str) -> None:
         """Write it as PNG."""
