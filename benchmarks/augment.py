@@ -38,7 +38,7 @@ def batched(option: str, *overrides: str) -> Step:
 
 def per_sample(*transforms: A.BasicTransform) -> Step:
     """The same with albumentations."""
-    resize = Resize(SIZE, "area", "linear")
+    resize = Resize(SIZE, "area")
     return step(AlbumentationsTransform(resize, transforms, min_area=0, min_visibility=0.1, max_redraws=10))
 
 

@@ -63,7 +63,7 @@ def test_images_are_decoded_once_for_all_runs(folder_data, tree, decoded):
 
 @pytest.mark.parametrize(
     "override",
-    ["image_size=64", "augment.resize.shrink=nearest", "data.limit=2", "data.ids=[b,c]"],
+    ["image_size=64", "interpolation=nearest", "data.limit=2", "data.ids=[b,c]"],
 )
 def test_other_images_or_sizes_are_another_cache(folder_data, tree, decoded, override):
     for name in "abc":

@@ -168,7 +168,8 @@ def test_the_record_in_the_file_is_the_librarys_own(file):
     given = backbone.input
     assert (given.size, given.interpolation) == (own.size, own.interpolation)
     assert (list(given.mean), list(given.std)) == (list(own.mean), list(own.std))
-    assert cfg.image_size == own.size
+    assert (cfg.image_size, cfg.interpolation) == (own.size, own.interpolation)
+    assert (cfg.augment.resize.size, cfg.augment.resize.interpolation) == (own.size, own.interpolation)
     assert config(f"model/backbone={file}", "image_size=320").model.backbone.image_size == 320
 
 
@@ -178,7 +179,7 @@ def test_weights_for_other_images_are_refused_with_what_to_paste():
             name="tf_efficientnet_b3.ns_jft_in1k", image_size=SIZE, levels=[32], pretrained=True, input=IMAGENET
         )
     advice = str(caught.value).partition("; add ")[2]
-    assert advice == "model.backbone.input.size=300 image_size=300 model.backbone.input.interpolation=bicubic"
+    assert advice == "model.backbone.input.size=300 image_size=300 model.backbone.input.interpolation=bicubic interpolation=bicubic"
     with pytest.raises(BadInput) as caught:
         timm_net.timm_net(
             name="tf_efficientnet_lite0",

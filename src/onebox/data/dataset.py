@@ -89,7 +89,8 @@ class UndecodableImages(BadInput):
 
 def pixel_source(resize: Resize) -> str:
     """What makes pixels of a file: the decoder and the resize."""
-    return f"{resize}, OpenCV {cv2.__version__}"
+    decoder = f"OpenCV {cv2.__version__}"
+    return f"{resize}, {', '.join(sorted({decoder, resize.library}))}"
 
 
 class OneBoxDataset(Dataset[Batch]):

@@ -5,19 +5,18 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from onebox.errors import is_integer, refuse
 
 Image = NDArray[np.uint8]  # [H, W, 3], RGB
 
-INTERPOLATIONS = {
-    "nearest": cv2.INTER_NEAREST,
-    "linear": cv2.INTER_LINEAR,
-    "cubic": cv2.INTER_CUBIC,
-    "area": cv2.INTER_AREA,
-    "lanczos": cv2.INTER_LANCZOS4,
-}
+# Read the four or sixteen nearest pixels, so that details of an image that shrinks a lot are lost or flicker.
+UNFILTERED = {"nearest": cv2.INTER_NEAREST, "linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
+# Weigh all pixels that a pixel of the result covers, as Pillow does: what the records of pretrained weights mean.
+ANTIALIASED = ("bilinear", "bicubic")
+INTERPOLATIONS = ("area", *ANTIALIASED, *UNFILTERED)
 
 
 @dataclass(frozen=True)
@@ -26,30 +25,40 @@ class Resize:
 
     Args:
         size: side of the square, px.
-        shrink: name in INTERPOLATIONS, for images that are wider or higher than that.
-        enlarge: the same for all others.
+        interpolation: one of INTERPOLATIONS. `area` is the mean over the covered pixels where an image shrinks, and
+            linear where it is enlarged.
     """
 
     size: int
-    shrink: str
-    enlarge: str
+    interpolation: str
 
     def __post_init__(self) -> None:
-        names = ", ".join(INTERPOLATIONS)
         refuse(
             {
                 f"image_size must be a number >= 1, not {self.size}": not is_integer(self.size, 1),
-                f"augment.resize.shrink must be one of {names}, not {self.shrink}": self.shrink not in INTERPOLATIONS,
-                f"augment.resize.enlarge must be one of {names}, not {self.enlarge}": self.enlarge
-                not in INTERPOLATIONS,
+                f"interpolation must be one of {', '.join(INTERPOLATIONS)}, not {self.interpolation}": (
+                    self.interpolation not in INTERPOLATIONS
+                ),
             }
         )
 
     def __call__(self, image: Image) -> Image:
         """[H, W, 3] of any size to [size, size, 3]."""
-        name = self.shrink if max(image.shape[:2]) > self.size else self.enlarge
-        resized = cv2.resize(image, (self.size, self.size), interpolation=INTERPOLATIONS[name])
-        return np.asarray(resized, dtype=np.uint8)
+        square = (self.size, self.size)
+        if self.interpolation in ANTIALIASED:
+            batch = torch.from_numpy(np.require(image, requirements="W")).permute(2, 0, 1)[None]
+            resized = torch.nn.functional.interpolate(batch, square, mode=self.interpolation, antialias=True)
+            return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
+        if self.interpolation == "area":
+            method = cv2.INTER_AREA if max(image.shape[:2]) > self.size else cv2.INTER_LINEAR
+        else:
+            method = UNFILTERED[self.interpolation]
+        return np.asarray(cv2.resize(image, square, interpolation=method), dtype=np.uint8)
+
+    @property
+    def library(self) -> str:
+        """What makes the pixels, with its version."""
+        return f"torch {torch.__version__}" if self.interpolation in ANTIALIASED else f"OpenCV {cv2.__version__}"
 
     def times(self, factor: float) -> "Resize":
         """The same to a square `factor` times as wide."""

@@ -17,7 +17,7 @@ class InputRecord:
         size: side of the square, px. Other sizes work too: see `image_size`.
         mean: mean of each channel, for images in [0, 1].
         std: standard deviation of each channel, for images in [0, 1].
-        interpolation: how they were resized, by the weights' own record; nothing follows from it.
+        interpolation: how they were resized. Others work too: see `interpolation` in `conf/train.yaml`.
     """
 
     size: int

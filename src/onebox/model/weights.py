@@ -95,7 +95,7 @@ def check_record(name: str, given: InputRecord, own: InputRecord) -> None:
             advice.append(f"'model.backbone.input.{key}=[{','.join(map(str, theirs))}]'")
         elif key not in ("mean", "std") and mine != theirs:
             advice.append(f"model.backbone.input.{key}={theirs}")
-            advice += [f"image_size={theirs}"] if key == "size" else []
+            advice += [f"image_size={theirs}"] if key == "size" else [f"interpolation={theirs}"]
     refuse({f"the weights of {name} were trained on other images; add {' '.join(advice)}": bool(advice)})
 
 
