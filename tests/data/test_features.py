@@ -104,9 +104,10 @@ def test_features_are_computed_once_and_read_with_the_same_bits(make):
     [
         ([], "2", {"train", "val"}),
         (["image_size=40"], "1", {"train", "val"}),
-        (["augment.resize.shrink=nearest"], "1", {"train", "val"}),
+        (["interpolation=nearest"], "1", {"train", "val"}),
         (["augment.flip=0.1"], "1", {"train"}),
-        (["data.views=2"], "1", {"train"}),
+        (["data.views=5"], "1", {"train"}),
+        (["data.views=2"], "1", set()),
         (["data.limit=7"], "1", {"train", "val"}),
         (["seed=1"], "1", {"train"}),
         (["seed=1", "data.views_seed=0"], "1", set()),
@@ -119,6 +120,17 @@ def test_what_features_follow_from_makes_another_store(make, tmp_path, overrides
     make(*overrides, weights=weights)
     new = set((tmp_path / "cache/features").glob("*.json")) - before
     assert {"train" if '"split": "train"' in path.read_text() else "val" for path in new} == splits
+
+
+def test_more_views_are_added_to_those_that_are_there(make):
+    make("data.views=2")
+    make.computed.clear()
+    more = make("data.views=3")
+    num_images = len(more.dataset("train"))
+    assert sum(make.computed) == num_images + 1  # one image tells the sizes
+    others = make("data.views=3", store=False)
+    for mine, theirs in zip(batches(more, 1), batches(others, 1), strict=True):
+        assert torch.equal(mine.state[0], make.compute(theirs.images)[0].half())
 
 
 def test_who_is_stopped_while_computing_leaves_nothing(make, tmp_path):
@@ -146,7 +158,7 @@ def test_a_damaged_store_is_made_again(make, tmp_path, caplog, damage):
         else:
             np.save(path, np.zeros((2, 2), np.float16))
     after = batches(make(), 0)
-    assert caplog.text.count("is damaged, and is made again") == 2
+    assert caplog.text.count("is damaged, and is made again") == 4  # three views of train, one of val
     assert all(torch.equal(a.state[0], b.state[0]) for a, b in zip(before, after, strict=True))
 
 
@@ -180,8 +192,8 @@ def test_the_cache_lists_and_clears_features(make, tmp_path, caplog):
     found = {
         entry.data.partition(": ")[2]: entry for entry in cache.entries(tmp_path / "cache") if entry.kind == "features"
     }
-    entry = found["3 views of train, pooled"]
-    assert "1 view of val, pooled" in found
+    entry = found["train, view 2, pooled"]
+    assert "val, view 0, pooled" in found
     assert entry.size == (32, 32)
     assert entry.images > 0
     assert entry.num_bytes == entry.path.stat().st_size

@@ -193,7 +193,7 @@ def _describe(path: Path) -> dict[str, Any]:
         if path.suffix == ".npy":
             about = read_json(path.with_suffix(".json"))
             if path.parent.name == "features":
-                data = f"{about['data']}: {about['views']} of {about['split']}, {about['backbone']}"
+                data = f"{about['data']}: {about['split']}, view {about['view']}, {about['backbone']}"
                 return {"data": data, "images": about["images"], "size": (about["image_size"],) * 2}
             images, *size, _ = np.load(path, mmap_mode="r").shape
             return {"data": str(about["data"]), "images": images, "size": tuple(size)}

@@ -1,8 +1,8 @@
 """What a frozen part of a network gives for a split, computed once. B = batch size, V = views, N = images.
 
 A view of an image is its augmentation's draw with the number of the view in the place of the epoch. The features of
-all views lie in one file of the cache folder (see `onebox.data.cache`), as float16, maps channels-last. Its name is a
-hash of all that they follow from, so runs that differ only in what comes after share it.
+each view lie in a file of the cache folder (see `onebox.data.cache`), as float16, maps channels-last. Its name is a
+hash of all that they follow from, so runs that differ only in what comes after, or in the number of views, share it.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from onebox.errors import BadInput
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the file; part of its name
+FORMAT = 2  # of the file; part of its name
 CHUNK = 32  # images that are computed together, whatever the batch size: it may decide the last bits
 STATE, SHARE = "state ", "share "  # begin the names of columns: `Batch.state` by number, `Batch.shares` by name
 
@@ -77,64 +77,74 @@ class FeatureDataset(Dataset[Batch]):
         self.index = source.index
         self._source = source
         self._frozen = frozen
-        self._shape = (views, len(source))
         about = {
             "data": source.folder,
             "split": split,
             "images": len(source),
-            "views": f"{views} view{'s' * (views > 1)}",
             "image_size": source.image_size,
             "backbone": frozen.name,
         }
         follows_from = {
             "format": FORMAT,
-            "views": views,
             "images": source.fingerprint(),
             "augment": dict(augment) if source.is_random else None,
             "frozen": dict(frozen.follows_from),
         }
         key = hashlib.sha256(json.dumps(follows_from, sort_keys=True).encode()).hexdigest()[:24]
-        self._path = cache_dir / "features" / f"{key}.npy"
-        self._what = f"{split:5} features of {len(source):,} images x {about['views']}, {frozen.name}"
-        if self._path.exists():
-            log.info("%s: %s", self._what, self._path)
-        try:
-            array = open_array(
-                self._path,
-                shape=self._shape,
-                dtype=self._columns,
-                fill=self._compute,
-                about=about | {"follows_from": follows_from},
-                doing=f"computes features of {split} of",
-            )
-        except OSError as error:
-            raise BadInput(f"{self._path}: {error.strerror or error}; {_ADVICE}") from error
-        columns = {name: array[name] for name in array.dtype.names or ()}
-        self._boxes = columns["boxes"]
-        self._states = [column for name, column in columns.items() if name.startswith(STATE)]
-        self._shares = {name.removeprefix(SHARE): column for name, column in columns.items() if name.startswith(SHARE)}
+        self._paths = [cache_dir / "features" / f"{key}-{view}.npy" for view in range(views)]
+        self._what = f"{split:5} features of {len(source):,} images x {views} view{'s' * (views > 1)}, {frozen.name}"
+        if all(path.exists() for path in self._paths):
+            log.info("%s: %s", self._what, cache_dir / "features" / f"{key}-*.npy")
+        self._views = []
+        for view, path in enumerate(self._paths):
+            try:
+                array = open_array(
+                    path,
+                    shape=(len(source),),
+                    dtype=self._columns,
+                    fill=partial(self._compute, view),
+                    about=about | {"view": view, "follows_from": follows_from},
+                    doing=f"computes features of {split} of",
+                )
+            except OSError as error:
+                raise BadInput(f"{path}: {error.strerror or error}; {_ADVICE}") from error
+            self._views.append({name: array[name] for name in array.dtype.names or ()})
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         """The batch of these (view, row) keys."""
-        views, rows = (list(part) for part in zip(*keys, strict=True))
-        state = tuple(torch.from_numpy(column[views, rows]) for column in self._states)
+        views, rows = np.array(keys).T
+        columns = {name: self._gather(name, views, rows) for name in self._views[0]}
+        state = tuple(torch.from_numpy(column) for name, column in columns.items() if name.startswith(STATE))
         return Batch(
             images=None,
             state=tuple(column.permute(0, 3, 1, 2) if column.ndim == 4 else column for column in state),
-            boxes=torch.from_numpy(self._boxes[views, rows]),
+            boxes=torch.from_numpy(columns["boxes"]),
             labels=self.index.labels[rows],
             ids=tuple(self.index.ids[row] for row in rows),
-            shares={name: float(column[views, rows].mean()) for name, column in self._shares.items()},
+            shares={
+                name.removeprefix(SHARE): float(column.mean())
+                for name, column in columns.items()
+                if name.startswith(SHARE)
+            },
         )
 
+    def _gather(self, name: str, views: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[Any]:
+        """[B, ...] what one column holds of these keys."""
+        column = self._views[0][name]
+        gathered = np.empty((len(rows), *column.shape[1:]), column.dtype)
+        for view in np.unique(views):
+            chosen = views == view
+            gathered[chosen] = self._views[view][name][rows[chosen]]
+        return gathered
+
     def _columns(self) -> np.dtype[Any]:
-        """The columns of the file, from the features of one image.
+        """The columns of a file, from the features of one image.
 
         Raises:
-            BadInput: the file would not fit on the disk.
+            BadInput: the files that are not there yet would not fit on the disk.
         """
         batch = self._source[0]
         assert batch.images is not None
@@ -144,31 +154,34 @@ class FeatureDataset(Dataset[Batch]):
             + [("boxes", np.float32, (4,))]
             + [(f"{SHARE}{name}", np.float64) for name in batch.shares]
         )
-        size = columns.itemsize * self._shape[0] * self._shape[1] / 1e6
-        free = shutil.disk_usage(self._path.parent).free / 1e6
+        missing = [path for path in self._paths if not path.exists()]
+        size = columns.itemsize * len(self) * len(missing) / 1e6
+        folder = self._paths[0].parent
+        free = shutil.disk_usage(folder).free / 1e6
         if size > free:
-            raise BadInput(f"{self._path.parent}: {size:,.0f} MB of features, but {free:,.0f} MB are free; {_ADVICE}")
-        log.info("%s: computed once, %s MB in %s", self._what, f"{size:,.1f}", self._path)
+            raise BadInput(f"{folder}: {size:,.0f} MB of features, but {free:,.0f} MB are free; {_ADVICE}")
+        if not self._views:
+            log.info("%s: computed once, %s MB in %s", self._what, f"{size:,.1f}", folder)
         return columns
 
-    def _compute(self, array: NDArray[Any]) -> None:
+    def _compute(self, view: int, array: NDArray[Any]) -> None:
         start = time.perf_counter()
-        views, images = self._shape
-        chunks = list(product(range(views), range(0, images, CHUNK)))
-        for view, first in progress(chunks, total=len(chunks), description="computing features"):
-            rows = range(first, min(first + CHUNK, images))
+        chunks = range(0, len(self), CHUNK)
+        description = f"computing features, view {view + 1} of {len(self._paths)}"
+        for first in progress(chunks, total=len(chunks), description=description):
+            rows = range(first, min(first + CHUNK, len(self)))
             batches = [self._source.__getitems__([(view, row)]) for row in rows]
             states = self._frozen.compute(torch.cat([batch.images for batch in batches if batch.images is not None]))
             for number, state in enumerate(states):
                 half = _channels_last(state).half()
                 if not half.isfinite().all():
                     raise BadInput(f"features {self._frozen.name} exceed float16; set data.features=off")
-                array[f"{STATE}{number}"][view, rows.start : rows.stop] = half.numpy()
+                array[f"{STATE}{number}"][rows.start : rows.stop] = half.numpy()
             for row, batch in zip(rows, batches, strict=True):
-                array["boxes"][view, row] = batch.boxes[0].numpy()
+                array["boxes"][row] = batch.boxes[0].numpy()
                 for name, share in batch.shares.items():
-                    array[f"{SHARE}{name}"][view, row] = share
-        log.info("%.0f images/s", views * images / (time.perf_counter() - start))
+                    array[f"{SHARE}{name}"][row] = share
+        log.info("view %d: %.0f images/s", view, len(self) / (time.perf_counter() - start))
 
 
 _ADVICE = "lower data.views or image_size, choose another data.cache_dir, or set data.features=off"
