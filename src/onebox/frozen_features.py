@@ -1,8 +1,9 @@
 """Lets a fit train on stored features where the first part of its backbone stays frozen."""
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from onebox.callbacks.freeze import Freeze
 from onebox.data.datamodule import VocDataModule
 from onebox.data.features import Frozen
+from onebox.model.folding import fold_norms
+from onebox.model.localizer import Localizer
 from onebox.model.weights import weights_hash
 from onebox.module import LocalizationModule
 from onebox.runs.checkpoint import load_weights
@@ -66,12 +69,17 @@ def store_features(
     frozen = stages[: stages.index(until) + 1]
     device = trainer.strategy.root_device
 
+    @cache
+    def still() -> Localizer:
+        evaluates = copy.deepcopy(localizer).eval().to(device)
+        random = torch.Generator().manual_seed(0)
+        example = torch.rand(1, 3, data.image_size, data.image_size, generator=random).to(device)
+        fold_norms(evaluates, lambda: evaluates.prefix(example, until=until, mirrored=False))
+        return evaluates
+
     def compute(images: Tensor, *, mirrored: bool) -> Sequence[Tensor]:
-        network.eval()
         with torch.inference_mode():
-            state = localizer.to(device).prefix(images.to(device), until=until, mirrored=mirrored)
-        network.train()
-        return state
+            return still().prefix(images.to(device), until=until, mirrored=mirrored)
 
     name = backbone.get("name") or backbone["_target_"].rpartition(".")[2]
     follows_from = {

@@ -179,7 +179,10 @@ def test_weights_for_other_images_are_refused_with_what_to_paste():
             name="tf_efficientnet_b3.ns_jft_in1k", image_size=SIZE, levels=[32], pretrained=True, input=IMAGENET
         )
     advice = str(caught.value).partition("; add ")[2]
-    assert advice == "model.backbone.input.size=300 image_size=300 model.backbone.input.interpolation=bicubic interpolation=bicubic"
+    assert (
+        advice
+        == "model.backbone.input.size=300 image_size=300 model.backbone.input.interpolation=bicubic interpolation=bicubic"
+    )
     with pytest.raises(BadInput) as caught:
         timm_net.timm_net(
             name="tf_efficientnet_lite0",

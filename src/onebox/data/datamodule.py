@@ -149,6 +149,7 @@ class VocDataModule(LightningDataModule):
         self._ids = None if ids is None else [str(image_id) for image_id in ids]
         self._limit = limit
         self._transform = transform
+        self.image_size: int = transform.resize.size
         self._cache: Cache = cache
         self._cache_dir = Path(cache_dir)
         self._on_error: OnError = on_error
