@@ -57,13 +57,19 @@ def _finite(value: Any) -> Any:
 
 
 @contextmanager
-def alone(lock: Path, *, waiting: str) -> Iterator[None]:
-    """Hold a lock that ends with the process that holds it; log `waiting` when another process has it."""
+def alone(lock: Path, *, waiting: str | None) -> Iterator[None]:
+    """Hold a lock that ends with the process that holds it; log `waiting` when another process has it.
+
+    Raises:
+        Timeout: another process has it, and `waiting` is None.
+    """
     lock.parent.mkdir(parents=True, exist_ok=True)
     held = FileLock(lock)
     try:
         held.acquire(timeout=0)
     except Timeout:
+        if waiting is None:
+            raise
         log.info("%s (%s)", waiting, lock)
         held.acquire()
     try:

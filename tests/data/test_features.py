@@ -3,6 +3,7 @@ import logging
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,34 @@ def test_more_views_are_added_to_those_that_are_there(make):
     others = make("data.views=3", store=False)
     for mine, theirs in zip(batches(more, 1), batches(others, 1), strict=True):
         assert torch.equal(mine.state[0], make.compute(theirs.images)[0].half())
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # the child uses one
+def test_two_processes_share_the_views_that_are_missing(make, tmp_path):
+    """Each waits in its first view until the other is in another one."""
+    begun = tmp_path / "begun"
+    begun.mkdir()
+
+    def compute(images):
+        if len(images) > 1:
+            (begun / str(os.getpid())).touch()
+            while len(list(begun.iterdir())) < 2:
+                time.sleep(0.01)
+        return make.compute(images)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            torch.set_num_threads(1)  # other threads are not forked
+            make(compute=compute)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    mine = make(compute=compute)
+    num_images = len(mine.dataset("train"))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert 0 < sum(size for size in make.computed if size > 1) < 3 * num_images
+    assert len(list((tmp_path / "cache/features").glob("*.npy"))) == 4
 
 
 def test_who_is_stopped_while_computing_leaves_nothing(make, tmp_path):

@@ -62,7 +62,7 @@ def open_array(
     dtype: Callable[[], np.dtype[Any]],
     fill: Callable[[NDArray[Any]], None],
     about: dict[str, Any],
-    doing: str,
+    doing: str | None,
 ) -> NDArray[Any]:
     """An array in a file, mapped into memory: processes share it, and writing to it changes no file.
 
@@ -75,14 +75,16 @@ def open_array(
         dtype: gives that of its items; asked when there is no file yet.
         fill: writes the items.
         about: what people want to know of the file; `data` is where it comes from.
-        doing: what `fill` does with that, for who waits.
+        doing: what `fill` does with that, for who waits; None not to wait.
 
     Raises:
         OSError: the folder cannot be written, or there is not enough space.
+        Timeout: another process is making it, and `doing` is None.
     """
     array = _map(path, shape)
     if array is None:
-        with alone(path.with_suffix(".lock"), waiting=f"Waiting for another process that {doing} {about['data']}"):
+        waiting = doing and f"Waiting for another process that {doing} {about['data']}"
+        with alone(path.with_suffix(".lock"), waiting=waiting):
             array = _map(path, shape)
             if array is None:
                 if path.exists():

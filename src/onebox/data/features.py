@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -95,20 +96,30 @@ class FeatureDataset(Dataset[Batch]):
         self._what = f"{split:5} features of {len(source):,} images x {views} view{'s' * (views > 1)}, {frozen.name}"
         if all(path.exists() for path in self._paths):
             log.info("%s: %s", self._what, cache_dir / "features" / f"{key}-*.npy")
-        self._views = []
-        for view, path in enumerate(self._paths):
-            try:
-                array = open_array(
-                    path,
-                    shape=(len(source),),
-                    dtype=self._columns,
-                    fill=partial(self._compute, view),
-                    about=about | {"view": view, "follows_from": follows_from},
-                    doing=f"computes features of {split} of",
-                )
-            except OSError as error:
-                raise BadInput(f"{path}: {error.strerror or error}; {_ADVICE}") from error
-            self._views.append({name: array[name] for name in array.dtype.names or ()})
+        self._seconds: list[float] = []  # that each view took which was not there yet
+        opened: dict[int, dict[str, NDArray[Any]]] = {}
+        # Processes that want the same views share the work: each begins with what no other is computing.
+        for doing in (None, f"computes features of {split} of"):
+            for view, path in enumerate(self._paths):
+                if view in opened:
+                    continue
+                try:
+                    array = open_array(
+                        path,
+                        shape=(len(source),),
+                        dtype=self._columns,
+                        fill=partial(self._compute, view),
+                        about=about | {"view": view, "follows_from": follows_from},
+                        doing=doing,
+                    )
+                except Timeout:  # an OSError too
+                    continue
+                except OSError as error:
+                    raise BadInput(f"{path}: {error.strerror or error}; {_ADVICE}") from error
+                opened[view] = {name: array[name] for name in array.dtype.names or ()}
+        self._views = [opened[view] for view in range(views)]
+        if self._seconds:
+            log.info("%.0f images/s", len(source) * len(self._seconds) / sum(self._seconds))
 
     def __len__(self) -> int:
         return len(self.index)
@@ -160,7 +171,7 @@ class FeatureDataset(Dataset[Batch]):
         free = shutil.disk_usage(folder).free / 1e6
         if size > free:
             raise BadInput(f"{folder}: {size:,.0f} MB of features, but {free:,.0f} MB are free; {_ADVICE}")
-        if not self._views:
+        if not self._seconds:
             log.info("%s: computed once, %s MB in %s", self._what, f"{size:,.1f}", folder)
         return columns
 
@@ -181,7 +192,7 @@ class FeatureDataset(Dataset[Batch]):
                 array["boxes"][row] = batch.boxes[0].numpy()
                 for name, share in batch.shares.items():
                     array[f"{SHARE}{name}"][row] = share
-        log.info("view %d: %.0f images/s", view, len(self) / (time.perf_counter() - start))
+        self._seconds.append(time.perf_counter() - start)
 
 
 _ADVICE = "lower data.views or image_size, choose another data.cache_dir, or set data.features=off"
