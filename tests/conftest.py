@@ -6,7 +6,8 @@ import signal
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads would only wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,9 @@ from omegaconf import DictConfig, open_dict
 from PIL import Image
 
 from onebox.data.shapes import write_shapes
+from onebox.data.table import Table
+from onebox.data.voc import edges, read_record
+from onebox.errors import BadInput
 
 Compose = Callable[..., DictConfig]
 
@@ -81,6 +85,16 @@ OBJECT_XML = """<object>
   <name>{name}</name><pose>Left</pose><truncated>0</truncated><difficult>{difficult}</difficult>
   <bndbox><xmin>{box[0]}</xmin><ymin>{box[1]}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox>
 </object>"""
+
+
+def read_annotation(path: Path, *, box_origin: int = 1, label_of: Mapping[str, int] | None = None) -> Table:
+    """One XML file, judged as training judges it, with the corners of its boxes as edges in px."""
+    from onebox.data.index import annotation_problems  # imports torch, which not every test needs
+
+    table = Table.from_records([path.stem], np.zeros((1, 3), np.int64), [read_record(str(path))])
+    for problem in annotation_problems(table, label_of=label_of, box_origin=box_origin).values():
+        raise BadInput(f"{path}: {problem}")
+    return replace(table, corners=np.stack(edges(table.corners.T, box_origin), axis=1))
 
 
 class Tree:

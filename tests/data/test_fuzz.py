@@ -17,10 +17,10 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tests.conftest import read_annotation
 
 from onebox.data.check_image import _read_all
 from onebox.data.image import read_image
-from onebox.data.voc import read_annotation
 from onebox.errors import BadInput
 
 NIGHTLY = os.environ.get("ONEBOX_NIGHTLY") == "1"
@@ -167,15 +167,14 @@ def test_an_accepted_annotation_says_what_the_file_says(xml_path, data, box_orig
     if read is None:
         return
     (width, height), boxes = plain_reading(data)
-    assert (read.width, read.height) == (width, height)
-    assert 1 <= read.width < 2**31 and 1 <= read.height < 2**31
-    expected = [(x1 - box_origin, y1 - box_origin, x2, y2) for x1, y1, x2, y2 in boxes]
-    assert [item.box_px for item in read.objects] == expected
-    for item in read.objects:
-        x1, y1, x2, y2 = item.box_px
-        assert all(math.isfinite(edge) for edge in item.box_px)
+    assert read.sizes.tolist() == [[height, width]]
+    assert 1 <= width < 2**31 and 1 <= height < 2**31
+    assert read.corners.tolist() == [[x1 - box_origin, y1 - box_origin, x2, y2] for x1, y1, x2, y2 in boxes]
+    assert all(read.class_names) and len(read.names) == len(boxes)
+    for x1, y1, x2, y2 in read.corners.tolist():
+        assert all(math.isfinite(edge) for edge in (x1, y1, x2, y2))
         assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
-        assert item.name and item.area_px > 0
+        assert (x2 - x1) * (y2 - y1) > 0
 
 
 # --- JPEG

@@ -16,7 +16,7 @@ from onebox.data import catalog
 from onebox.data.catalog import Catalog, read_table, table_path
 from onebox.data.processes import process_map
 from onebox.data.table import Table
-from onebox.data.voc import DIFFICULT, OCCLUDED, TRUNCATED, VocTree, read_annotation, read_record
+from onebox.data.voc import VocTree, read_record
 from onebox.errors import BadInput
 
 DOG = ("dog", (1, 1, 30, 20))
@@ -24,7 +24,7 @@ CAT = ("cat", (5, 5, 55, 35))
 
 
 def same(one: Table, other: Table) -> bool:
-    columns = ("stamps", "sizes", "first", "names", "flags", "corners")
+    columns = ("stamps", "sizes", "first", "names", "difficult", "corners")
     return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in columns) and (
         (one.ids, one.class_names, one.problems) == (other.ids, other.class_names, other.problems)
     )
@@ -58,14 +58,13 @@ def test_a_table_holds_what_the_files_say(tree, tmp_path):
     tree.add("a", DOG, CAT, difficult=[1], size=(60, 40))
     tree.add("b")
     path = tree.folder / "Annotations/a.xml"
-    path.write_text(path.read_text().replace("<truncated>0", "<occluded>1</occluded><truncated>1", 1))
     table = read_table(VocTree(tree.folder), tmp_path / "cache")
     assert table.ids == ("a", "b")
     assert table.sizes.tolist() == [[40, 60], [40, 60]]
     assert table.first.tolist() == [0, 2, 2]
     assert [table.class_names[name] for name in table.names] == ["dog", "cat"]
     assert table.corners.tolist() == [[1, 1, 30, 20], [5, 5, 55, 35]]
-    assert table.flags.tolist() == [TRUNCATED | OCCLUDED, DIFFICULT]
+    assert table.difficult.tolist() == [False, True]
     assert table.stamps[0].tolist() == [path.stat().st_size, path.stat().st_mtime_ns, path.stat().st_ctime_ns]
 
 
@@ -281,8 +280,7 @@ def test_entities_are_refused_in_every_encoding(tmp_path, encoding):
     # An encoding that hides the markup from a search of the bytes, behind a head that can be read.
     data = head.encode() + body.encode("cp037") if encoding == "cp037" else (head + body).encode(encoding)
     path.write_bytes(data)
-    with pytest.raises(BadInput, match="not a readable VOC annotation"):
-        read_annotation(path, box_origin=1)
+    assert "not a readable VOC annotation" in read_record(str(path))
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "iso-8859-1"])
@@ -291,8 +289,7 @@ def test_other_encodings_are_read(tree, encoding):
     path = tree.folder / "Annotations/a.xml"
     name = "utf-8" if encoding == "utf-8-sig" else encoding
     path.write_bytes((f"<?xml version='1.0' encoding='{name}'?>" + path.read_text()).encode(encoding))
-    (item,) = read_annotation(path, box_origin=1).objects
-    assert (item.name, item.box_px) == ("vélo", (0.5, 0, 30.25, 20))
+    assert read_record(str(path)) == (60, 40, [("vélo", False, 1.5, 1, 30.25, 20)])
 
 
 def test_a_file_name_inside_an_annotation_or_a_list_leads_nowhere(composed, tree, tmp_path):

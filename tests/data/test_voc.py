@@ -1,7 +1,9 @@
+import numpy as np
 import pytest
 from defusedxml import ElementTree
+from tests.conftest import read_annotation
 
-from onebox.data.voc import VocTree, labels_and_boxes, read_annotation
+from onebox.data.voc import VocTree, read_record
 from onebox.errors import BadInput
 
 # The notebook's classes: background first.
@@ -9,27 +11,26 @@ CLASSES = ["background", "aeroplane", "bicycle", "dog"]
 LABEL_OF = {name: label for label, name in enumerate(CLASSES)}
 
 
-def test_labels_and_boxes_of_the_notebooks_image(tree):
+def test_class_and_box_of_the_notebooks_image(tree):
     tree.add("2008_000001", ("aeroplane", (39, 119, 493, 252)), size=(500, 333))
-    labels, boxes = labels_and_boxes(
-        read_annotation(tree.folder / "Annotations/2008_000001.xml", box_origin=1), LABEL_OF
-    )
-    assert labels == [1]
+    table = read_annotation(tree.folder / "Annotations/2008_000001.xml", label_of=LABEL_OF)
+    assert table.class_names == ("aeroplane",)
     # The notebook reads (39, 119, 454, 133) as xywh; VOC's pixel 39 is the one between the edges 38 and 39.
-    assert boxes == [(38, 118, 493, 252)]
+    assert table.corners.tolist() == [[38, 118, 493, 252]]
 
 
 def test_all_objects_come_in_file_order(tree):
     tree.add("a", ("dog", (1, 1, 60, 40)), ("bicycle", (2, 3, 4, 5)), difficult=[1])
-    annotation = read_annotation(tree.folder / "Annotations/a.xml", box_origin=1)
-    assert labels_and_boxes(annotation, LABEL_OF) == ([3, 2], [(0, 0, 60, 40), (1, 2, 4, 5)])
-    assert [item.difficult for item in annotation.objects] == [False, True]
+    table = read_annotation(tree.folder / "Annotations/a.xml", label_of=LABEL_OF)
+    assert [table.class_names[name] for name in table.names] == ["dog", "bicycle"]
+    assert table.corners.tolist() == [[0, 0, 60, 40], [1, 2, 4, 5]]
+    assert table.difficult.tolist() == [False, True]
 
 
 def test_box_origin_0_takes_the_numbers_as_edges(tree):
     tree.add("a", ("dog", (0, 0, 60, 40)))
-    annotation = read_annotation(tree.folder / "Annotations/a.xml", box_origin=0)
-    assert annotation.objects[0].box_px == (0, 0, 60, 40)
+    table = read_annotation(tree.folder / "Annotations/a.xml", box_origin=0)
+    assert table.corners.tolist() == [[0, 0, 60, 40]]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_box_origin_0_takes_the_numbers_as_edges(tree):
 def test_a_wrong_box_is_refused_with_the_files_name(tree, box):
     tree.add("a", ("dog", box))
     with pytest.raises(BadInput, match=r"a\.xml: .*(box_origin|correct or remove)"):
-        read_annotation(tree.folder / "Annotations/a.xml", box_origin=1)
+        read_annotation(tree.folder / "Annotations/a.xml")
 
 
 @pytest.mark.parametrize("width", ["0", "-60", "60.5", "1e300", "2147483648"])
@@ -60,7 +61,7 @@ def test_a_size_that_no_image_has_is_refused(tree, width):
     path = tree.folder / "Annotations/a.xml"
     path.write_text(path.read_text().replace("<width>60<", f"<width>{width}<"))
     with pytest.raises(BadInput, match=r"a\.xml: <size/width> is .*not a number of pixels; correct it"):
-        read_annotation(path, box_origin=1)
+        read_annotation(path)
 
 
 @pytest.mark.parametrize("name", ["<name> </name>", ""])
@@ -69,7 +70,7 @@ def test_an_object_without_a_class_is_refused(tree, name):
     path = tree.folder / "Annotations/a.xml"
     path.write_text(path.read_text().replace("<name>dog</name>", name))
     with pytest.raises(BadInput, match=r"a\.xml: <name> is (empty|missing); "):
-        read_annotation(path, box_origin=1)
+        read_annotation(path)
 
 
 @pytest.mark.parametrize(
@@ -88,15 +89,15 @@ def test_a_broken_or_hostile_file_is_refused_with_its_name(tmp_path, text):
     path = tmp_path / "a.xml"
     path.write_text(text)
     with pytest.raises(BadInput, match=r"a\.xml: "):
-        read_annotation(path, box_origin=1)
+        read_annotation(path)
 
 
 def test_utf_16_is_read_like_utf_8(tree):
     tree.add("a", ("dog", (1, 1, 30, 20)))
     path = tree.folder / "Annotations/a.xml"
-    expected = read_annotation(path, box_origin=1)
-    path.write_text(path.read_text(), encoding="utf-16")
-    assert read_annotation(path, box_origin=1) == expected
+    for encoding in ("utf-8", "utf-16"):
+        path.write_text(path.read_text(), encoding=encoding)
+        assert read_record(str(path)) == (60, 40, [("dog", False, 1, 1, 30, 20)])
 
 
 @pytest.mark.parametrize("name", ["../../../etc/passwd", "/etc/passwd", "other.png", ""])
@@ -104,14 +105,14 @@ def test_the_file_name_in_the_annotation_is_not_followed(tree, name):
     tree.add("a", ("dog", (1, 1, 30, 20)))
     path = tree.folder / "Annotations/a.xml"
     path.write_text(path.read_text().replace("a.jpg", name))
-    assert read_annotation(path, box_origin=1).objects[0].box_px == (0, 0, 30, 20)
+    assert read_annotation(path).corners.tolist() == [[0, 0, 30, 20]]
     assert VocTree(tree.folder).image_path("a") == tree.folder / "JPEGImages/a.jpg"
 
 
 def test_an_unknown_class_is_refused_with_the_known_ones(tree):
     tree.add("a", ("unicorn", (1, 1, 10, 10)))
     with pytest.raises(BadInput, match=r"a\.xml: class 'unicorn' is not in data\.classes \(background, aeroplane"):
-        labels_and_boxes(read_annotation(tree.folder / "Annotations/a.xml", box_origin=1), LABEL_OF)
+        read_annotation(tree.folder / "Annotations/a.xml", label_of=LABEL_OF)
 
 
 def test_a_missing_folder_list_image_or_annotation_is_named(tree, tmp_path):
@@ -124,7 +125,7 @@ def test_a_missing_folder_list_image_or_annotation_is_named(tree, tmp_path):
     with pytest.raises(BadInput, match=r"a\.jpg: no such image"):
         voc.image_path("a")
     with pytest.raises(BadInput, match=r"a\.xml: no such file"):
-        read_annotation(voc.annotation_path("a"), box_origin=1)
+        read_annotation(voc.annotation_path("a"))
 
 
 def test_two_images_of_one_id_are_refused_unless_the_first_will_do(tree):
@@ -157,9 +158,8 @@ def test_reading_agrees_with_torchvision_on_real_voc(voc_root):
     assert len(ids) == len(reference) == 193
     for image_id, number in zip(ids, range(len(reference)), strict=True):
         theirs = reference.parse_voc_xml(ElementTree.parse(reference.annotations[number]).getroot())
-        mine = read_annotation(tree.annotation_path(image_id), box_origin=1)
-        expected = [
-            (item["name"], tuple(float(item["bndbox"][edge]) for edge in ("xmin", "ymin", "xmax", "ymax")))
-            for item in theirs["annotation"]["object"]
-        ]
-        assert [(o.name, (o.box_px[0] + 1, o.box_px[1] + 1, *o.box_px[2:])) for o in mine.objects] == expected
+        mine = read_annotation(tree.annotation_path(image_id))
+        expected = theirs["annotation"]["object"]
+        assert [mine.class_names[name] for name in mine.names] == [item["name"] for item in expected]
+        boxes = [[float(item["bndbox"][edge]) for edge in ("xmin", "ymin", "xmax", "ymax")] for item in expected]
+        assert (mine.corners + np.array([1, 1, 0, 0])).tolist() == boxes

@@ -63,7 +63,7 @@ def check(root: Path, *, box_origin: int, classes: Sequence[str] | None, voc_cla
 
     Args:
         root: a tree, or a folder of trees.
-        box_origin: see `read_annotation`.
+        box_origin: see `onebox.data.voc.edges`.
         classes: names that objects may have; None: those of VOC in trees called VOC..., anything in others.
         voc_classes: the names of VOC.
 

@@ -10,7 +10,7 @@ from typing import Literal
 import PIL.Image
 
 from onebox.data.image import read_image
-from onebox.data.voc import DIFFICULT, VocObject, VocTree, edges, is_inside, read_parts, wrong_box
+from onebox.data.voc import VocObject, VocTree, edges, is_inside, read_parts, wrong_box
 from onebox.errors import BadInput
 
 SUFFIX_KIND = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP"}
@@ -58,7 +58,7 @@ def check_image(
     Args:
         tree: where it is.
         image_id: its name there.
-        box_origin: see `read_annotation`.
+        box_origin: see `onebox.data.voc.edges`.
         classes: names that objects may have; None: any.
         listed: whether a list names it; if not, training comes to it only by the list `*`, and errors are warnings.
     """
@@ -99,10 +99,10 @@ def _read_all(
     objects, zero_based = [], 0
     if not width or not height:  # no box can be judged
         raw = []
-    for name, flags, *corners in raw:
+    for name, difficult, *corners in raw:
         box_px = edges(corners, box_origin)
         if is_inside(*box_px, width, height):
-            objects.append(VocObject(name, box_px, bool(flags & DIFFICULT)))
+            objects.append(VocObject(name, box_px, difficult))
         else:
             problems.append(wrong_box(corners, width, height))
             zero_based += bool(is_inside(*edges(corners, 0), width, height))

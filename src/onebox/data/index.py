@@ -13,7 +13,7 @@ from torch import Tensor
 
 from onebox.data.catalog import Catalog
 from onebox.data.table import Ints, Table
-from onebox.data.voc import DIFFICULT, edges, is_inside, unknown_class, wrong_box
+from onebox.data.voc import edges, is_inside, unknown_class, wrong_box
 from onebox.errors import BadInput
 
 Select = Literal["single", "largest"]
@@ -125,7 +125,7 @@ def build_index(
         label_of: the label of each class name.
         select: `single` keeps images with exactly one object, `largest` takes each image's object of largest area.
         include_difficult: whether objects marked difficult count at all.
-        box_origin: see `onebox.data.voc.read_annotation`.
+        box_origin: see `onebox.data.voc.edges`.
         ids: keep only these; None keeps all.
         limit: keep only the first so many; None keeps all.
         on_error: what to do with images that cannot be used: `raise` an error or `skip` them.
@@ -236,7 +236,7 @@ def check_disjoint(splits: Mapping[str, Iterable[str]]) -> None:
 
 def _choose(table: Table, *, include_difficult: bool, box_origin: int) -> tuple[Ints, Ints]:
     """How many objects each row has that count, and which of them is the largest; the first one, when several are."""
-    objects = np.flatnonzero(include_difficult | ((table.flags & DIFFICULT) == 0))
+    objects = np.flatnonzero(include_difficult | ~table.difficult)
     owners = table.owners[objects]
     x1, y1, x2, y2 = edges(table.corners[objects].T, box_origin)
     order = np.lexsort((objects, -(x2 - x1) * (y2 - y1), owners))

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from onebox.data.voc import Record
 from onebox.files import replacing
 
-SCHEMA = 1  # of the file; another number is as good as no file
+SCHEMA = 2  # of the file; another number is as good as no file
 UNCHECKED = -1
 
 Ints = NDArray[np.int64]
-COLUMNS = ("stamps", "sizes", "first", "names", "flags", "corners", "image_stamps")
+COLUMNS = ("stamps", "sizes", "first", "names", "difficult", "corners", "image_stamps")
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class Table:
         sizes: [N, 2] height and width in px as annotated; 0 where `problems` has the row.
         first: [N + 1] the objects of row i are first[i] to first[i + 1].
         names: [M] int32, the object's class as a row of `class_names`.
-        flags: [M] uint8, bits of `onebox.data.voc`.
+        difficult: [M] bool, whether the object is marked so.
         corners: [M, 4] float64, xmin ymin xmax ymax as the file has them.
         image_stamps: [N, 2] of each image file when it was last checked: size in bytes, and when its content changed,
             in ns; -1 when it never was.
@@ -43,7 +43,7 @@ class Table:
     sizes: Ints
     first: Ints
     names: NDArray[np.int32]
-    flags: NDArray[np.uint8]
+    difficult: NDArray[np.bool_]
     corners: NDArray[np.float64]
     image_stamps: Ints
     class_names: tuple[str, ...]
@@ -77,7 +77,7 @@ class Table:
             sizes=np.array([(height, width) for width, height, _ in good], dtype=np.int64).reshape(-1, 2),
             first=np.cumsum([0, *(len(found) for *_, found in good)], dtype=np.int64),
             names=np.array([number[item[0]] for item in objects], dtype=np.int32),
-            flags=np.array([item[1] for item in objects], dtype=np.uint8),
+            difficult=np.array([item[1] for item in objects], dtype=bool),
             corners=np.array([item[2:] for item in objects], dtype=np.float64).reshape(-1, 4),
             image_stamps=np.full((len(good), 2), UNCHECKED, dtype=np.int64),
             class_names=class_names,
@@ -98,7 +98,7 @@ class Table:
             sizes=self.sizes[rows],
             first=first,
             names=names.astype(np.int32),
-            flags=self.flags[objects],
+            difficult=self.difficult[objects],
             corners=self.corners[objects],
             image_stamps=self.image_stamps[rows],
             class_names=tuple(self.class_names[name] for name in used.tolist()),
@@ -179,7 +179,7 @@ def join(tables: Sequence[Table]) -> Table:
         sizes=np.concatenate([table.sizes for table in tables]),
         first=np.concatenate([*firsts, objects[-1:]]).astype(np.int64),
         names=np.concatenate([codes[table.names] for codes, table in zip(renumber, tables, strict=True)]),
-        flags=np.concatenate([table.flags for table in tables]),
+        difficult=np.concatenate([table.difficult for table in tables]),
         corners=np.concatenate([table.corners for table in tables]),
         image_stamps=np.concatenate([table.image_stamps for table in tables]),
         class_names=class_names,

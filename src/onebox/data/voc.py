@@ -20,12 +20,11 @@ IMAGE_SUFFIXES = frozenset(
     for suffix in ("jpg", "jpeg", "png", "webp", "bmp")
     for letters in itertools.product(*zip(suffix, suffix.upper(), strict=True))
 )
-DIFFICULT, TRUNCATED, OCCLUDED = 1, 2, 4  # bits of an object's flags
 MAX_SIDE = 1 << 24  # px; float32 counts pixels exactly up to here
 
 NO_ANNOTATION = "no such file; add the annotation, or take the image out of its list"
 
-RawObject = tuple[str, int, float, float, float, float]  # class name, flags, xmin ymin xmax ymax as the file has them
+RawObject = tuple[str, bool, float, float, float, float]  # class, difficult, xmin ymin xmax ymax as the file has them
 Record = tuple[int, int, list[RawObject]]  # width and height in px, objects in file order
 
 
@@ -36,64 +35,6 @@ class VocObject:
     name: str
     box_px: tuple[float, float, float, float]
     difficult: bool
-
-    @property
-    def area_px(self) -> float:
-        """Area in square pixels."""
-        x1, y1, x2, y2 = self.box_px
-        return (x2 - x1) * (y2 - y1)
-
-
-@dataclass(frozen=True, slots=True)
-class Annotation:
-    """What one XML file says of one image; sizes in px."""
-
-    path: Path
-    width: int
-    height: int
-    objects: tuple[VocObject, ...]
-
-
-def read_annotation(path: Path, *, box_origin: int) -> Annotation:
-    """Read one VOC XML file.
-
-    Args:
-        path: the XML file.
-        box_origin: 1 for VOC, whose pixels count from 1 and whose xmax, ymax are inside the box; 0 for tools that
-            write the edges of the box in pixels from 0.
-
-    Raises:
-        BadInput: the file cannot be read, lacks a tag, or has a box that is empty or outside its image.
-    """
-    record = read_record(str(path))
-    if isinstance(record, str):
-        raise BadInput(f"{path}: {record}")
-    width, height, raw = record
-    objects = []
-    for name, flags, *corners in raw:
-        box_px = edges(corners, box_origin)
-        if not is_inside(*box_px, width, height):
-            raise BadInput(f"{path}: {wrong_box(corners, width, height)}")
-        objects.append(VocObject(name, box_px, bool(flags & DIFFICULT)))
-    return Annotation(path, width, height, tuple(objects))
-
-
-def labels_and_boxes(
-    annotation: Annotation, label_of: Mapping[str, int]
-) -> tuple[list[int], list[tuple[float, float, float, float]]]:
-    """Class indices and boxes (xyxy, px) of all objects of one annotation, in file order.
-
-    Args:
-        annotation: the parsed file.
-        label_of: the label of each class name.
-
-    Raises:
-        BadInput: an object's class is not in `label_of`.
-    """
-    for item in annotation.objects:
-        if item.name not in label_of:
-            raise BadInput(f"{annotation.path}: {unknown_class(item.name, label_of)}")
-    return [label_of[item.name] for item in annotation.objects], [item.box_px for item in annotation.objects]
 
 
 def read_record(path: str) -> Record | str:
@@ -138,6 +79,11 @@ def edges(corners: Iterable[Any], box_origin: int) -> tuple[Any, Any, Any, Any]:
     """xmin, ymin, xmax, ymax (numbers or arrays) as 0-based edges.
 
     The one place where VOC's 1-based, inclusive pixels are changed.
+
+    Args:
+        corners: as the file has them.
+        box_origin: 1 for VOC, whose pixels count from 1 and whose xmax, ymax are inside the box; 0 for tools that
+            write the edges of the box in pixels from 0.
     """
     xmin, ymin, xmax, ymax = corners
     return xmin - box_origin, ymin - box_origin, xmax, ymax
@@ -318,15 +264,12 @@ class _Wrong(Exception):
 
 def _read_object(item: Element) -> RawObject:
     boxes = item.findall("bndbox")
-    flags = 0
-    for bit, tag in ((DIFFICULT, "difficult"), (TRUNCATED, "truncated"), (OCCLUDED, "occluded")):
-        if (item.findtext(tag) or "").strip() == "1":
-            flags |= bit
+    difficult = (item.findtext("difficult") or "").strip() == "1"
     corners = [_number(boxes, "bndbox", tag) for tag in ("xmin", "ymin", "xmax", "ymax")]
     name = _text([item], "name", "name")
     if not name:
         raise _Wrong("<name> is empty; name the object's class")
-    return name, flags, corners[0], corners[1], corners[2], corners[3]
+    return name, difficult, corners[0], corners[1], corners[2], corners[3]
 
 
 def _side(sizes: list[Element], tag: str) -> int:
