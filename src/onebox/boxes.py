@@ -29,19 +29,15 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
     return box_convert(boxes, "xyxy", "cxcywh")
 
 
-def norm(boxes_px: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Pixels to [0, 1], in any of the three formats.
+def unnorm(boxes: Tensor, shape: tuple[int, int]) -> Tensor:
+    """[0, 1] to pixels, in any of the three formats.
 
     Args:
-        boxes_px: [N, 4] or [4], px.
+        boxes: [N, 4] or [4].
         shape: (height, width) of the image, px.
     """
-    return boxes_px / _scale(boxes_px, shape)
-
-
-def unnorm(boxes: Tensor, shape: tuple[int, int]) -> Tensor:
-    """[0, 1] to pixels, in any of the three formats; the inverse of `norm`."""
-    return boxes * _scale(boxes, shape)
+    height, width = shape
+    return boxes * torch.tensor([width, height, width, height], dtype=torch.float32, device=boxes.device)
 
 
 def clip(boxes: Tensor) -> Tensor:
@@ -58,8 +54,3 @@ def mirror(boxes: Tensor) -> Tensor:
 def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
     """IoU of each box with the one in the same row: two [N, 4] xyxy to [N]."""
     return box_iou(boxes[:, None], others[:, None])[:, 0, 0]
-
-
-def _scale(boxes: Tensor, shape: tuple[int, int]) -> Tensor:
-    height, width = shape
-    return torch.tensor([width, height, width, height], dtype=torch.float32, device=boxes.device)
