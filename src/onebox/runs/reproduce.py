@@ -1,10 +1,8 @@
 """A finished run once more: its config for another directory, and how the second one compares with the first."""
 
-import hashlib
 import math
 import os
 import platform
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,13 +185,12 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[Dif
 def _facts(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     git = record.get("git")
     if git:
-        patch = git.get("patch") or (hashlib.sha256(git["diff"].encode()).hexdigest()[:12] if git.get("diff") else "")
-        yield "code", git["sha"][:9] + (f" with changes {patch}" if patch else "")
+        yield "code", git["sha"][:9] + (f" with changes {git['patch']}" if git.get("patch") else "")
     for key in ("python", "system"):
         if key in record:
             yield key, str(record[key])
     for name, version in record.get("packages", {}).items():
-        yield f"package {re.sub(r'[-_.]+', '-', name).lower()}", str(version)
+        yield f"package {name}", str(version)
     for part in ("environment", "hardware"):
         for name, value in record.get(part, {}).items():
             yield f"{part} {name}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)
