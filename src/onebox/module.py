@@ -121,10 +121,7 @@ class LocalizationModule(LightningModule):
         self._read_steps(self.global_step - 1)
         losses, metrics = self.train_results.pop()
         self._log("train", losses | _balance(losses) | {name: metrics.micro[name] for name in TRAIN_METRICS})
-        reduce = self.trainer.strategy.reduce
-        self.loss.weighting.end_epoch(
-            {name: reduce(losses[f"loss_{name}"], reduce_op="mean") for name in self.loss.terms}
-        )
+        self.loss.weighting.end_epoch({name: losses[f"loss_{name}"] for name in self.loss.terms})
         scheduler = self.lr_schedulers() if self.make_scheduler is not None else None
         if isinstance(scheduler, Plateau) and (scheduler.monitor.startswith("train/") or self._has_validated()):
             scheduler.step(self._monitored(scheduler.monitor))
