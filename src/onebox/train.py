@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException
 from hydra.experimental.callback import Callback as HydraCallback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from onebox.build import build_data, build_module, build_trainer, fill_in, quieten, run_trainer, use_threads
@@ -105,6 +105,7 @@ class ClaimDirectory(HydraCallback):
         """Called once before a single run."""
         from onebox import ranks
         from onebox.runs.claim import claim
+        from onebox.runs.composition import without_hydra
         from onebox.runs.fingerprint import fingerprints
 
         number = ranks.rank(config.trainer)
@@ -112,10 +113,7 @@ class ClaimDirectory(HydraCallback):
             ranks.prepare(config, number)
             return
         folder = Path(config.hydra.run.dir)  # not of the copy, whose time stamp would be another
-        cfg = config.copy()
-        with open_dict(cfg):
-            del cfg["hydra"]
-            cfg.run_dir = str(folder)
+        cfg = without_hydra(config, run_dir=str(folder))
         try:
             claim(folder, fingerprint=fingerprints(cfg)["fingerprint"], resume=cfg.resume)
         except USER_ERRORS as error:
@@ -155,13 +153,11 @@ def register_plugins() -> None:
 
 def job_fingerprint(root: DictConfig) -> str:
     """The name of a sweep's folder for the job that Hydra has composed."""
+    from onebox.runs.composition import without_hydra
     from onebox.runs.fingerprint import fingerprints
 
-    cfg = root.copy()
-    with open_dict(cfg):
-        del cfg["hydra"]
-        cfg.run_dir = ""  # depends on what is asked for, and never counts
-    return fingerprints(cfg)["fingerprint"]
+    # run_dir depends on what is asked for, and never counts.
+    return fingerprints(without_hydra(root, run_dir=""))["fingerprint"]
 
 
 OmegaConf.register_new_resolver("fingerprint", lambda *, _root_: job_fingerprint(_root_), replace=True)
@@ -181,21 +177,19 @@ def train(cfg: DictConfig) -> Value:
     from onebox import ranks
     from onebox.callbacks.hparams import session
     from onebox.runs.claim import claim, release
-    from onebox.runs.composition import composition
-    from onebox.runs.fingerprint import fingerprints
+    from onebox.runs.composition import run_facts
     from onebox.runs.preemption import sigterm_raises
     from onebox.runs.provenance import source_fingerprint
     from onebox.runs.record import RankRecord, RunRecord
     from onebox.sweep.job import Done, stored_objective, take
 
     run_dir = Path(os.path.relpath(cfg.run_dir))
-    prints = fingerprints(cfg)
+    facts = run_facts(cfg, HydraConfig.get())
     number = ranks.rank(cfg.trainer)
     if number is not None and ranks.is_served(number):
         with ranks.as_rank(number), sigterm_raises():
             use_threads(cfg, capped=True)
-            return _train(cfg, run_dir, RankRecord(run_dir, number), prints["fingerprint"])
-    choices = _choices()
+            return _train(cfg, run_dir, RankRecord(run_dir, number), facts["fingerprint"])
     in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
     if in_sweep:
         try:
@@ -209,19 +203,10 @@ def train(cfg: DictConfig) -> Value:
         except Done as done:
             return done.value
     else:
-        earlier = claim(run_dir, fingerprint=prints["fingerprint"], resume=cfg.resume)
-    record = RunRecord(
-        run_dir,
-        earlier,
-        name=cfg.name,
-        seed=cfg.seed,
-        **prints,
-        choices=choices,
-        overrides=list(HydraConfig.get().overrides.task),
-        **composition(cfg, choices),
-    )
+        earlier = claim(run_dir, fingerprint=facts["fingerprint"], resume=cfg.resume)
+    record = RunRecord(run_dir, earlier, **facts)
     try:
-        hparams, varied = _hparams(cfg, run_dir.parent if in_sweep else None)
+        hparams, varied = _hparams(cfg, facts, run_dir.parent if in_sweep else None)
         with sigterm_raises(), record:
             validate(cfg)  # before tensorboard is imported, which takes longer
             with session(_tensorboard_folder(cfg), hparams, varied, RESULT_TAGS):
@@ -232,7 +217,7 @@ def train(cfg: DictConfig) -> Value:
                         record.reread()
                     return stored_objective(run_dir, _objective(cfg))
                 use_threads(cfg, capped=in_sweep)
-                return _train(cfg, run_dir, record, prints["fingerprint"])
+                return _train(cfg, run_dir, record, facts["fingerprint"])
     except (Preempted, KeyboardInterrupt) as error:
         error.args = (f"{error or 'stopped by hand'}; onebox-train resume={run_dir} goes on",)
         raise
@@ -400,13 +385,9 @@ def _stored_arguments(argument: str) -> Iterator[str]:
     yield from [*overrides, f"hydra.run.dir='{folder}'", "hydra.mode=RUN"]  # a job of a sweep goes on alone
 
 
-def _choices() -> dict[str, str | None]:
-    """The option chosen in each group of onebox."""
-    choices: dict[str, str | None] = HydraConfig.get().runtime.choices
-    return {group: option for group, option in choices.items() if not group.startswith("hydra/")}
-
-
-def _hparams(cfg: DictConfig, sweep: Path | None) -> tuple[dict[str, bool | float | str], set[str]]:
+def _hparams(
+    cfg: DictConfig, facts: Mapping[str, Any], sweep: Path | None
+) -> tuple[dict[str, bool | float | str], set[str]]:
     """What the HPARAMS tab shows, and what of it first.
 
     These are the groups and keys of `cfg.hparams`, and what was overridden by hand. In the folder of a sweep also what
@@ -415,11 +396,10 @@ def _hparams(cfg: DictConfig, sweep: Path | None) -> tuple[dict[str, bool | floa
     from onebox.sweep.plan_file import read_plan
 
     planned = [job["overrides"] for job in read_plan(sweep).get("jobs", [])] if sweep is not None else []
-    overrides = dict.fromkeys([*HydraConfig.get().overrides.task, *(text for job in planned for text in job)])
+    overrides = dict.fromkeys([*facts["overrides"], *(text for job in planned for text in job)])
     by_hand = {text: text.partition("=")[0].lstrip("+~") for text in overrides}
     varied = {key for text, key in by_hand.items() if not all(text in job for job in planned)} or {*by_hand.values()}
-    choices = _choices()
-    values = {key: choices.get(key) or OmegaConf.select(cfg, key) for key in [*cfg.hparams, *by_hand.values()]}
+    values = {key: facts["choices"].get(key) or OmegaConf.select(cfg, key) for key in [*cfg.hparams, *by_hand.values()]}
     plain = {key: value for key, value in values.items() if isinstance(value, bool | int | float | str)}
     others = {key: "null" if values[key] is None else str(values[key]) for key in by_hand.values()}
     return others | plain, varied

@@ -5,11 +5,43 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from onebox.runs.fingerprint import flatten
+from onebox.runs.fingerprint import fingerprints, flatten
 
 _PACKAGE = re.compile(r"^#\s*@package\s+(\S+)")
+
+
+def without_hydra(config: DictConfig, *, run_dir: str) -> DictConfig:
+    """A copy of what Hydra has composed, without its own part, of which `run_dir` is made."""
+    cfg = config.copy()
+    with open_dict(cfg):
+        del cfg["hydra"]
+        cfg.run_dir = run_dir
+    return cfg
+
+
+def choices(hydra: Any) -> dict[str, str | None]:
+    """The option chosen in each group of onebox; `hydra` is Hydra's own part of a config."""
+    return {group: option for group, option in hydra.runtime.choices.items() if not group.startswith("hydra/")}
+
+
+def run_facts(cfg: DictConfig, hydra: Any) -> dict[str, Any]:
+    """What run.json says of a run from the start.
+
+    Args:
+        cfg: the composed config.
+        hydra: Hydra's own part of it.
+    """
+    chosen = choices(hydra)
+    return {
+        "name": cfg.name,
+        "seed": cfg.seed,
+        **fingerprints(cfg),
+        "choices": chosen,
+        "overrides": list(hydra.overrides.task),
+        **composition(cfg, chosen),
+    }
 
 
 def composition(cfg: DictConfig, choices: Mapping[str, str | None]) -> dict[str, Any]:

@@ -22,8 +22,7 @@ from rich.console import Console
 
 from onebox.errors import BadInput, JobFailed, Preempted, Stopped, is_integer, is_number, refuse
 from onebox.runs.claim import is_held
-from onebox.runs.composition import composition
-from onebox.runs.fingerprint import fingerprints
+from onebox.runs.composition import run_facts, without_hydra
 from onebox.runs.record import record_failure
 from onebox.sweep.live import RunningJob, View
 from onebox.sweep.process import LOG, JobProcess, Order, failed
@@ -131,15 +130,7 @@ class Job:
     @cached_property
     def facts(self) -> dict[str, Any]:
         """What run.json says of it from the start."""
-        hydra = self.config.hydra
-        choices = {group: option for group, option in hydra.runtime.choices.items() if not group.startswith("hydra/")}
-        cfg = self.config.copy()
-        with open_dict(cfg):
-            del cfg["hydra"]
-            cfg.run_dir = str(self.folder.absolute())
-        overrides = OmegaConf.to_container(hydra.overrides.task)
-        about = {"name": cfg.name, "seed": cfg.seed, "choices": choices, "overrides": overrides}
-        return {**about, **fingerprints(cfg), **composition(cfg, choices)}
+        return run_facts(without_hydra(self.config, run_dir=str(self.folder.absolute())), self.config.hydra)
 
 
 @dataclass

@@ -11,11 +11,12 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from onebox.errors import BadInput
 from onebox.files import alone, write_json
+from onebox.runs.composition import choices, without_hydra
 from onebox.runs.find import MISSING, Run, near_keys
 from onebox.runs.fingerprint import fingerprints
 from onebox.runs.where import parse
@@ -190,15 +191,12 @@ def write_plan(
 
 
 def _job(overrides: tuple[str, ...], cfg: DictConfig) -> Job:
-    choices = {group: name for group, name in cfg.hydra.runtime.choices.items() if not group.startswith("hydra/")}
-    folder = Path(cfg.hydra.sweep.dir)
-    with open_dict(cfg):
-        del cfg["hydra"]
-        cfg.run_dir = ""
-        prints = fingerprints(cfg)
-        cfg.run_dir = str(folder / prints["fingerprint"])
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
-    return Job(overrides, config, choices, **prints, folder=folder / prints["fingerprint"])
+    plain = without_hydra(cfg, run_dir="")
+    prints = fingerprints(plain)
+    folder = Path(cfg.hydra.sweep.dir, prints["fingerprint"])
+    plain.run_dir = str(folder)
+    config: Any = OmegaConf.to_container(plain, resolve=True)
+    return Job(overrides, config, choices(cfg.hydra), **prints, folder=folder)
 
 
 def _value_of(override: Override) -> str:
