@@ -58,9 +58,7 @@ def build_job(
     validate(cfg)
     described = repr((config["data"], config["augment"]))
     if described not in known:
-        known[described] = build_data(cfg)
-        known[described].prepare_data()
-        known[described].setup()
+        known[described] = read_data(cfg)
     data: VocDataModule = known[described]
     fill_in(cfg, num_classes=data.num_classes, class_counts=data.class_counts)
     build_module(cfg, data)
@@ -82,6 +80,18 @@ def build_data(cfg: DictConfig) -> VocDataModule:
         warnings.simplefilter("error", UserWarning)  # albumentations only warns of an argument that it does not know
         transform = hydra.utils.instantiate(cfg.augment, _convert_="all")
     data: VocDataModule = hydra.utils.instantiate(cfg.data, transform=transform, _convert_="all")
+    return data
+
+
+def read_data(cfg: DictConfig) -> VocDataModule:
+    """The data module of `build_data`, with its annotations read.
+
+    Raises:
+        BadInput: the data cannot be used.
+    """
+    data = build_data(cfg)
+    data.prepare_data()
+    data.setup()
     return data
 
 

@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from onebox.build import build_data, build_module, build_trainer, fill_in, quieten, run_trainer, use_threads
+from onebox.build import build_module, build_trainer, fill_in, quieten, read_data, run_trainer, use_threads
 from onebox.errors import (
     EXIT_BAD_INPUT,
     EXIT_FAULT,
@@ -197,7 +197,7 @@ def train(cfg: DictConfig) -> Value:
                 run_dir,
                 rerun=cfg.rerun,
                 source=source_fingerprint(),
-                data=lambda: _data_fingerprint(cfg),
+                data=lambda: read_data(cfg).fingerprint(),
                 objective=_objective(cfg),
             )
         except Done as done:
@@ -229,13 +229,6 @@ def _objective(cfg: DictConfig) -> str | list[str]:
     return cfg.objective if isinstance(cfg.objective, str) else list(cfg.objective)
 
 
-def _data_fingerprint(cfg: DictConfig) -> dict[str, str]:
-    data = build_data(cfg)
-    data.prepare_data()
-    data.setup()
-    return data.fingerprint()
-
-
 def _train(cfg: DictConfig, run_dir: Path, record: RunRecord | RankRecord, fingerprint: str) -> Value:
     import lightning.pytorch as L
 
@@ -255,9 +248,7 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord | RankRecord, finge
 
     quieten()
     L.seed_everything(cfg.seed, verbose=False)
-    data = build_data(cfg)
-    data.prepare_data()
-    data.setup()
+    data = read_data(cfg)
     if cfg.monitor.startswith("val/") and not len(data.indexes["val"]):
         raise BadInput(
             f"monitor={cfg.monitor} but there is no validation image; name a list in data.splits.val, give "
