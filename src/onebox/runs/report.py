@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 import onebox
 from onebox.files import read_json, write_text
+from onebox.runs.noise import SAME, lower_is_better
 
 # In the order of the table, with what each one says to a reader who does not know it.
 METRICS = {
@@ -37,7 +38,6 @@ ERRORS = {
 LOSSES = {"loss": "Total loss", "loss_loc": "Box term", "loss_cls": "Class term"}
 SCORES = {"joint_acc": "Class and box", "acc": "Class", "iou": "Overlap", "loc_acc": "Box"}
 
-SAME = 1e-6  # what differs by less differs only in the rounding of float32
 MAX_HOVERED_EPOCHS = 60  # more points would make the file large, and lie too close to be pointed at
 TOP, BOTTOM, LEFT, RIGHT = 10, 170, 38, 8  # a chart's upper and lower end, left and right margin, px
 
@@ -171,7 +171,7 @@ def judge(test: Values, floor: Values, images: int) -> tuple[str, float]:
 
 
 def _gain(name: str, test: Values, floor: Values) -> float:
-    return (test[name] - floor[name]) * (-1 if name == "loc_l1" else 1)
+    return (test[name] - floor[name]) * (-1 if lower_is_better(name) else 1)
 
 
 def error_shares(values: Values) -> Values:
