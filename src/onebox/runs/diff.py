@@ -192,13 +192,7 @@ def _metrics(runs: Sequence[Run], outputs: Path, data: Document, *, everything: 
                 "seeds": [item.seeds for item in bands],
                 "means": [item.mean for item in bands],
                 "sds": [item.sd for item in bands],
-                "floor": _floor(runs[0], tag),
+                "floor": runs[0].floor(tag),
             }
         )
     return rows
-
-
-def _floor(run: Run, tag: str) -> float | None:
-    split, _, name = tag.partition("/")
-    floor: float | None = run.metrics.get("floor", {}).get(name) if split == "test" else None
-    return floor

@@ -50,6 +50,12 @@ class Run:
         found = {**(metrics.get("best") or metrics.get("final") or {}), **test}
         return {tag: value for tag, value in found.items() if isinstance(value, int | float)}
 
+    def floor(self, tag: str) -> float | None:
+        """What a prediction that ignores the image has for a metric of the test split; None for other metrics."""
+        split, _, name = tag.partition("/")
+        floor: float | None = self.metrics.get("floor", {}).get(name) if split == "test" else None
+        return floor
+
     @property
     def config(self) -> Mapping[str, Any]:
         """The resolved config."""

@@ -54,10 +54,8 @@ class Job:
         return self.run.tags if self.run is not None and self.status in ("completed", "stale") else {}
 
     def floor(self, tag: str) -> float | None:
-        """What a prediction that ignores the image has for a metric of the test split."""
-        split, _, name = tag.partition("/")
-        found: float | None = self.run.metrics.get("floor", {}).get(name) if self.run and split == "test" else None
-        return found
+        """See `onebox.runs.find.Run.floor`."""
+        return self.run.floor(tag) if self.run is not None else None
 
 
 @dataclass(frozen=True, eq=False)
