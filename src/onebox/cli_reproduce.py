@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from onebox.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, BadInput
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from onebox.trace import Divergence, Value
 
 EXIT_DIVERGES = 1
-EXIT_INTERRUPTED = 130
 MAX_SHOWN = 12  # rows of a table
 
 HELP = """Run a run again and prove that the same comes out.
@@ -101,8 +102,6 @@ def reproduce(
 
 
 def _check(recorded: "Recorded", steps: int | None) -> None:
-    from onebox.errors import BadInput
-
     made = 0 if recorded.trace is None else len(recorded.trace)
     status = recorded.record.get("status")
     if steps is None and status != "completed":
@@ -123,7 +122,6 @@ def _run_again(
     console: Any,
 ) -> "list[Difference]":
     """Train into `folder`; returns what is not as it was."""
-    from onebox.errors import BadInput
     from onebox.replay import Replay, replay, replay_with
     from onebox.runs.checkout import checkout as checked_out
     from onebox.runs.reproduce import config_again, facts_now
@@ -153,7 +151,7 @@ def _run_again(
         console.print(f"  code: commit {recorded.record['git']['sha'][:9]} in {code}", highlight=False, soft_wrap=True)
         exit_code = replay_with(code, what)
     if exit_code:
-        raise typer.Exit(exit_code if exit_code == EXIT_INTERRUPTED else 2)
+        raise typer.Exit(exit_code if exit_code == EXIT_INTERRUPTED else EXIT_BAD_INPUT)
     return differences
 
 

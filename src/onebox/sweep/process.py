@@ -23,7 +23,7 @@ from hydra.core.utils import JobReturn, JobRuntime, JobStatus, run_job, setup_gl
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from onebox.errors import BadInput, JobFailed, Preempted, Stopped
+from onebox.errors import EXIT_FAULT, EXIT_PREEMPTED, BadInput, JobFailed, Preempted, Stopped
 
 LOG = "job.log"  # what a job prints, in its run directory
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -165,11 +165,11 @@ def _work(order: Order, answers: Connection) -> None:
             answer.return_value = portable(answer._return_value)
     except (Preempted, KeyboardInterrupt) as error:
         print(error, file=sys.stderr)
-        answer, code = failed(Stopped(str(error))), 75
+        answer, code = failed(Stopped(str(error))), EXIT_PREEMPTED
     except BaseException as error:  # the launcher waits for an answer, even from a job that leaves by sys.exit
         traceback.print_exc()
         text = f"exit code {error.code}" if isinstance(error, SystemExit) else ""
-        answer, code = failed(JobFailed(text) if text else portable(error)), 1
+        answer, code = failed(JobFailed(text) if text else portable(error)), EXIT_FAULT
     sys.stdout.flush()
     sys.stderr.flush()
     answers.send(answer)
