@@ -133,7 +133,7 @@ class Table:
         }
         columns = {name: getattr(self, name) for name in COLUMNS}
         with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, words=_to_bytes(json.dumps(words)), ids=_to_bytes("\0".join(self.ids)), **columns)
+            np.savez(file, words=to_bytes(json.dumps(words)), ids=to_bytes("\0".join(self.ids)), **columns)
 
     @classmethod
     def load(cls, path: Path) -> "Table | None":
@@ -143,9 +143,8 @@ class Table:
                 words = read_words(file)
                 if words["schema"] != SCHEMA:
                     return None
-                ids = bytes(file["ids"]).decode("utf-8", "surrogateescape")
                 table = cls(
-                    ids=tuple(ids.split("\0")) if ids else (),
+                    ids=to_ids(file["ids"]),
                     class_names=tuple(words["class_names"]),
                     problems=dict(words["problems"]),
                     image_problems=dict(words["image_problems"]),
@@ -163,6 +162,12 @@ def read_words(file: Mapping[str, Any]) -> dict[str, Any]:
     """What a table's file says besides its columns."""
     words: dict[str, Any] = json.loads(bytes(file["words"]))
     return words
+
+
+def to_ids(column: NDArray[np.uint8]) -> tuple[str, ...]:
+    """The ids that `to_bytes` was given."""
+    text = bytes(column).decode("utf-8", "surrogateescape")
+    return tuple(text.split("\0")) if text else ()
 
 
 def join(tables: Sequence[Table]) -> Table:
@@ -192,5 +197,6 @@ def _shift(problems: Sequence[Mapping[int, str]], starts: Sequence[int]) -> dict
     return {row + start: text for part, start in zip(problems, starts, strict=False) for row, text in part.items()}
 
 
-def _to_bytes(text: str) -> NDArray[np.uint8]:
+def to_bytes(text: str) -> NDArray[np.uint8]:
+    """A text as a column of a file; ids are joined by NUL."""
     return np.frombuffer(text.encode("utf-8", "surrogateescape"), dtype=np.uint8)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onebox.data.table import read_words, to_bytes, to_ids
 from onebox.files import replacing
 
 if TYPE_CHECKING:
@@ -51,13 +52,13 @@ def write_samples(run_dir: Path, indexes: "Mapping[str, Index]", class_names: Se
     columns: dict[str, NDArray[Any]] = {}
     for split, index in indexes.items():
         columns |= {
-            f"{split}/ids": _to_bytes("\0".join(index.ids)),
+            f"{split}/ids": to_bytes("\0".join(index.ids)),
             f"{split}/labels": index.labels.numpy().astype(np.int32),
             f"{split}/boxes": index.boxes.numpy(),
             f"{split}/sizes": index.sizes.numpy().astype(np.int32),
             f"{split}/bytes": index.image_stamps[:, 0],
         }
-    words = _to_bytes(json.dumps({"schema": 1, "class_names": list(class_names)}))
+    words = to_bytes(json.dumps({"schema": 1, "class_names": list(class_names)}))
     with replacing(run_dir / FILE) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, words=words, **columns)  # type: ignore[arg-type]  # none is called allow_pickle
     return True
@@ -72,11 +73,10 @@ def read_samples(run_dir: Path) -> tuple[dict[str, Samples], list[str]] | None:
         columns = dict(file.items())
     splits = {}
     for split in dict.fromkeys(name.partition("/")[0] for name in columns if "/" in name):
-        ids = bytes(columns[f"{split}/ids"]).decode("utf-8", "surrogateescape")
         splits[split] = Samples(
-            ids=tuple(ids.split("\0")) if ids else (), **{name: columns[f"{split}/{name}"] for name in COLUMNS}
+            ids=to_ids(columns[f"{split}/ids"]), **{name: columns[f"{split}/{name}"] for name in COLUMNS}
         )
-    return splits, json.loads(bytes(columns["words"]))["class_names"]
+    return splits, read_words(columns)["class_names"]
 
 
 def compare_samples(one: Path, other: Path) -> dict[str, dict[str, list[str]]] | None:
@@ -111,7 +111,3 @@ def compare_samples(one: Path, other: Path) -> dict[str, dict[str, list[str]]] |
         if any(changes.values()):
             found[split] = {what: ids for what, ids in changes.items() if ids}
     return found
-
-
-def _to_bytes(text: str) -> NDArray[np.uint8]:
-    return np.frombuffer(text.encode("utf-8", "surrogateescape"), dtype=np.uint8)
