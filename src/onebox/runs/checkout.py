@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import onebox
 from onebox.errors import BadInput
-from onebox.runs.provenance import patch
+from onebox.runs.provenance import patch, repository
 
 
 @contextmanager
@@ -26,12 +25,11 @@ def checkout(record: Mapping[str, Any], run_dir: Path) -> Iterator[Path]:
     git = record.get("git")
     if git is None:
         raise BadInput("the run was not made from a git checkout; --checkout has nothing to check out")
-    source = Path(onebox.__file__).parent
-    repository = Path.cwd() if "site-packages" in source.parts else source
+    source = repository()
     sha = git["sha"]
     with tempfile.TemporaryDirectory(prefix="onebox-") as temporary:
         folder = Path(temporary) / "code"
-        _git(repository, "worktree", "add", "--detach", str(folder), sha, advice=f"fetch commit {sha[:9]}")
+        _git(source, "worktree", "add", "--detach", str(folder), sha, advice=f"fetch commit {sha[:9]}")
         try:
             changes = stored_patch(record, run_dir)
             if changes:
@@ -39,7 +37,7 @@ def checkout(record: Mapping[str, Any], run_dir: Path) -> Iterator[Path]:
                 _git(folder, "apply", "--whitespace=nowarn", "-", stdin=changes, advice=advice)
             yield folder
         finally:
-            _git(repository, "worktree", "remove", "--force", str(folder), advice="remove the worktree by hand")
+            _git(source, "worktree", "remove", "--force", str(folder), advice="remove the worktree by hand")
 
 
 def stored_patch(record: Mapping[str, Any], run_dir: Path) -> str:

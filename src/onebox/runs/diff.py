@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import onebox
 from onebox.runs.changes import Change, compare, without_harmless
 from onebox.runs.find import MISSING, Run
 from onebox.runs.noise import SAME, Verdict, band, judge, other_seeds
@@ -113,10 +112,12 @@ def _patched_files(text: str) -> dict[str, str]:
 
 
 def _git(*arguments: str) -> list[str]:
-    """Lines of git, of the checkout that onebox lies in or the current folder; none when it does not know."""
-    source = Path(onebox.__file__).parent
-    folder = "." if "site-packages" in source.parts else str(source)
-    done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, errors="replace")
+    """Lines of git in `repository`; none when it does not know."""
+    from onebox.runs.provenance import repository
+
+    done = subprocess.run(
+        ["git", "-C", str(repository()), *arguments], capture_output=True, text=True, errors="replace"
+    )
     return done.stdout.splitlines() if done.returncode == 0 else []
 
 

@@ -61,18 +61,22 @@ def provenance(run_dir: Path) -> dict[str, Any]:
     }
 
 
+def repository() -> Path:
+    """A folder of the checkout that onebox runs from, or else the current one."""
+    source = Path(onebox.__file__).parent
+    return Path.cwd() if "site-packages" in source.parts else source
+
+
 def git_state(run_dir: Path | None) -> dict[str, Any] | None:
-    """Commit, branch and uncommitted changes of the checkout that onebox runs from, or else of the current folder.
+    """Commit, branch and uncommitted changes of `repository`.
 
     The changes of tracked and untracked source, but nothing that git ignores or that looks like a secret, are written
     to `PATCH_FILE` in `run_dir`; `changed` names their files, `left_out` those that are not in it.
 
     None outside git. Without `run_dir` nothing is written.
     """
-    source = Path(onebox.__file__).parent
-    folder = Path.cwd() if "site-packages" in source.parts else source
     try:
-        head = _git(folder, "rev-parse", "--show-toplevel", "HEAD", "--abbrev-ref", "HEAD").decode().splitlines()
+        head = _git(repository(), "rev-parse", "--show-toplevel", "HEAD", "--abbrev-ref", "HEAD").decode().splitlines()
         top, sha, branch = Path(head[0]), head[1], head[2]
         status = _git(top, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all")
         lines = [os.fsdecode(line) for line in status.split(b"\0") if line]
