@@ -1,5 +1,6 @@
 """Errors that a user can put right."""
 
+import math
 from collections.abc import Mapping
 
 EXIT_FAULT = 1
@@ -47,11 +48,11 @@ def refuse(problems: Mapping[str, bool]) -> None:
         raise BadInput("; ".join(found))
 
 
-def is_number(value: object, low: float, high: float = float("inf")) -> bool:
-    """Whether `value` is a number, not a truth value, in [low, high]."""
+def is_number(value: object, low: float = -math.inf, high: float = math.inf) -> bool:
+    """Whether `value` is a number, not a truth value nor NaN, in [low, high]."""
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
-def is_integer(value: object, low: int, high: float = float("inf")) -> bool:
+def is_integer(value: object, low: int, high: float = math.inf) -> bool:
     """Whether `value` is a whole number, not a truth value, in [low, high]."""
     return isinstance(value, int) and is_number(value, low, high)

@@ -47,9 +47,7 @@ class UncertaintyWeighting(nn.Module):
         super().__init__()
         refuse(
             {
-                f"loss.weighting.initial_log_variances.{name} must be a number, not {value}": not is_number(
-                    value, float("-inf")
-                )
+                f"loss.weighting.initial_log_variances.{name} must be a number, not {value}": not is_number(value)
                 for name, value in initial_log_variances.items()
             }
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from onebox.errors import BadInput
+from onebox.errors import BadInput, is_number
 from onebox.runs.changes import Change, compare, without_harmless
 from onebox.runs.diff import ABSENT, HEADLINE
 from onebox.runs.find import MISSING, Run, near_keys
@@ -121,7 +121,7 @@ def _factors(runs: Sequence[Run], changes: Sequence[Change]) -> list[Factor]:
 
 
 def _level(value: Any) -> str:
-    return repr(float(value)) if isinstance(value, int | float) and not isinstance(value, bool) else repr(value)
+    return repr(float(value)) if is_number(value) else repr(value)
 
 
 def _settings(factors: Sequence[Factor], but: Factor | None, count: int) -> list[Setting]:
@@ -161,7 +161,7 @@ def _effects(
 
 def _in_order(shown: Mapping[str, Any]) -> list[str]:
     """Numbers by size, others as they come."""
-    if all(_is_number(value) for value in shown.values()):
+    if all(map(is_number, shown.values())):
         return sorted(shown, key=lambda level: float(shown[level]))
     return list(shown)
 
@@ -193,7 +193,7 @@ def _trend(
     tags: Sequence[str],
 ) -> Document | None:
     """Slope and rank correlation along three numbers or more, each line of runs having all else the same."""
-    if len(shown) < 3 or not all(_is_number(value) for value in shown.values()):
+    if len(shown) < 3 or not all(map(is_number, shown.values())):
         return None
     numbers = [float(value) for value in shown.values()]
     logarithmic = min(numbers) > 0 and max(numbers) >= 10 * min(numbers)
@@ -298,10 +298,6 @@ def _importance(factors: Sequence[Factor], runs: Sequence[Run], tag: str) -> Doc
     except ValueError as error:  # optuna 2 does not work with numpy 2
         return {"metric": tag, "shares": None, "why": f"optuna {optuna.__version__} failed ({error}); 3 and later work"}
     return {"metric": tag, "shares": {name: float(share) for name, share in shares.items()}, "why": None}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _json(value: Any) -> Any:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from onebox.errors import BadInput
+from onebox.errors import BadInput, is_number
 from onebox.runs.find import MISSING, Run
 
 Test = Callable[[Run], bool]
@@ -175,8 +175,7 @@ def _ordered(compare: Callable[[Any, Any], bool], found: Any, value: _Value) -> 
     """False for what has no order: a text and a number, a run without the key."""
     if isinstance(found, str):
         return compare(found, value.text)
-    numbers = all(isinstance(item, int | float) and not isinstance(item, bool) for item in (found, value.value))
-    return numbers and compare(found, value.value)
+    return is_number(found) and is_number(value.value) and compare(found, value.value)
 
 
 def _is_text(value: Any) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from onebox.errors import BadInput
+from onebox.errors import BadInput, is_number
 from onebox.runs.changes import compare
 from onebox.runs.find import MISSING, Run, find_runs, near_keys
 from onebox.runs.noise import interval, lower_is_better
@@ -362,9 +362,8 @@ def _rank(sweep: Sweep, row: Row, sort: str | None) -> tuple[Any, ...]:
     else:
         value = row.values[tag].mean * (1 if sweep.lower_is_better(tag) else -1) if tag in row.values else None
     on_front = sort is None and len(sweep.objective) > 1 and row.is_best
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
     missing = value is MISSING or value is None
-    return (not on_front, missing, not is_number, value if is_number else str(value), number)
+    return (not on_front, missing, not is_number(value), value if is_number(value) else str(value), number)
 
 
 def _status_order(status: str) -> int:
