@@ -12,10 +12,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import track
-
 from onebox.data.check_image import Checked, Problem, as_problem, check_image
+from onebox.data.progress import progress
 from onebox.data.voc import VocTree
 from onebox.errors import BadInput
 
@@ -111,15 +109,12 @@ def check(root: Path, *, box_origin: int, classes: Sequence[str] | None, voc_cla
 
 def _run(jobs: Sequence[Callable[[], Checked]]) -> Iterator[Checked]:
     """All answers, in the order of the jobs."""
-    console = Console(stderr=True)
     pool = ThreadPoolExecutor(os.cpu_count())  # decoding and hashing let go of the interpreter
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, on odd EXIF data
             done = pool.map(lambda job: job(), jobs)
-            yield from track(
-                done, "checking", total=len(jobs), console=console, disable=not console.is_terminal, transient=True
-            )
+            yield from progress(done, total=len(jobs), description="checking")
     finally:
         pool.shutdown(cancel_futures=True)
 

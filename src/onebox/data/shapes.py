@@ -14,9 +14,8 @@ from typing import Any
 
 import cv2
 from filelock import FileLock
-from rich.console import Console
-from rich.progress import track
 
+from onebox.data.progress import progress
 from onebox.data.shape_images import Image, Object, draw_sample
 from onebox.errors import BadInput
 
@@ -130,11 +129,9 @@ def _write_tree(folder: Path, settings: dict[str, Any]) -> None:
         (folder / "JPEGImages" / f"{ids[index]}.jpg").write_bytes(jpeg.tobytes())
         (folder / "Annotations" / f"{ids[index]}.xml").write_text(_xml(ids[index], image, objects))
 
-    console = Console(stderr=True)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # cv2 lets go of the GIL
         done = pool.map(write, range(len(ids)))
-        silent = len(ids) < 1000 or not console.is_terminal
-        for _ in track(done, "Drawing shapes", len(ids), console=console, transient=True, disable=silent):
+        for _ in progress(done, total=len(ids), description="drawing shapes"):
             pass
     (folder / "shapes.json").write_text(json.dumps(settings, indent=2) + "\n")
 
