@@ -76,26 +76,26 @@ def reproduce(
     from rich.console import Console
 
     from onebox.runs.find import REPRODUCED, find_run
-    from onebox.runs.reproduce import Recorded, compare
+    from onebox.runs.reproduce import Recorded, compare, differences
 
     recorded = Recorded.read(Path(run) if Path(run, "run.json").exists() else find_run(run, outputs).path)
     _check(recorded, steps)
     folder = out or outputs / REPRODUCED / recorded.folder.resolve().name / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     try:
         with _stdout_is_stderr() if json_ else contextlib.nullcontext():
-            differences = _run_again(
+            found = _run_again(
                 recorded, folder, overrides or [], steps=steps, checkout=checkout, force=force, console=Console()
             )
     except KeyboardInterrupt:
         print("stopped by hand", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     again = Recorded.read(folder)
-    differences += [item for item in _differences(recorded, again.record) if item.what.startswith("data ")]
+    found += [item for item in differences(recorded.record, again.record) if item.what.startswith("data ")]
     result = compare(recorded, again, steps=steps, tolerance=tolerance)
     if json_:
         import json
 
-        print(json.dumps(_as_json(recorded, again, result, differences), indent=2, ensure_ascii=False))
+        print(json.dumps(_as_json(recorded, again, result, found), indent=2, ensure_ascii=False))
     else:
         _show(recorded, again, result, Console())
     raise typer.Exit(EXIT_DIVERGES if result.verdict == "diverges" else 0)
@@ -124,7 +124,7 @@ def _run_again(
     """Train into `folder`; returns what is not as it was."""
     from onebox.replay import Replay, replay, replay_with
     from onebox.runs.checkout import checkout as checked_out
-    from onebox.runs.reproduce import config_again, facts_now
+    from onebox.runs.reproduce import config_again, differences, facts_now
 
     if (folder / "run.json").exists():
         raise BadInput(f"{folder}: holds a run already; choose another --out")
@@ -137,22 +137,22 @@ def _run_again(
         "overrides": recorded.record.get("overrides", []),
         "threads": threads,
     }
-    differences = [*_changed(recorded, config, overrides), *_differences(recorded, now)]
-    differences = [item for item in differences if not (checkout and item.what == "code")]
+    found = [*_changed(recorded, config, overrides), *differences(recorded.record, now)]
+    found = [item for item in found if not (checkout and item.what == "code")]
     console.print(f"{recorded.folder} again, in {folder}", highlight=False, soft_wrap=True)
-    for line in map(str, differences) if differences else ["code, packages and machine are those of the run"]:
+    for line in map(str, found) if found else ["code, packages and machine are those of the run"]:
         console.print(f"  {line}", highlight=False, soft_wrap=True)
     if threads != now["hardware"]["threads"]:
         console.print(f"  {threads} threads are used, as then: their number changes the last bits of sums")
     if not checkout:
         replay(what)
-        return differences
+        return found
     with checked_out(recorded.record, recorded.folder) as code:
         console.print(f"  code: commit {recorded.record['git']['sha'][:9]} in {code}", highlight=False, soft_wrap=True)
         exit_code = replay_with(code, what)
     if exit_code:
         raise typer.Exit(exit_code if exit_code == EXIT_INTERRUPTED else EXIT_BAD_INPUT)
-    return differences
+    return found
 
 
 def _changed(recorded: "Recorded", config: dict[str, Any], overrides: Sequence[str]) -> "Iterator[Difference]":
@@ -165,12 +165,6 @@ def _changed(recorded: "Recorded", config: dict[str, Any], overrides: Sequence[s
         key = override.partition("=")[0]
         before, after = (str(OmegaConf.select(OmegaConf.create(part), key)) for part in (recorded.config, config))
         yield Difference(f"config {key}", before, after)
-
-
-def _differences(recorded: "Recorded", now: dict[str, Any]) -> "list[Difference]":
-    from onebox.runs.reproduce import differences
-
-    return differences(recorded.record, now)
 
 
 @contextlib.contextmanager

@@ -53,9 +53,9 @@ def rank(trainer: DictConfig) -> int | None:
     return None
 
 
-def is_served(number: int | None) -> bool:
+def is_served(number: int) -> bool:
     """Whether another process has the run directory of this rank."""
-    return number is not None and (number > 0 or REPORT in os.environ)
+    return number > 0 or REPORT in os.environ
 
 
 def num_ranks(trainer: DictConfig) -> int:

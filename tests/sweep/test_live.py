@@ -18,8 +18,8 @@ def test_a_terminal_shows_each_running_job_and_the_time_left(tmp_path):
     (tmp_path / "metrics.csv").write_text("epoch,train/loss,val/acc\n0,2.5,0.25\n")
     out = io.StringIO()
     with View(Console(file=out, force_terminal=True, width=100, color_system=None), total=5, at_once=1) as view:
-        view.ended(0, "seed=0", "done", 60, "val/acc 0.5")
-        view.ended(1, "seed=1", "failed", 1, "killed")
+        view.ended(0, "seed=0", "done", 60, "val/acc 0.5", running=1)
+        view.ended(1, "seed=1", "failed", 1, "killed", running=1)
         view.refresh([RunningJob(2, "seed=2", tmp_path, 10, "val/acc", 20)])
     text = out.getvalue()
     assert "#0 seed=0: done after 1:00 min, val/acc 0.5" in text and "#1 seed=1: failed after 1.0 s, killed" in text

@@ -78,7 +78,7 @@ class View:
         """A job failed and will be tried again."""
         self.note(f"#{number} {label}: {reason}; will be tried again", COLOURS["stopped"])
 
-    def ended(self, number: int, label: str, status: str, seconds: float, told: str, running: int = 0) -> None:
+    def ended(self, number: int, label: str, status: str, seconds: float, told: str, running: int) -> None:
         """A job is over.
 
         Args:

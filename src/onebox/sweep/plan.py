@@ -66,11 +66,12 @@ def combinations(overrides: Iterable[Override], jobs: Sequence[Mapping[str, Any]
     axes: dict[str, list[str]] = {}
     for override in overrides:
         key = override.get_key_element()
-        if override.is_sweep_override() and not override.is_discrete_sweep():
+        is_sweep = override.is_sweep_override()
+        if is_sweep and not override.is_discrete_sweep():
             raise BadInput(
                 f"{override.input_line}: a grid needs single values, such as {key}=1,2; sweep=tpe takes ranges"
             )
-        values = override.sweep_string_iterator() if override.is_sweep_override() else [_value_of(override)]
+        values = override.sweep_string_iterator() if is_sweep else [override.get_value_element_as_str()]
         axes[key] = [f"{key}={value}" for value in values]
     grid = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     if jobs is None:
@@ -197,7 +198,3 @@ def _job(overrides: tuple[str, ...], cfg: DictConfig) -> Job:
     plain.run_dir = str(folder)
     config: Any = OmegaConf.to_container(plain, resolve=True)
     return Job(overrides, config, choices(cfg.hydra), **prints, folder=folder)
-
-
-def _value_of(override: Override) -> str:
-    return override.get_value_element_as_str()

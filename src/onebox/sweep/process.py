@@ -105,7 +105,7 @@ class JobProcess:
                 self.answer = self._answers.recv()
         return code
 
-    def ask_to_stop(self, *, dump: bool = False) -> None:
+    def ask_to_stop(self, *, dump: bool) -> None:
         """SIGTERM, on which a run stops at a checkpoint; with `dump` the log first gets what each thread is doing."""
         with contextlib.suppress(ProcessLookupError):
             if dump:
@@ -192,12 +192,9 @@ def portable(error: BaseException) -> Exception:
         copy = pickle.loads(pickle.dumps(error))
     except Exception:  # anything can be wrong with how an exception is pickled
         copy = None
-    return error if isinstance(copy, Exception) and isinstance(error, Exception) else JobFailed(describe(error))
-
-
-def describe(error: BaseException) -> str:
-    """Type and message."""
-    return f"{type(error).__name__}: {error}"
+    if isinstance(copy, Exception) and isinstance(error, Exception):
+        return error
+    return JobFailed(f"{type(error).__name__}: {error}")
 
 
 def _redirect(log: Path) -> None:
