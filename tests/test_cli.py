@@ -246,7 +246,7 @@ def test_stopped_by_hand_it_leaves_with_130_and_keeps_what_it_has(tmp_path, tar,
 def test_caches_are_shown_and_cleared(tmp_path, tree):
     import numpy as np
 
-    from onebox.data.cache import open_pixels
+    from onebox.data.cache import open_array
     from onebox.data.catalog import read_table
     from onebox.data.voc import VocTree
 
@@ -256,7 +256,14 @@ def test_caches_are_shown_and_cleared(tmp_path, tree):
     tree.add("a", ("dog", (1, 1, 30, 20)))
     read_table(VocTree(tree.folder), folder)
     shape = (1200, 20, 30, 3)
-    open_pixels(folder, "key", shape=lambda: shape, fill=np.zeros_like, about={"data": "/voc/JPEGImages"})
+    open_array(
+        folder / "pixels/key.npy",
+        shape=shape,
+        dtype=lambda: np.dtype(np.uint8),
+        fill=np.zeros_like,
+        about={"data": "/voc/JPEGImages"},
+        doing="decodes",
+    )
     code, out, err = run(tmp_path, "data", "cache", **plain)
     assert (code, err) == (0, "")
     lines = {line.split()[0]: line for line in out.splitlines()}

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -93,7 +94,14 @@ def test_writing_to_a_batch_or_the_mapped_images_changes_no_file(folder_data, tr
 
 
 def open_small(folder: Path, fill):
-    return cache.open_pixels(folder, "key", shape=lambda: (5, 2, 2, 3), fill=fill, about={"data": "here"})
+    return cache.open_array(
+        folder / "pixels/key.npy",
+        shape=(5, 2, 2, 3),
+        dtype=lambda: np.dtype(np.uint8),
+        fill=fill,
+        about={"data": "here"},
+        doing="decodes",
+    )
 
 
 def test_an_error_while_it_is_filled_leaves_nothing(tmp_path):
@@ -117,7 +125,8 @@ def test_a_damaged_file_is_made_again(tmp_path, damage):
 BUILD = """
 import sys, time
 from pathlib import Path
-from onebox.data.cache import open_pixels
+import numpy as np
+from onebox.data.cache import open_array
 
 def fill(pixels):
     with open(sys.argv[1] + "/log", "a") as log:
@@ -127,7 +136,14 @@ def fill(pixels):
         pixels.flush()
         time.sleep(float(sys.argv[2]))
 
-pixels = open_pixels(Path(sys.argv[1]), "key", shape=lambda: (20, 64, 64, 3), fill=fill, about={"data": "here"})
+pixels = open_array(
+    Path(sys.argv[1], "pixels/key.npy"),
+    shape=(20, 64, 64, 3),
+    dtype=lambda: np.dtype(np.uint8),
+    fill=fill,
+    about={"data": "here"},
+    doing="decodes",
+)
 print(pixels[:, 0, 0, 0].tolist() == list(range(1, 21)), pixels.shape)
 """
 

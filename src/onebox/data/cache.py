@@ -42,19 +42,6 @@ def pixels_key(ids: Sequence[str], stamps: Ints, resizing: str) -> str:
     return digest.hexdigest()[:24]
 
 
-def open_pixels(
-    cache_dir: Path,
-    key: str,
-    *,
-    shape: Callable[[], tuple[int, ...]],
-    fill: Callable[[Pixels], None],
-    about: dict[str, Any],
-) -> Pixels:
-    """The decoded images of one key, see `open_array`; `shape` gives [N, H, W, 3]."""
-    path = cache_dir / "pixels" / f"{key}.npy"
-    return open_array(path, shape=shape(), dtype=lambda: np.dtype(np.uint8), fill=fill, about=about, doing="decodes")
-
-
 def open_array(
     path: Path,
     *,

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from onebox.data.augment import Transform
-from onebox.data.cache import Pixels, open_pixels, pixels_key
+from onebox.data.cache import Pixels, open_array, pixels_key
 from onebox.data.image import read_image, wrong_size
 from onebox.data.index import Index
 from onebox.data.progress import progress
@@ -181,7 +181,14 @@ class OneBoxDataset(Dataset[Batch]):
 
     def _open(self, cache_dir: Path) -> Pixels:
         about = {"data": self.folder, "resizing": pixel_source(self._resize)}
-        return open_pixels(cache_dir, self._pixels_key(), shape=self._shape, fill=self.decode_all, about=about)
+        return open_array(
+            cache_dir / "pixels" / f"{self._pixels_key()}.npy",
+            shape=self._shape(),
+            dtype=lambda: np.dtype(np.uint8),
+            fill=self.decode_all,
+            about=about,
+            doing="decodes",
+        )
 
     def _shape(self) -> tuple[int, ...]:
         return len(self), self._resize.size, self._resize.size, 3
