@@ -43,7 +43,7 @@ class Usual(Dataset[Any]):
     """A sample is parsed, decoded and augmented when it is asked for."""
 
     def __init__(self, data: Any, transforms: list[Any]) -> None:
-        self.images = data.indexes["train"].image_paths[:NUM_IMAGES]
+        self.images = [Path(file) for file in data.indexes["train"].image_paths[:NUM_IMAGES]]
         self.label_of = {name: label for label, name in enumerate(data.class_names)}
         params = A.BboxParams(format="pascal_voc", label_fields=["labels"], clip=True)
         self.pipeline = A.Compose([A.Resize(100, 100), *transforms], bbox_params=params)

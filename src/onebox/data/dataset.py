@@ -81,7 +81,7 @@ class UndecodableImages(BadInput):
         first: the file of the first of them.
     """
 
-    def __init__(self, reasons: Mapping[int, str], first: Path) -> None:
+    def __init__(self, reasons: Mapping[int, str], first: str) -> None:
         self.reasons = reasons
         others = f" (and {len(reasons) - 1:,} other images; data.on_error=skip leaves them out)" * (len(reasons) > 1)
         super().__init__(f"{first}: {reasons[min(reasons)]}{others}")
@@ -169,7 +169,7 @@ class OneBoxDataset(Dataset[Batch]):
     @property
     def folder(self) -> str:
         """Where the images lie."""
-        return os.path.commonpath({str(self.index.image_paths[row].parent.absolute()) for row in (0, -1)})
+        return os.path.commonpath({str(Path(self.index.image_paths[row]).parent.absolute()) for row in (0, -1)})
 
     def fingerprint(self) -> str:
         """Hash of what images and boxes follow from, but for the transform's own arguments."""

@@ -26,7 +26,7 @@ _ENDS = {_JPEG: b"\xff\xd9", b"\x89P": b"IEND\xaeB`\x82"}
 _HEAD = 4096  # bytes; most headers are shorter
 
 
-def read_image(path: Path) -> Image:
+def read_image(path: str | Path) -> Image:
     """Decode an image file, without the turn that its EXIF data may ask for: VOC boxes are given in the pixels as they
     are stored.
 
@@ -42,7 +42,7 @@ def read_image(path: Path) -> Image:
         BadInput: the file cannot be read, is no such image, is cut short, or has more than `MAX_PIXELS`.
     """
     try:
-        data = path.read_bytes()
+        data = Path(path).read_bytes()
     except OSError as error:
         raise BadInput(f"{path}: {_no_access(error)}") from None
     image = _decode(data)
