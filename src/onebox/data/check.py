@@ -80,7 +80,7 @@ def check(root: Path, *, box_origin: int, classes: Sequence[str] | None, voc_cla
             try:
                 listed[path.stem] = tree.ids(path.stem)
             except BadInput as error:
-                problems.append(as_problem(error, "unreadable list", path))
+                problems.append(as_problem(str(error), "unreadable list", path))
                 continue
             problems += _repeated(path, listed[path.stem])
         lists |= {prefix + name: (tree, ids) for name, ids in listed.items()}

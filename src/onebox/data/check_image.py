@@ -63,9 +63,9 @@ def check_image(
         listed: whether a list names it; if not, training comes to it only by the list `*`, and errors are warnings.
     """
     path = tree.annotation_path(image_id)
-    size, objects, zero_based, errors = _read_all(path, box_origin)
+    size, objects, zero_based, complaints = _read_all(path, box_origin)
     kind = "wrong annotation" if os.path.exists(path) else "missing annotation"
-    problems = [as_problem(error, "wrong box" if ": box " in str(error) else kind, path) for error in errors]
+    problems = [as_problem(text, "wrong box" if text.startswith("box ") else kind, path) for text in complaints]
     for name in dict.fromkeys(item.name for item in objects):
         if classes is not None and name not in classes:
             remedy = "correct the name, or add it to data.classes (here: --classes)"
@@ -83,7 +83,7 @@ def check_image(
             digest = hashlib.sha256(b"%d %d " % pixels.shape[:2] + pixels.tobytes()).digest()
             problems += _look_at(path, (pixels.shape[1], pixels.shape[0]), size)
         except BadInput as error:
-            problems.append(as_problem(error, "unreadable image", path))
+            problems.append(as_problem(str(error), "unreadable image", path))
     if not listed:
         problems = [
             replace(problem, level="warning", message=f"{problem.message} (in no list)") for problem in problems
@@ -91,9 +91,7 @@ def check_image(
     return Checked(tree, image_id, size, tuple(objects), zero_based, digest, tuple(problems))
 
 
-def _read_all(
-    path: Path, box_origin: int
-) -> tuple[tuple[int, int] | None, Sequence[VocObject], int, Sequence[BadInput]]:
+def _read_all(path: Path, box_origin: int) -> tuple[tuple[int, int] | None, list[VocObject], int, list[str]]:
     """Size, objects, how many boxes are right only from 0, and each complaint that the reader has."""
     width, height, raw, problems = read_parts(str(path))
     objects, zero_based = [], 0
@@ -106,8 +104,7 @@ def _read_all(
         else:
             problems.append(wrong_box(corners, width, height))
             zero_based += bool(is_inside(*edges(corners, 0), width, height))
-    errors = [BadInput(f"{path}: {problem}") for problem in problems]
-    return (width, height) if width and height else None, objects, zero_based, errors
+    return (width, height) if width and height else None, objects, zero_based, problems
 
 
 def _look_at(path: Path, size: tuple[int, int], annotated: tuple[int, int] | None) -> Iterator[Problem]:
@@ -138,7 +135,7 @@ def _look_at(path: Path, size: tuple[int, int], annotated: tuple[int, int] | Non
         yield Problem("warning", "not RGB", path, says, "nothing, if you expect it: training reads it as RGB")
 
 
-def as_problem(error: BadInput, kind: str, file: Path) -> Problem:
-    """A reader's complaint, `<path>: <what>; <remedy>`, in its parts."""
-    what, _, remedy = str(error).rpartition("; ")
+def as_problem(complaint: str, kind: str, file: Path) -> Problem:
+    """A reader's complaint, `<what>; <remedy>` with or without `<file>: ` before it, in its parts."""
+    what, _, remedy = complaint.rpartition("; ")
     return Problem("error", kind, file, what.removeprefix(f"{file}: "), remedy)
