@@ -123,9 +123,11 @@ def test_every_reader_exists_and_training_imports_none():
     }
     listed = provenance.READERS.pattern.partition("runs/(")[2].partition(")")[0].split("|")
     assert {package / "runs" / f"{name}.py" for name in listed} <= readers
+    assert {package / f"{name}.py" for name in ("fit_batch", "lr_find", "trial")} <= readers
     code = "import sys, onebox.train, onebox.module, onebox.data.datamodule, onebox.runs.record; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {f"onebox.runs.{path.stem}" for path in readers} & set(loaded)
+    modules = {".".join(path.relative_to(package.parent).with_suffix("").parts) for path in readers}
+    assert not modules & set(loaded)
 
 
 @pytest.mark.parametrize(("changed", "counts"), [("onebox/module.py", True), ("onebox/runs/diff.py", False)])
