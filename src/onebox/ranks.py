@@ -22,6 +22,7 @@ from typing import IO, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
+from onebox.data.processes import num_cores
 from onebox.errors import EXIT_BAD_INPUT, EXIT_FAULT, EXIT_INTERRUPTED, EXIT_PREEMPTED, BadInput, Preempted, RankFailed
 
 # File descriptors that a rank inherits: one that ends when this process does, and one that takes its error.
@@ -172,7 +173,7 @@ def _environment(count: int) -> dict[str, str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    cores = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    cores = int(os.environ.get("OMP_NUM_THREADS") or num_cores())
     return {
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),

@@ -3,7 +3,6 @@
 It reads with the readers of training, so what is called right here is accepted there.
 """
 
-import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from onebox.data.check_image import Checked, Problem, as_problem, check_image
+from onebox.data.processes import num_cores
 from onebox.data.progress import progress
 from onebox.data.voc import VocTree
 from onebox.errors import BadInput
@@ -109,7 +109,7 @@ def check(root: Path, *, box_origin: int, classes: Sequence[str] | None, voc_cla
 
 def _run(jobs: Sequence[Callable[[], Checked]]) -> Iterator[Checked]:
     """All answers, in the order of the jobs."""
-    pool = ThreadPoolExecutor(os.cpu_count())  # decoding and hashing let go of the interpreter
+    pool = ThreadPoolExecutor(num_cores())  # decoding and hashing let go of the interpreter
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, on odd EXIF data

@@ -19,6 +19,7 @@ from onebox.data.augment import Transform
 from onebox.data.cache import Pixels, open_array, pixels_key
 from onebox.data.image import read_image, wrong_size
 from onebox.data.index import Index
+from onebox.data.processes import num_cores
 from onebox.data.progress import progress
 from onebox.data.resize import Image, Resize
 from onebox.errors import BadInput
@@ -210,7 +211,7 @@ class OneBoxDataset(Dataset[Batch]):
                 bad[row] = str(error).removeprefix(f"{self.index.image_paths[row]}: ")
 
         # Threads are enough: OpenCV lets go of the interpreter while it decodes.
-        pool = ThreadPoolExecutor(os.cpu_count())
+        pool = ThreadPoolExecutor(num_cores())
         try:
             done = pool.map(fill, range(len(self)))
             for _ in progress(done, total=len(self), description="decoding"):

@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 from filelock import FileLock
 
+from onebox.data.processes import num_cores
 from onebox.data.progress import progress
 from onebox.data.shape_images import Image, Object, draw_sample
 from onebox.errors import BadInput
@@ -129,7 +130,7 @@ def _write_tree(folder: Path, settings: dict[str, Any]) -> None:
         (folder / "JPEGImages" / f"{ids[index]}.jpg").write_bytes(jpeg.tobytes())
         (folder / "Annotations" / f"{ids[index]}.xml").write_text(_xml(ids[index], image, objects))
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # cv2 lets go of the GIL
+    with ThreadPoolExecutor(min(8, num_cores())) as pool:  # cv2 lets go of the GIL
         done = pool.map(write, range(len(ids)))
         for _ in progress(done, total=len(ids), description="drawing shapes"):
             pass
