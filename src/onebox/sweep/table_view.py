@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 STYLES = {**RUN_STYLES, "pending": "dim", "stale": "yellow"}
 MAX_NOTES = 10  # jobs that did not complete; the rest is counted
 MAX_NOTE = 160  # characters
-MIN_VARIED = 12  # characters of what varied
+MIN_VARIED = 14  # characters of what varied
 
 
 def show(
@@ -40,7 +40,10 @@ def show(
         title = name.replace("/", "/\n") if name in tags else name.replace(".", ".\n") if name in sweep.varied else name
         # Where the terminal is narrow, an interval goes below its mean first; what varied is never left out.
         wraps = name in tags or name in sweep.varied
-        least = min(MIN_VARIED, max(len(line[number]) for line in cells)) if name in sweep.varied and cells else None
+        longest = max(map(len, title.split("\n")))
+        if name not in tags:
+            longest = max(longest, *(len(line[number]) for line in cells)) if cells else longest
+        least = min(MIN_VARIED, longest) if name in sweep.varied else longest
         table.add_column(title, justify="left" if text else "right", no_wrap=not wraps, min_width=least)
     for row, line in zip(found, cells, strict=True):
         worst = [*row.statuses][-1]
@@ -143,7 +146,8 @@ def _table(
         columns["seeds"] = [_seeds(row) for row in found]
     elif seeds or len({job.seed for job in sweep.jobs}) > 1:
         columns["seed"] = [str(row.jobs[0].seed) for row in found]
-    columns["status"] = [_status(row) for row in found]
+    if any([*row.statuses] != ["completed"] for row in found):
+        columns["status"] = [_status(row) for row in found]
     if len(sweep.objective) > 1:
         columns["front"] = ["●" if row.is_best else "" for row in found]
     columns |= {tag: [metric(row, tag) for row in found] for tag in tags}
@@ -152,7 +156,7 @@ def _table(
         columns["fingerprint"] = [row.jobs[0].fingerprint for row in found]
     header = list(columns)
     last = [next(iter(floors[name]), "") if name in floors else "" for name in header]
-    last[header.index("status")] = "floor"
+    last[header.index("status") if "status" in header else 0] = "floor"
     return (
         header,
         [list(line) for line in zip(*columns.values(), strict=True)],
