@@ -65,3 +65,19 @@ def test_norms_and_cosine_are_those_of_the_shared_features(composed, tmp_path, m
 def test_a_frozen_backbone_shares_nothing(composed, tmp_path):
     train(composed(*SHORT, *WATCHED, "callbacks/freeze=backbone", "trainer.max_epochs=1"))
     assert json.loads((tmp_path / "run" / "run.json").read_text())["balance"] is None
+
+
+def test_a_run_stopped_after_its_fit_goes_on_and_keeps_what_was_measured(composed, tmp_path, monkeypatch):
+    def stop(module):
+        raise KeyboardInterrupt
+
+    record = tmp_path / "run" / "run.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalizationModule, "on_test_epoch_end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(composed(*SHORT, *WATCHED))
+    before = json.loads(record.read_text())
+    train(composed(*SHORT, *WATCHED))
+    after = json.loads(record.read_text())
+    assert [before["status"], after["status"]] == ["interrupted", "completed"]
+    assert after["balance"] == before["balance"] is not None

@@ -46,10 +46,13 @@ class Balance(Callback):
         """Go on with what was measured."""
         self._measured = [list(row) for row in state_dict["measured"]]
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the weights; a run that goes on after the end of its fit has no step any more."""
+        self._weights = dict(cast(LocalizationModule, pl_module).loss.weights)
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         """Keep what the step makes, when a look is due."""
         module = cast(LocalizationModule, pl_module)
-        self._weights = dict(module.loss.weights)
         if trainer.global_step % self._every_n_steps == 0:
             # What the head is given: with stored features, the backbone is not called as a whole.
             self._hooks = [
