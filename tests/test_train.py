@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import statistics
 from pathlib import Path
@@ -335,11 +336,18 @@ def test_a_test_image_that_only_decoding_shows_to_be_bad_is_found_before_the_fit
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_a_diverged_run_writes_null_and_is_not_called_better(run, capsys):
-    folder = run("run", "optimizer=sgd", "optimizer.lr=1e30", "trainer.max_epochs=2")
+@pytest.mark.parametrize(
+    ("monitor", "title"),
+    [([], "best checkpoint (epoch 1)"), (["monitor=val/loss", "monitor_mode=min"], "best checkpoint")],
+)
+def test_a_diverged_run_writes_null_and_is_not_called_better(run, capsys, monitor, title):
+    folder = run("run", "optimizer=sgd", "optimizer.lr=1e30", "trainer.max_epochs=2", *monitor)
     metrics = json.loads((folder / "metrics.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     assert metrics["test"]["loc_l1"] is None
-    assert "nan" in capsys.readouterr().out
+    assert read(folder, "run.json")["status"] == "completed"
+    out = capsys.readouterr().out
+    assert "nan" in out
+    assert f"test, {title}\n" in re.sub(" +\n", "\n", out)
 
 
 def test_result_and_floor_are_taken_on_the_same_images(run):

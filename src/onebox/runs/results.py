@@ -90,8 +90,10 @@ def print_results(run_dir: Path) -> None:
     metrics = read_metrics(run_dir)
     test, floor, final = metrics["test"], metrics["floor"], metrics["final"]
     if test:
-        is_best = (run_dir / "checkpoints" / "best.ckpt").exists()
-        which = f"best checkpoint (epoch {metrics['best']['epoch'] + 1})" if is_best else "last weights"
+        which = "last weights"
+        if (run_dir / "checkpoints" / "best.ckpt").exists():  # also when no epoch was the best, as none had a number
+            epoch = metrics["best"].get("epoch")
+            which = "best checkpoint" if epoch is None else f"best checkpoint (epoch {epoch + 1})"
         table = Table(title=f"test, {which}")
         for column in ("", "result", "floor"):
             table.add_column(column, justify="left" if not column else "right")
