@@ -214,6 +214,18 @@ def test_options_train_together_and_loss_falls(run, overrides):
     assert losses[-1] < losses[0]
 
 
+def test_a_run_ends_with_the_places_that_are_there(run, capsys):
+    run("all", "trainer.max_epochs=1", "debug=fast")
+    out = capsys.readouterr().out
+    assert "all/predictions.png" in out
+    assert "tensorboard --logdir" in out
+    run("few", "trainer.max_epochs=1", "debug=fast", "logger=csv", PICTURES_OFF)
+    out = capsys.readouterr().out
+    assert "few/report.html" in out
+    assert "predictions.png" not in out
+    assert "tensorboard" not in out
+
+
 def test_without_the_csv_logger_the_results_are_all_there(run):
     folder = run("run", "trainer.max_epochs=2", "logger=tensorboard", PICTURES_OFF)
     assert not (folder / "metrics.csv").exists()

@@ -118,10 +118,10 @@ def print_results(run_dir: Path) -> None:
             soft_wrap=True,
             highlight=False,
         )
-    for what, where in {
-        "run": str(run_dir),
-        "report": str(run_dir / "report.html"),
-        "pictures": str(run_dir / "predictions.png"),
-        "curves": f"tensorboard --logdir {run_dir}",
-    }.items():
-        console.print(f"{what:9}{where}", soft_wrap=True, highlight=False)
+    where = {"run": str(run_dir), "report": str(run_dir / "report.html")}
+    if (run_dir / "predictions.png").exists():
+        where["pictures"] = str(run_dir / "predictions.png")
+    if any(run_dir.rglob("events.out.tfevents.*")):
+        where["curves"] = f"tensorboard --logdir {run_dir}"
+    for what, place in where.items():
+        console.print(f"{what:9}{place}", soft_wrap=True, highlight=False)
