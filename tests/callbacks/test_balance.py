@@ -59,12 +59,27 @@ def test_norms_and_cosine_are_those_of_the_shared_features(composed, tmp_path, m
     balance = json.loads((tmp_path / "run" / "run.json").read_text())["balance"]
     ratios = [cls.value / loc.value for loc, cls in zip(logged["grad_norm_loc"], logged["grad_norm_cls"], strict=True)]
     assert balance["suggested_weight_loc"] == pytest.approx(sum(ratios) / 2, rel=1e-4)
-    assert f"loss.weights.loc is 10; with {balance['suggested_weight_loc']:.3g} box" in capsys.readouterr().out
+    assert balance["suggested_weight_loc_quartiles"] == pytest.approx(
+        [0.75 * min(ratios) + 0.25 * max(ratios), 0.25 * min(ratios) + 0.75 * max(ratios)], rel=1e-4
+    )
+    out = capsys.readouterr().out
+    assert f"balance  loss.weights.loc is 10; with {balance['suggested_weight_loc']:.3g} box" in out
+    assert "(2 steps, the middle half " in out
+    assert "loss/weighting" not in out
+    assert "loss.weights.loc is 10; with" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_a_frozen_backbone_shares_nothing(composed, tmp_path):
+def test_a_weighting_that_moves_is_told_from_the_fixed_one(composed, capsys):
+    train(composed(*SHORT, *WATCHED, "loss/weighting=dwa", "trainer.max_epochs=1", "callbacks.balance.every_n_steps=9"))
+    out = capsys.readouterr().out
+    assert "(1 step; cosine" in out
+    assert "; this is for loss/weighting=fixed" in out
+
+
+def test_a_frozen_backbone_shares_nothing(composed, tmp_path, capsys):
     train(composed(*SHORT, *WATCHED, "callbacks/freeze=backbone", "trainer.max_epochs=1"))
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["balance"] is None
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["balance"]["steps"] == 0
+    assert "balance  nothing is shared: the backbone is frozen\n" in capsys.readouterr().out
 
 
 def test_a_run_stopped_after_its_fit_goes_on_and_keeps_what_was_measured(composed, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from statistics import mean, median
 from typing import Any, cast
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from onebox.data.dataset import Batch
 from onebox.errors import is_integer, refuse
 from onebox.module import LocalizationModule
-from onebox.weighting import TERMS
+from onebox.weighting import TERMS, FixedWeighting
 
 
 class Balance(Callback):
@@ -37,6 +38,7 @@ class Balance(Callback):
         self._step: dict[str, Any] = {}
         self._hooks: list[RemovableHandle] = []
         self._weights: dict[str, float] = {}
+        self._is_fixed = True
 
     def state_dict(self) -> dict[str, Any]:
         """Goes into checkpoints."""
@@ -48,7 +50,9 @@ class Balance(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the weights; a run that goes on after the end of its fit has no step any more."""
-        self._weights = dict(cast(LocalizationModule, pl_module).loss.weights)
+        loss = cast(LocalizationModule, pl_module).loss
+        self._weights = dict(loss.weights)
+        self._is_fixed = isinstance(loss.weighting, FixedWeighting)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         """Keep what the step makes, when a look is due."""
@@ -80,22 +84,27 @@ class Balance(Callback):
         for logger in trainer.loggers:
             logger.log_metrics({f"balance/{name}": value for name, value in tags.items()}, step=trainer.global_step)
 
-    def summary(self) -> dict[str, float] | None:
+    def summary(self) -> dict[str, Any]:
         """Medians of the norms, mean of the cosine, and the weights of the box: as configured, and suggested.
 
-        With the suggested one the median step pulls alike for box and class, the class's weight being what it is. None
-        when nothing was measured or a gradient was always 0.
+        With the suggested one, given with its quartiles over steps, the median step pulls alike for box and class, the
+        class's weight being what it is and both fixed. Where nothing was measured, `steps` is 0 and `nothing` says why.
         """
         rows = [row for row in self._measured if row[0] > 0 and row[1] > 0]
         if not rows:
-            return None
+            why = "a gradient was always 0" if self._measured else "nothing is shared: the backbone is frozen"
+            return {"steps": 0, "nothing": why}
+        ratios = np.quantile([row[1] / row[0] for row in rows], [0.25, 0.5, 0.75])
+        low, middle, high = (self._weights["cls"] * ratios).tolist()
         return {
             "steps": len(rows),
             "grad_norm_loc": median(row[0] for row in rows),
             "grad_norm_cls": median(row[1] for row in rows),
             "cosine": mean(row[2] for row in rows),
             "weight_loc": self._weights["loc"],
-            "suggested_weight_loc": self._weights["cls"] * median(row[1] / row[0] for row in rows),
+            "suggested_weight_loc": middle,
+            "suggested_weight_loc_quartiles": [low, high],
+            "weighting_is_fixed": self._is_fixed,
         }
 
     def _keep(self, **parts: Any) -> None:

@@ -135,6 +135,7 @@ def write_report(run_dir: Path) -> Path:
         per_class=per_class,
         picture=base64.b64encode(picture.read_bytes()).decode() if picture.exists() else None,
         epochs=len(epochs),
+        balance=balance_line(run["balance"]) if run.get("balance") else None,
         hover=len(epochs) <= MAX_HOVERED_EPOCHS,
         loss_charts=draw_charts(LOSSES, epochs, best, {}, width=344),
         score_charts=draw_charts(SCORES, epochs, best, floor, width=254),
@@ -157,6 +158,19 @@ def repeat_command(run: Mapping[str, Any]) -> str:
     overrides = [override for override in run["overrides"] if not override.startswith("run_dir=")]
     alone = ["hydra.mode=RUN"] if run["choices"].get("sweep") else []
     return shlex.join(["onebox-train", *overrides, *alone])
+
+
+def balance_line(balance: Mapping[str, Any]) -> str:
+    """What the balance of the heads came to, as run.json has it: the box's weight, and the one it suggests."""
+    if not balance["steps"]:
+        return str(balance["nothing"])
+    low, high = balance["suggested_weight_loc_quartiles"]
+    measured = f"{balance['steps']} steps, the middle half {low:.3g} to {high:.3g}" if balance["steps"] > 1 else "1 step"
+    return (
+        f"loss.weights.loc is {balance['weight_loc']:.3g}; with {balance['suggested_weight_loc']:.3g} box and class "
+        f"would pull alike at the shared features ({measured}; cosine {balance['cosine']:.2f})"
+        + ("" if balance["weighting_is_fixed"] else "; this is for loss/weighting=fixed, another one moves the weights")
+    )
 
 
 def judge(test: Values, floor: Values, images: int) -> tuple[str, float]:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from onebox.data.index import Index
 from onebox.files import read_json
-from onebox.runs.report import read_metrics
+from onebox.runs.report import balance_line, read_metrics
 
 SCHEMA = 1
 SAME = 1e-6  # what differs by less differs only in the rounding of float32
@@ -112,12 +112,7 @@ def print_results(run_dir: Path) -> None:
     console.print(table)
     balance = read_json(run_dir / "run.json").get("balance")
     if balance:
-        console.print(
-            f"balance  loss.weights.loc is {balance['weight_loc']:.3g}; with {balance['suggested_weight_loc']:.3g} box "
-            f"and class would pull alike at the shared features (cosine {balance['cosine']:.2f})",
-            soft_wrap=True,
-            highlight=False,
-        )
+        console.print(f"balance  {balance_line(balance)}", soft_wrap=True, highlight=False)
     where = {"run": str(run_dir), "report": str(run_dir / "report.html")}
     if (run_dir / "predictions.png").exists():
         where["pictures"] = str(run_dir / "predictions.png")
