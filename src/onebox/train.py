@@ -234,6 +234,7 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord | RankRecord, finge
 
     from onebox.callbacks.balance import Balance
     from onebox.callbacks.epoch_csv import EpochCsvLogger
+    from onebox.callbacks.freeze import Freeze
     from onebox.callbacks.same_on_all_ranks import SameOnAllRanks
     from onebox.callbacks.trace import Enough
     from onebox.files import write_json, write_text
@@ -297,6 +298,8 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord | RankRecord, finge
         return None
     record.add(final_weights=weights_hash(module))
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # as above
+        if isinstance(callback, Freeze):
+            record.add(trained_parameters=callback.num_trained(module, trainer.current_epoch))
         if isinstance(callback, Balance):
             record.add(balance=callback.summary())
     best = best_row(rows, cfg.monitor, cfg.monitor_mode)

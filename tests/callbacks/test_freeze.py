@@ -1,4 +1,6 @@
 import itertools
+import json
+import logging
 
 import pytest
 import torch
@@ -98,6 +100,29 @@ def test_what_is_frozen_drops_nothing(composed, monkeypatch):
     train(composed(*SHORT, "trainer.limit_val_batches=1", "model.backbone.dropout=0.3", *freeze))
     seen = [mode for p, mode in modes if p == DROPOUT]
     assert seen[:8] == [False] * 4 + [True] * 3 + [False]  # three steps and a validation, twice
+
+
+def test_it_is_said_what_is_trained_from_when_on(composed, caplog, tmp_path):
+    caplog.set_level(logging.INFO)
+    stages = ["callbacks/freeze=heads_first", "callbacks.freeze.unfreeze=[[1,fc],[3,all]]"]
+    train(composed(*SHORT, *stages, "trainer.max_epochs=3"))
+    said = [line for line in caplog.messages if "trained" in line]
+    weights = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    sizes = {name.removeprefix("localizer."): value.numel() for name, value in weights.items()}
+    heads, fc = (
+        sum(size for name, size in sizes.items() if name.startswith(parts))
+        for parts in (("loc_head", "cls_head"), ("loc_head", "cls_head", "backbone.fc"))
+    )
+    everything = sum(sizes.values())
+    assert said == [
+        "callbacks.freeze: the backbone until blocks.9 is never trained, epoch 3 is beyond trainer.max_epochs=3 "
+        "(counted from 0)",
+        f"trained from epoch 0: the heads, {heads:,} of {everything:,} parameters",
+        f"trained from epoch 1: the heads and the backbone from fc on, {fc:,} of {everything:,} parameters",
+    ]
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert [record["trained_parameters"], record["parameters"]] == [fc, everything]
+    assert f"{everything:,} parameters, {fc:,} of them trained" in (tmp_path / "run" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
