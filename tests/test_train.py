@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import re
 import shutil
 import statistics
@@ -234,16 +235,52 @@ def test_without_the_csv_logger_the_results_are_all_there(run):
     assert metrics["final"]["train/loss"] > 0
 
 
-def test_early_stopping_stops(run):
+def test_early_stopping_stops_and_says_why(run, caplog):
+    caplog.set_level(logging.INFO)
     folder = run(
         "run",
         "trainer.max_epochs=20",
         "callbacks/early_stopping=default",
         "callbacks.early_stopping.patience=2",
+        "callbacks/freeze=heads_first",
         "optimizer.lr=0",
         PICTURES_OFF,
     )
     assert len((folder / "metrics.csv").read_text().splitlines()) == 1 + 3
+    line = (
+        "stopped after epoch 3 of 20: val/joint_acc has not improved for 2 epochs; "
+        "callbacks.freeze.unfreeze came too late for the backbone"
+    )
+    assert line in caplog.messages
+    assert read(folder, "run.json")["stopped_early"] == line
+    assert line in (folder / "report.html").read_text()
+
+
+def test_a_stopped_fit_whose_test_was_interrupted_still_says_why(run, monkeypatch, tmp_path):
+    def stop(module):
+        raise KeyboardInterrupt
+
+    overrides = [
+        "debug=fast",
+        "trainer.max_epochs=5",
+        "callbacks/early_stopping=default",
+        "callbacks.early_stopping.patience=1",
+        "optimizer.lr=0",
+        PICTURES_OFF,
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalizationModule, "on_test_epoch_end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run("run", *overrides)
+    line = read(tmp_path / "run", "run.json")["stopped_early"]
+    assert line == "stopped after epoch 2 of 5: val/joint_acc has not improved for 1 epoch"
+    assert read(run("run", *overrides), "run.json")["stopped_early"] == line
+
+
+def test_a_fit_that_ends_with_its_last_epoch_was_not_stopped(run):
+    stopping = ["callbacks/early_stopping=default", "callbacks.early_stopping.patience=1", "optimizer.lr=0"]
+    folder = run("run", "debug=fast", "trainer.max_epochs=2", *stopping, PICTURES_OFF)
+    assert "stopped_early" not in read(folder, "run.json")
 
 
 def test_the_baseline_recipe_learns_the_embedded_data_above_the_floor(run):

@@ -233,6 +233,7 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord | RankRecord, finge
     import lightning.pytorch as L
 
     from onebox.callbacks.balance import Balance
+    from onebox.callbacks.early_stopping import stopped_early
     from onebox.callbacks.epoch_csv import EpochCsvLogger
     from onebox.callbacks.freeze import Freeze
     from onebox.callbacks.same_on_all_ranks import SameOnAllRanks
@@ -297,6 +298,10 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord | RankRecord, finge
     except Enough:
         return None
     record.add(final_weights=weights_hash(module))
+    stopped = stopped_early(trainer, module)
+    if stopped is not None:
+        log.info(stopped)
+        record.add(stopped_early=stopped)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # as above
         if isinstance(callback, Freeze):
             record.add(trained_parameters=callback.num_trained(module, trainer.current_epoch))
