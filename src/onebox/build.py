@@ -99,7 +99,7 @@ def build_module(cfg: DictConfig, data: VocDataModule) -> LocalizationModule:
     """The network, its loss and its optimizer.
 
     Raises:
-        BadInput: optimizer or schedule refuse their arguments.
+        BadInput: optimizer or schedule refuse their arguments; or the localisation head has no positions to look at.
     """
     from onebox.module import LocalizationModule
 
@@ -113,6 +113,7 @@ def build_module(cfg: DictConfig, data: VocDataModule) -> LocalizationModule:
         seed=cfg.seed,
         log_every_n_steps=cfg.trainer.log_every_n_steps,
     )
+    _check_map(cfg, module)
     # Both are made from partials when the fit starts; a wrong value is to be found now.
     try:
         optimizer = module.param_groups.optimizer(module.make_optimizer, module.localizer, module.loss)
@@ -122,6 +123,24 @@ def build_module(cfg: DictConfig, data: VocDataModule) -> LocalizationModule:
         given = {key: value for group in ("optimizer", "scheduler") for key, value in (cfg.get(group) or {}).items()}
         raise BadInput(f"optimizer or scheduler: {error}; correct one of {given}") from error
     return module
+
+
+def _check_map(cfg: DictConfig, module: LocalizationModule) -> None:
+    """Hold the localisation head against the finest map.
+
+    Raises:
+        BadInput: it looks for the box on a map of one row or column, where everything is everywhere.
+    """
+    head, finest = module.localizer.loc_head, module.localizer.backbone.feature_shape.maps[0]
+    if not getattr(head, "reads_maps", False) or min(finest.height, finest.width) > 1:
+        return
+    levels = cfg.model.backbone.get("levels")
+    stride = f" (stride {min(levels)})" if levels else ""
+    or_else = ", or name a finer level in model.backbone.levels" if levels else ""
+    raise BadInput(
+        f"model.loc_head: {type(head).__name__} looks for the box on a map, but the finest at "
+        f"image_size={cfg.image_size} is {finest.height}x{finest.width}{stride}; set a larger image_size{or_else}"
+    )
 
 
 def build_trainer(cfg: DictConfig, facts: Mapping[str, Any] | None = None) -> Trainer:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from omegaconf import DictConfig
 from torchvision.ops import generalized_box_iou_loss
 
 from onebox.build import build_data, build_module
@@ -11,6 +12,7 @@ from onebox.data.dataset import Batch
 from onebox.errors import BadInput
 from onebox.model.features import Features, FeatureShape, MapShape
 from onebox.model.heads import Thin
+from onebox.module import LocalizationModule
 
 CONF = Path(__file__).parent.parent.parent / "conf/model"
 SHAPE = FeatureShape(maps=(MapShape(16, 5, 7),), pooled=24)
@@ -26,6 +28,13 @@ def make(composed, choice: str, *overrides: str, shape=SHAPE, out_features: int 
     torch.manual_seed(0)
     group = choice.partition("=")[0]
     return instantiate(composed(f"model/{choice}", *overrides).model[group])(shape, out_features)
+
+
+def built(composed, *overrides: str) -> tuple[DictConfig, LocalizationModule]:
+    cfg = composed("model.num_classes=3", *overrides)
+    data = build_data(cfg)
+    data.class_names = ["bird", "cat", "dog"]
+    return cfg, build_module(cfg, data)
 
 
 @pytest.mark.parametrize("shape", [SHAPE, TWO_LEVELS], ids=["one level", "two levels"])
@@ -140,10 +149,7 @@ def test_a_box_for_each_class_trains_that_of_the_label_and_shows_that_of_the_lik
 
 
 def test_a_training_step_knows_the_label_and_validation_does_not(composed):
-    cfg = composed("model/loc_head=per_class_box", "model.num_classes=3", "image_size=32")
-    data = build_data(cfg)
-    data.class_names = ["bird", "cat", "dog"]
-    module = build_module(cfg, data)
+    _, module = built(composed, "model/loc_head=per_class_box", "image_size=32")
     images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     batch = Batch(images, torch.tensor([[0.1, 0.1, 0.5, 0.5]] * 2), torch.tensor([2, 0]), ids=("a", "b"))
     given = []
@@ -152,6 +158,32 @@ def test_a_training_step_knows_the_label_and_validation_does_not(composed):
     module.eval()._predict(batch)
     assert given[0] is batch.labels
     assert given[1] is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["model/loc_head=edges", "image_size=20"], "EdgesHead .* at image_size=20 is 1x1; set a larger image_size$"),
+        (["model/loc_head=dense", "image_size=31"], "DenseHead .* 1x1"),
+        (["model/loc_head=attention_pool", "image_size=20"], "AttentionPoolHead .* 1x1"),
+        (
+            ["model/loc_head=per_class_box", "model/loc_head@model.loc_head.head=spatial", "image_size=20"],
+            "SpatialHead",
+        ),
+        (
+            ["model/loc_head=spatial", "model/backbone=resnet18", "image_size=32"],
+            r"1x1 \(stride 32\); set a larger image_size, or name a finer level in model.backbone.levels$",
+        ),
+    ],
+)
+def test_a_box_is_not_looked_for_on_a_map_without_positions(composed, overrides, told):
+    with pytest.raises(BadInput, match=told):
+        built(composed, *overrides)
+
+
+@pytest.mark.parametrize("choice", ["loc_head=mlp", "cls_head=attention_pool"])
+def test_what_needs_no_positions_goes_with_a_map_without_any(composed, choice):
+    built(composed, f"model/{choice}", "image_size=20")
 
 
 def test_wrong_arguments_are_named(composed):

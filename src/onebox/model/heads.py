@@ -2,7 +2,7 @@
 
 A head is made from the sizes of the features and the number of its outputs. A localisation head with `gives_boxes`
 gives boxes (xyxy in [0, 1]); any other gives four numbers that the box coder reads. Heads that see positions read all
-of the backbone's maps. B = batch size, H x W = the finest map.
+of the backbone's maps, and have `reads_maps`. B = batch size, H x W = the finest map.
 """
 
 from collections.abc import Callable
@@ -26,6 +26,7 @@ class LinearHead(nn.Module):
     """
 
     gives_boxes = False
+    reads_maps = False
 
     def __init__(self, feature_shape: FeatureShape, out_features: int, *, dropout: float) -> None:
         super().__init__()
@@ -50,6 +51,7 @@ class MlpHead(nn.Module):
     """
 
     gives_boxes = False
+    reads_maps = False
 
     def __init__(self, feature_shape: FeatureShape, out_features: int, *, hidden_features: int, dropout: float) -> None:
         super().__init__()
@@ -74,6 +76,7 @@ class SpatialHead(nn.Module):
     """
 
     gives_boxes = False
+    reads_maps = True
 
     def __init__(
         self, feature_shape: FeatureShape, out_features: int, *, channels: int, hidden_features: int, dropout: float
@@ -104,6 +107,7 @@ class AttentionPoolHead(nn.Module):
     """
 
     gives_boxes = False
+    reads_maps = True
 
     def __init__(
         self, feature_shape: FeatureShape, out_features: int, *, channels: int, num_heads: int, dropout: float
@@ -144,6 +148,7 @@ class DenseHead(nn.Module):
     """
 
     gives_boxes = True
+    reads_maps = True
 
     def __init__(self, feature_shape: FeatureShape, out_features: int, *, channels: int, dropout: float) -> None:
         super().__init__()
@@ -182,6 +187,7 @@ class EdgesHead(nn.Module):
     """
 
     gives_boxes = True
+    reads_maps = True
 
     def __init__(
         self, feature_shape: FeatureShape, out_features: int, *, channels: int, upsample: int, dropout: float
