@@ -143,6 +143,22 @@ def _check_map(cfg: DictConfig, module: LocalizationModule) -> None:
     )
 
 
+def unread_levels(cfg: DictConfig, module: LocalizationModule) -> str | None:
+    """The line that says that levels of the backbone are made for nothing; None when they are not."""
+    localizer = module.localizer
+    shape = localizer.backbone.feature_shape
+    levels = cfg.model.backbone.get("levels")
+    # The map that pooled features are the mean of is made anyway.
+    if not levels or [item.channels for item in shape.maps] == [shape.pooled]:
+        return None
+    if any(getattr(head, "reads_maps", True) for head in (localizer.loc_head, localizer.cls_head)):
+        return None
+    return (
+        f"model.backbone.levels={list(levels)}: neither head reads maps; spatial, dense, edges and attention_pool do "
+        "(model/loc_head=edges)"
+    )
+
+
 def build_trainer(cfg: DictConfig, facts: Mapping[str, Any] | None = None) -> Trainer:
     """The trainer with all callbacks and loggers that are not null; `facts` go into each checkpoint."""
     import torch.utils.deterministic

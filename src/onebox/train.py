@@ -22,7 +22,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from onebox.build import build_module, build_trainer, fill_in, quieten, read_data, run_trainer, use_threads
+from onebox.build import (
+    build_module,
+    build_trainer,
+    fill_in,
+    quieten,
+    read_data,
+    run_trainer,
+    unread_levels,
+    use_threads,
+)
 from onebox.errors import (
     EXIT_BAD_INPUT,
     EXIT_FAULT,
@@ -269,6 +278,9 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord | RankRecord, finge
         "class_names": data.class_names,
         "config": OmegaConf.to_container(cfg, resolve=True),
     }
+    unread = unread_levels(cfg, module)
+    if unread is not None:
+        log.warning(unread)
     checkpoint = _checkpoint(cfg, run_dir, facts) if record.goes_on else None
     trainer = build_trainer(cfg, facts)
     if trainer.world_size > 1:
