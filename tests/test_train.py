@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from onebox.boxes import xyxy_to_xywh
 from onebox.build import build_data, build_module
+from onebox.data.datamodule import VocDataModule
 from onebox.errors import BadInput
 from onebox.module import LocalizationModule
 from onebox.train import train
@@ -359,6 +360,22 @@ def test_a_value_that_makes_no_sense_is_refused_with_what_to_do(composed, tmp_pa
     assert read(tmp_path / "run", "run.json")["status"] == "failed"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["callbacks/freeze=heads_first", "callbacks.freeze.unfreeze=[[1,layer9]]"], "no stage layer9"),
+        (["model/backbone=resnet18", "model.backbone.levels=[5]"], "has maps of stride"),
+        (["model/backbone=resnet18", "model.backbone.pretrained=no/such.pth"], "no/such.pth"),
+        (["callbacks.pictures.columns=0"], "pictures.columns must be"),
+    ],
+)
+def test_a_mistake_is_found_before_images_are_decoded(composed, monkeypatch, tmp_path, overrides, told):
+    monkeypatch.setattr(VocDataModule, "decode", lambda self: pytest.fail("decodes"))
+    with pytest.raises((BadInput, HydraException), match=f"(?s){told}"):
+        train(composed(*QUIET, "image_size=64", *overrides))
+    assert (tmp_path / "run" / "config.yaml").exists()
+
+
 def test_a_bad_test_image_is_found_before_the_fit(composed, tmp_path, shapes_root):
     root = tmp_path / "shapes"
     shutil.copytree(shapes_root, root)
@@ -549,6 +566,20 @@ def test_skipped_samples_stand_in_the_run_directory(run, tree):
         "file": str(tree.folder / "JPEGImages/b.jpg"),
         "reason": "not a readable image (not a JPEG, PNG, WebP or BMP image); restore the file or take it out of its list",
     }
+
+
+def test_class_counts_are_of_the_images_that_could_be_decoded(run, tree):
+    for name in "abc":
+        tree.add(name, ("dog", (1, 1, 30, 20)))
+    path = tree.folder / "JPEGImages/b.jpg"
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"\xff\xda")] + b"\xff\xd9")  # a head and an end, and no pixels between them
+    own = ["data=folder", f"data.root={tree.folder}", "data.holdout={}", "data.on_error=skip"]
+    own += ["monitor=train/loss", "monitor_mode=min", "loss/cls=balanced_cross_entropy"]
+    folder = run("skip", *own, "trainer.max_epochs=1", PICTURES_OFF)
+    stored = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["onebox"]["config"]
+    for config in (stored, yaml.safe_load((folder / "config.yaml").read_text())):
+        assert sum(config["loss"]["cls"]["criterion"]["class_counts"]) == 2
 
 
 def test_lost_boxes_are_counted_and_many_of_them_warned_of(run, caplog):

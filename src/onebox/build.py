@@ -61,8 +61,7 @@ def build_job(
         known[described] = read_data(cfg)
     data: VocDataModule = known[described]
     fill_in(cfg, num_classes=data.num_classes, class_counts=data.class_counts)
-    build_module(cfg, data)
-    build_trainer(cfg)
+    check_stages(build_trainer(cfg), build_module(cfg, data))
     return data.fingerprint()
 
 
@@ -185,6 +184,19 @@ def build_trainer(cfg: DictConfig, facts: Mapping[str, Any] | None = None) -> Tr
     # Part of trainer.deterministic: writes NaN into all new memory, in case something reads it. Nothing here does.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch hides it
     return trainer
+
+
+def check_stages(trainer: Trainer, module: LocalizationModule) -> None:
+    """Find a stage to unfreeze that the backbone does not have before the fit does.
+
+    Raises:
+        BadInput: there is one.
+    """
+    from onebox.callbacks.freeze import Freeze
+
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it without declaring it
+        if isinstance(callback, Freeze):
+            callback.frozen_until(module.localizer.backbone.stages, 0)
 
 
 def run_trainer(trainer: Trainer, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:

@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from onebox.build import (
     build_module,
     build_trainer,
+    check_stages,
     fill_in,
     quieten,
     read_data,
@@ -266,23 +267,29 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord | RankRecord, finge
             "data.holdout.val a share of the training images, or set monitor=train/loss monitor_mode=min"
         )
     _check_data(cfg, data)
-    data.decode()
     fill_in(cfg, num_classes=data.num_classes, class_counts=data.class_counts)
     if record.writes:
         write_text(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-        write_samples(run_dir, data.indexes, data.class_names)
+    # All of it is built before images are decoded, which may take minutes: a mistake is found at once.
+    counts = data.class_counts
     module = build_module(cfg, data)
-    facts: dict[str, Any] = {
-        "fingerprint": fingerprint,
-        "data_fingerprint": data.fingerprint(),
-        "class_names": data.class_names,
-        "config": OmegaConf.to_container(cfg, resolve=True),
-    }
+    facts: dict[str, Any] = {"fingerprint": fingerprint, "class_names": data.class_names}
+    trainer = build_trainer(cfg, facts)
+    check_stages(trainer, module)
     unread = unread_levels(cfg, module)
     if unread is not None:
         log.warning(unread)
+    data.decode()
+    if data.class_counts != counts:  # data.on_error=skip has left images out
+        fill_in(cfg, num_classes=data.num_classes, class_counts=data.class_counts)
+        L.seed_everything(cfg.seed, verbose=False)
+        module = build_module(cfg, data)
+        if record.writes:
+            write_text(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    if record.writes:
+        write_samples(run_dir, data.indexes, data.class_names)
+    facts |= {"data_fingerprint": data.fingerprint(), "config": OmegaConf.to_container(cfg, resolve=True)}
     checkpoint = _checkpoint(cfg, run_dir, facts) if record.goes_on else None
-    trainer = build_trainer(cfg, facts)
     if trainer.world_size > 1:
         common = {"fingerprint": fingerprint, "run_dir": run_dir, "checkpoint": checkpoint, **data.fingerprint()}
         same = SameOnAllRanks({name: str(value) for name, value in common.items()})

@@ -34,15 +34,15 @@ class CheckpointFacts(Callback):
     """Puts into each checkpoint whose it is, as `checkpoint["onebox"]`.
 
     Args:
-        facts: plain data: config, fingerprint, data_fingerprint, class_names.
+        facts: plain data: config, fingerprint, data_fingerprint, class_names. May be completed until the fit.
     """
 
     def __init__(self, facts: Mapping[str, Any]) -> None:
-        self._facts = {"format": FORMAT, **facts}
+        self._facts = facts
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the facts."""
-        checkpoint["onebox"] = self._facts
+        checkpoint["onebox"] = {"format": FORMAT, **self._facts}
 
 
 def read_checkpoint(path: Path, *, fingerprint: str | None = None) -> dict[str, Any]:
