@@ -168,6 +168,19 @@ def test_report_says_when_a_result_is_no_result(tmp_path, joint_acc, images, wor
     assert words is None or words in text
 
 
+@pytest.mark.parametrize(
+    ("joint_acc", "images", "interval"),
+    [(0.0, 32, "0.00 to 0.06"), (1.0, 32, "0.94 to 1.00"), (0.5, 32, "0.38 to 0.62"), (0.25, 300, "0.22 to 0.29")],
+)
+def test_report_gives_an_interval_that_has_a_width_at_both_ends(tmp_path, joint_acc, images, interval):
+    run = make_run(tmp_path, test=TEST | {"joint_acc": joint_acc})
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["per_class"] = {name: {**TEST, "images": images} for name in ("cat", "dog")}
+    write_json(run / "metrics.json", metrics)
+    text = Page(write_report(run)).text
+    assert f"With {2 * images} test images, joint_acc has a 95 % interval of {interval}." in text
+
+
 def test_report_marks_metrics_that_are_not_better_than_the_floor(tmp_path):
     worse = TEST | {"acc": FLOOR["acc"], "loc_l1": 0.2}
     rows = {row[0].split()[0]: row for row in Page(write_report(make_run(tmp_path, test=worse))).rows if row}

@@ -99,7 +99,7 @@ def write_report(run_dir: Path) -> Path:
     config_path, picture = run_dir / "config.yaml", run_dir / "predictions.png"
     config = config_path.read_text(encoding="utf-8") if config_path.exists() else ""
     epochs = read_epochs(run_dir / "metrics.csv")
-    level, standard_error = judge(test, floor, images) if test else ("", 0.0)
+    level, interval = judge(test, floor, images) if test else ("", (0.0, 0.0))
 
     environment = Environment(
         loader=PackageLoader("onebox.runs", "."),
@@ -128,7 +128,7 @@ def write_report(run_dir: Path) -> Path:
         shown_split="val" if any(tag.startswith("val/") for tag in final) else "train",
         better_than_floor=[name for name in METRICS if test and _gain(name, test, floor) > SAME],
         level=level,
-        standard_error=standard_error,
+        interval=interval,
         shares=error_shares(test),
         floor_shares=error_shares(floor),
         images=images,
@@ -165,7 +165,9 @@ def balance_line(balance: Mapping[str, Any]) -> str:
     if not balance["steps"]:
         return str(balance["nothing"])
     low, high = balance["suggested_weight_loc_quartiles"]
-    measured = f"{balance['steps']} steps, the middle half {low:.3g} to {high:.3g}" if balance["steps"] > 1 else "1 step"
+    measured = (
+        f"{balance['steps']} steps, the middle half {low:.3g} to {high:.3g}" if balance["steps"] > 1 else "1 step"
+    )
     return (
         f"loss.weights.loc is {balance['weight_loc']:.3g}; with {balance['suggested_weight_loc']:.3g} box and class "
         f"would pull alike at the shared features ({measured}; cosine {balance['cosine']:.2f})"
@@ -173,15 +175,26 @@ def balance_line(balance: Mapping[str, Any]) -> str:
     )
 
 
-def judge(test: Values, floor: Values, images: int) -> tuple[str, float]:
-    """Whether joint_acc is `below`, `near` or `above` the floor, and its standard error over `images` images.
+def judge(test: Values, floor: Values, images: int) -> tuple[str, tuple[float, float]]:
+    """Whether joint_acc is `below`, `near` or `above` the floor, and its 95 % interval over `images` images.
 
-    Near is less than two standard errors above: another draw of test images could have put it at the floor.
+    Near is a floor within the interval: another draw of test images could have put the result there.
     """
-    result = test["joint_acc"]
-    error = math.sqrt(max(0.0, result * (1 - result)) / images) if images else 0.0
+    low, high = wilson(test["joint_acc"], images)
     gain = _gain("joint_acc", test, floor)
-    return ("below" if gain <= SAME else "near" if gain < 2 * error else "above"), error
+    return ("below" if gain <= SAME else "near" if floor["joint_acc"] > low else "above"), (low, high)
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share of `count`, in [0, 1] (Wilson 1927): of 0 and 1 too, it has a width.
+
+    Without a count it is the share itself.
+    """
+    if not count:
+        return share, share
+    z2 = 1.96**2 / count
+    middle, half = share + z2 / 2, math.sqrt(z2 * (share * (1 - share) + z2 / 4))
+    return max(0.0, middle - half) / (1 + z2), min(1.0, (middle + half) / (1 + z2))
 
 
 def _gain(name: str, test: Values, floor: Values) -> float:
