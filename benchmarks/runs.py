@@ -31,7 +31,7 @@ def make_runs(folder: Path, count: int) -> None:
     cfg = _compose("run_dir=x")
     choices = {
         "data": "shapes",
-        "model": "tiny_cnn",
+        "model": "default",
         "model/backbone": "tiny_cnn",
         "loss/loc": "l1",
         "experiment": None,
