@@ -206,7 +206,7 @@ def test_without_a_network_one_line_says_where_to_put_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("override", "word"),
     [
-        ("data.source.timeout=3", "data.source.timeout"),
+        ("data.source.timeout=3", "did you mean data.source.timeout_s"),
         (f"{KEY}.checksum='crc:0'", "neither md5"),
         ("data=nonsense", "nonsense"),
         ("data.source.rounds=[", "override"),

@@ -134,11 +134,15 @@ def test_a_loss_that_never_falls_is_said():
         (["lr-find", "--min-lr", "1"], "--min-lr 1 must be above 0 and below --max-lr 1"),
         (["lr-find", "-o", "nowhere/lr.png"], "nowhere/lr.png: there is no such folder"),
         (["lr-find", "optimzer.lr=1"], "no key optimzer"),
+        (["lr-find", "data.batch_size=0"], "data.batch_size must be >= 1, not 0"),
+        (["lr-find", "model.backbone.dropout=2"], "model.backbone.dropout must be in [0, 1), not 2"),
+        (["lr-find", "data={limit:"], "no viable alternative at input"),
         (["lr-find", "optimizer.lr=0"], "optimizer.lr is 0, so that parts have no share of it"),
         (["fit-batch", "--memory", "4"], "--memory 4: write a number and MB or GB, such as 4GB"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(monkeypatch, capsys, arguments, line):
+def test_bad_input_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path, arguments, line):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["onebox", *arguments])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
@@ -195,5 +199,5 @@ def test_fit_batch_prints_what_it_tried_and_an_override(monkeypatch):
 
 
 def test_a_trial_that_cannot_begin_says_why(small):
-    with pytest.raises(BadInput, match="nowhere"):
-        peak_memory([*small, "data.root=nowhere"], 1, 10**11)
+    with pytest.raises(BadInput, match="^data.num_workers must be >= 0, not -1$"):
+        peak_memory([*small, "data.num_workers=-1"], 1, 10**11)

@@ -117,20 +117,17 @@ def download(
     ] = None,
 ) -> None:
     """Compose the config, so that mirrors and places are the same as for training, and run its source."""
-    from hydra.errors import HydraException
     from hydra.utils import instantiate
-    from omegaconf.errors import OmegaConfBaseException
+
+    from onebox.spelling import told_as_bad_input
 
     cfg = _compose(f"data={name.value}", *(overrides or []))
-    try:
+    with told_as_bad_input():
         if root is not None:
             cfg.voc_root = str(root)
         # Only this part: the rest of cfg.data would import torch.
         source = instantiate(cfg.data.source, _convert_="all")
         folder = cfg.data.root
-    except (HydraException, OmegaConfBaseException) as error:
-        # A constructor's own complaint says more than Hydra's around it.
-        raise BadInput(str(error.__cause__ if isinstance(error.__cause__, BadInput) else error)) from error
     try:
         source(folder, download=True)
     except KeyboardInterrupt:
@@ -244,14 +241,11 @@ def cache(
 
 def _compose(*overrides: str) -> "DictConfig":
     from hydra import compose, initialize_config_module
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
-    try:
-        with initialize_config_module("onebox.conf", version_base="1.3"):
-            return compose("train", overrides=list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise BadInput(str(error)) from error
+    from onebox.spelling import told_as_bad_input
+
+    with told_as_bad_input(overrides), initialize_config_module("onebox.conf", version_base="1.3"):
+        return compose("train", overrides=list(overrides))
 
 
 def _megabytes(num_bytes: int) -> str:

@@ -37,6 +37,11 @@ class RankFailed(Exception):
     """One of a run's processes failed or was killed; the message is one line that says which, and how."""
 
 
+def own_complaint(error: BaseException) -> BaseException:
+    """The `BadInput` that a constructor raised and Hydra wrapped, which says more than Hydra does, or `error`."""
+    return error.__cause__ if isinstance(error.__cause__, BadInput) else error
+
+
 def refuse(problems: Mapping[str, bool]) -> None:
     """Raise one `BadInput` that names all problems which are so.
 

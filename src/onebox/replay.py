@@ -29,12 +29,10 @@ def replay(what: Replay) -> None:
     """Run it in this process."""
     import torch
     from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
-    from onebox.errors import BadInput
     from onebox.runs.composition import set_hydra_config
+    from onebox.spelling import told_as_bad_input
     from onebox.train import train
 
     set_hydra_config(what["choices"], what["overrides"])
@@ -43,9 +41,8 @@ def replay(what: Replay) -> None:
     cfg = OmegaConf.create(what["config"])
     OmegaConf.set_struct(cfg, True)
     try:
-        train(cfg)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise BadInput(str(error.__cause__ if isinstance(error.__cause__, BadInput) else error)) from error
+        with told_as_bad_input():
+            train(cfg)
     finally:
         torch.set_num_threads(threads)
         HydraConfig.instance().cfg = None

@@ -1,15 +1,43 @@
-"""What a user may have meant by a key that the config does not have."""
+"""What is wrong with a config in one line, and what a user may have meant by a key that it does not have."""
 
 import difflib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from onebox.errors import BadInput, own_complaint
+
+
+@contextmanager
+def told_as_bad_input(overrides: Sequence[str] = ()) -> Iterator[None]:
+    """Raise what Hydra and OmegaConf have against a config as `BadInput`.
+
+    Args:
+        overrides: those that it is composed from, in which misspelt keys are looked for.
+    """
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise BadInput(explain(error, overrides)) from error
+
+
+def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
+    """What a user can do something about in an error that a config has led to.
+
+    Args:
+        error: any.
+        overrides: as in `told_as_bad_input`.
+    """
+    unknown = explain_unknown_keys(overrides) if isinstance(error, ConfigCompositionException) else None
+    return unknown or str(own_complaint(error))
 
 
 def explain_unknown_keys(overrides: Sequence[str]) -> str | None:
@@ -21,12 +49,14 @@ def explain_unknown_keys(overrides: Sequence[str]) -> str | None:
     Returns:
         None when every key exists, or when the groups alone cannot be composed either.
     """
-    # `+key` adds and `~key` deletes: whoever writes that knows the key is not there, or is.
-    overrides = [flat for item in overrides for flat in _flat(item)]
-    pairs = [item.partition("=") for item in overrides if "=" in item and not item.startswith(("-", "+", "~", "hydra"))]
-    chosen = [key + sep + value for key, sep, value in pairs if files("onebox.conf").joinpath(key).is_dir()]
     GlobalHydra.instance().clear()
     try:
+        overrides = [flat for item in overrides for flat in _flat(item)]
+        # `+key` adds and `~key` deletes: whoever writes that knows the key is not there, or is.
+        pairs = [
+            item.partition("=") for item in overrides if "=" in item and not item.startswith(("-", "+", "~", "hydra"))
+        ]
+        chosen = [key + sep + value for key, sep, value in pairs if files("onebox.conf").joinpath(key).is_dir()]
         with initialize_config_module("onebox.conf", version_base="1.3"):
             known = sorted(_keys(compose("train", overrides=chosen)))
     except HydraException:
@@ -58,5 +88,7 @@ def _flat(override: str) -> Iterator[str]:
         yield override
         return
     parsed: Any = OverridesParser.create().parse_override(override).value()
+    if not isinstance(parsed, dict):  # several sets, for a sweep
+        return
     for name, item in parsed.items():
         yield from _flat(f"{key}.{name}={item}")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback as HydraCallback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -44,7 +44,7 @@ from onebox.errors import (
     SweepFailed,
 )
 from onebox.help import help_text
-from onebox.spelling import explain_unknown_keys
+from onebox.spelling import explain
 from onebox.validation import validate
 
 if TYPE_CHECKING:
@@ -437,13 +437,8 @@ def _exit_with(error: Exception) -> NoReturn:
     """Print one line and leave with the exit code of bad input; with ONEBOX_DEBUG=1 show the traceback."""
     if os.environ.get("ONEBOX_DEBUG") == "1":
         raise error
-    if isinstance(error.__cause__, BadInput):  # raised in a constructor, wrapped by Hydra
-        text = str(error.__cause__)
-    elif isinstance(error, ConfigCompositionException):
-        text = explain_unknown_keys(sys.argv[1:]) or str(error)
-    else:
-        text = str(error)
-    text = text.rpartition("onebox.errors.BadInput: ")[2]  # loader workers send the whole traceback as the message
+    # Loader workers send the whole traceback as the message.
+    text = explain(error, sys.argv[1:]).rpartition("onebox.errors.BadInput: ")[2]
     line = " ".join(part.strip() for part in text.splitlines() if part.strip())
     print(f"onebox-train: {line}", file=sys.stderr)
     sys.exit(EXIT_BAD_INPUT)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from onebox.spelling import told_as_bad_input
+
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
 
@@ -29,23 +31,16 @@ def compose_trial(overrides: Sequence[str], run_dir: Path, *, progress: bool) ->
     """
     from hydra import compose, initialize_config_module
     from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
-    from onebox.errors import BadInput
-    from onebox.spelling import explain_unknown_keys
     from onebox.validation import validate
 
-    try:
-        with initialize_config_module("onebox.conf", version_base="1.3"):
-            cfg = compose("train", overrides=[*overrides, f"run_dir='{run_dir}'"], return_hydra_config=True)
-            HydraConfig.instance().set_config(cfg)
-            with open_dict(cfg):
-                del cfg["hydra"]
-            OmegaConf.resolve(cfg)
-            validate(cfg)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise BadInput(explain_unknown_keys(list(overrides)) or str(error)) from error
+    with told_as_bad_input(overrides), initialize_config_module("onebox.conf", version_base="1.3"):
+        cfg = compose("train", overrides=[*overrides, f"run_dir='{run_dir}'"], return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        OmegaConf.resolve(cfg)
+        validate(cfg)
     with open_dict(cfg):
         kept = ("freeze", "progress") if progress else ("freeze",)  # the other callbacks watch or keep
         cfg.callbacks = {name: part for name, part in (cfg.callbacks or {}).items() if name in kept}
@@ -55,6 +50,7 @@ def compose_trial(overrides: Sequence[str], run_dir: Path, *, progress: bool) ->
     return cfg
 
 
+@told_as_bad_input()
 def run_trial(cfg: DictConfig, num_steps: int, callbacks: Sequence["Callback"] = ()) -> "LocalizationModule":
     """Train for some steps, all in the first epoch of the schedules: what is frozen there is frozen throughout.
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from onebox.errors import BadInput, SweepFailed
+from onebox.errors import BadInput, SweepFailed, own_complaint
 from onebox.sweep.plan import Job
 
 Fingerprint = dict[str, str]
@@ -71,6 +71,5 @@ def _check(
         try:
             answer: Fingerprint | str = build(config, choices, overrides, known)
         except Exception as error:  # whatever is wrong with a job is the answer about this job, and the next is checked
-            cause = error.__cause__ if isinstance(error.__cause__, BadInput) else error
-            answer = " ".join(str(cause).split()) or type(error).__name__
+            answer = " ".join(str(own_complaint(error)).split()) or type(error).__name__
         sending.send(answer)

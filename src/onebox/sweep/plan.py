@@ -20,7 +20,7 @@ from onebox.runs.composition import choices, without_hydra
 from onebox.runs.find import MISSING, Run, near_keys
 from onebox.runs.fingerprint import fingerprints
 from onebox.runs.where import parse
-from onebox.spelling import explain_unknown_keys
+from onebox.spelling import explain
 from onebox.sweep.plan_file import FILE, read_plan
 
 SCHEMA = 1
@@ -110,8 +110,7 @@ def compose_jobs(combined: Sequence[tuple[str, ...]], compose: Compose) -> list[
         try:
             job = _job(overrides, compose(list(overrides)))
         except (HydraException, OmegaConfBaseException) as error:
-            text = explain_unknown_keys(overrides) or " ".join(str(error).split())
-            problems.setdefault(text, " ".join(overrides))
+            problems.setdefault(" ".join(explain(error, overrides).split()), " ".join(overrides))
             continue
         jobs.setdefault(job.fingerprint, job)
     if problems:

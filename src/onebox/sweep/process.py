@@ -23,7 +23,7 @@ from hydra.core.utils import JobReturn, JobRuntime, JobStatus, run_job, setup_gl
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from onebox.errors import EXIT_FAULT, EXIT_PREEMPTED, BadInput, JobFailed, Preempted, Stopped
+from onebox.errors import EXIT_FAULT, EXIT_PREEMPTED, JobFailed, Preempted, Stopped, own_complaint
 
 LOG = "job.log"  # what a job prints, in its run directory
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -186,8 +186,7 @@ def failed(error: Exception) -> JobReturn:
 
 def portable(error: BaseException) -> Exception:
     """The error itself if it survives the way to another process, otherwise its text."""
-    if isinstance(error.__cause__, BadInput):  # raised in a constructor, wrapped by Hydra
-        return error.__cause__
+    error = own_complaint(error)
     try:
         copy = pickle.loads(pickle.dumps(error))
     except Exception:  # anything can be wrong with how an exception is pickled
