@@ -92,6 +92,11 @@ def test_the_suggested_rate_learns_what_a_thousandth_of_it_does_not(small, compo
     assert last_loss(suggested) < last_loss(suggested / 1000) - 0.1  # of 3.6, in six epochs
 
 
+def test_a_step_of_lr_find_is_a_batch_also_where_gradients_are_accumulated(small, seen):
+    run("lr-find", *small, "+trainer.accumulate_grad_batches=2", "--steps", "20", "--max-lr", "0.1")
+    assert seen()[:, 0] == pytest.approx(np.geomspace(1e-6, 0.1, 20))
+
+
 def test_lr_find_stops_where_the_loss_diverges(small, seen):
     run("lr-find", *small, "optimizer=sgd", "--min-lr", "1e-3", "--max-lr", "1e6", "--steps", "60")
     assert len(seen()) < 60
@@ -199,5 +204,5 @@ def test_fit_batch_prints_what_it_tried_and_an_override(monkeypatch):
 
 
 def test_a_trial_that_cannot_begin_says_why(small):
-    with pytest.raises(BadInput, match="^data.num_workers must be >= 0, not -1$"):
+    with pytest.raises(BadInput, match=r"^data\.num_workers must be >= 0, not -1$"):
         peak_memory([*small, "data.num_workers=-1"], 1, 10**11)

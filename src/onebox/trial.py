@@ -77,6 +77,7 @@ def run_trial(cfg: DictConfig, num_steps: int, callbacks: Sequence["Callback"] =
     fill_in(cfg, num_classes=data.num_classes, class_counts=data.class_counts)
     with open_dict(cfg):
         cfg.trainer.limit_train_batches = cfg.trainer.max_steps = num_steps
+        cfg.trainer.accumulate_grad_batches = 1  # a step is a batch
     with TemporaryDirectory() as folder:  # Lightning wants one
         cfg.trainer.default_root_dir = folder
         module = build_module(cfg, data)
