@@ -142,6 +142,12 @@ def test_a_loss_that_never_falls_is_said():
         (["lr-find", "data.batch_size=0"], "data.batch_size must be >= 1, not 0"),
         (["lr-find", "model.backbone.dropout=2"], "model.backbone.dropout must be in [0, 1), not 2"),
         (["lr-find", "data={limit:"], "no viable alternative at input"),
+        (
+            ["lr-find", "model/loc_head=edgs"],
+            "model/loc_head=edgs: no such option; did you mean edges? (attention_pool, ",
+        ),
+        (["lr-find", "scheduler=null"], "scheduler cannot be null; choose one of its options"),
+        (["lr-find", "loss/loc=[l1,giou]"], "loss/loc takes one option, not [l1,giou]"),
         (["lr-find", "optimizer.lr=0"], "optimizer.lr is 0, so that parts have no share of it"),
         (["fit-batch", "--memory", "4"], "--memory 4: write a number and MB or GB, such as 4GB"),
     ],

@@ -74,13 +74,21 @@ def test_help_shows_examples_and_groups(tmp_path):
     ("arguments", "told"),
     [
         (["data.batchsize=8"], ["data.batchsize", "batch_size"]),
-        (["model/backbone=tinycnn"], ["model/backbone/tinycnn", "tiny_cnn"]),
+        (["model/backbone=tinycnn"], ["model/backbone=tinycnn: no such option; did you mean tiny_cnn? (convnext"]),
+        (["experiment=baselin"], ["experiment=baselin: no such option; did you mean baseline? (baseline, "]),
+        (["+loss/loc=[l1,giou]"], ["loss/loc takes one option, not [l1,giou]; a sum is an option", "loss/loc=l1_giou"]),
+        (["augment=[flip,crop]"], ["augment takes one option, not [flip,crop]", "-m augment=flip,crop"]),
+        (
+            ["-m", "model/loc_head=dense,edgs"],
+            ["onebox-train: model/loc_head=edgs: no such option; did you mean edges?", "no job was"],
+        ),
+        (["-m", "loss/loc=giou,[l1,giou]"], ["loss/loc takes one option, not [l1,giou]; a sum", "no job was started"]),
         (["sede=1", "data.batchsize=8", "experiment=baseline"], ["no key sede", "seed", "data.batchsize"]),
         (
             ["data.splits={trian:[train]}", "optimizer={weigth_decay:0}"],
             ["data.splits.trian", "optimizer.weigth_decay"],
         ),
-        (["scheduler=null"], ["scheduler=none"]),
+        (["scheduler=null"], ["scheduler cannot be null; choose", "scheduler=none"]),
         (["hydra.run.dir=/proc/none"], ["/proc/none", "hydra.run.dir"]),
         (["loss.weights.box=3"], ["loss.weights.loc", "loss.weights.cls"]),
         (["data=folder"], ["data.root"]),

@@ -1,6 +1,7 @@
 """What is wrong with a config in one line, and what a user may have meant by a key that it does not have."""
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
@@ -9,11 +10,11 @@ from typing import Any
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import ConfigCompositionException, HydraException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from onebox.errors import BadInput, own_complaint
+from onebox.errors import BadInput, own_complaint, refuse
 
 
 @contextmanager
@@ -21,8 +22,9 @@ def told_as_bad_input(overrides: Sequence[str] = ()) -> Iterator[None]:
     """Raise what Hydra and OmegaConf have against a config as `BadInput`.
 
     Args:
-        overrides: those that it is composed from, in which misspelt keys are looked for.
+        overrides: those that it is composed from, in which misspelt keys are looked for. See also `check_options`.
     """
+    check_options(overrides)
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
@@ -36,8 +38,36 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
         error: any.
         overrides: as in `told_as_bad_input`.
     """
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        near = difflib.get_close_matches(option, error.options, n=3)
+        meant = f"; did you mean {' or '.join(near)}?" if near else ""
+        return f"{group}={option}: no such option{meant} ({', '.join(error.options)})"
     unknown = explain_unknown_keys(overrides) if isinstance(error, ConfigCompositionException) else None
     return unknown or str(own_complaint(error))
+
+
+def check_options(overrides: Sequence[str]) -> None:
+    """Refuse null for a group, and lists: Hydra would take the last of one and record none.
+
+    Raises:
+        BadInput: names every one.
+    """
+    problems = {}
+    for override in overrides:
+        found = re.fullmatch(r"\+{0,2}([\w/]+)(@[^=]*)?=\s*(null|\[.*)", override, re.DOTALL)
+        if found is None or not files("onebox.conf").joinpath(found[1]).is_dir():
+            continue
+        group, value = found[1], found[3]
+        if value == "null":
+            problems[f"{group} cannot be null; choose one of its options, such as scheduler=none (see --help)"] = True
+        elif group == "loss/loc":
+            hint = "a sum is an option of its own, such as loss/loc=l1_giou (see docs/tuning.md)"
+            problems[f"{group} takes one option, not {value}; {hint}"] = True
+        elif not group.startswith("hydra/"):
+            hint = f"a sweep tries one after the other: -m {group}={value.strip('[]')}"
+            problems[f"{group} takes one option, not {value}; {hint}"] = True
+    refuse(problems)
 
 
 def explain_unknown_keys(overrides: Sequence[str]) -> str | None:

@@ -44,7 +44,7 @@ from onebox.errors import (
     SweepFailed,
 )
 from onebox.help import help_text
-from onebox.spelling import explain
+from onebox.spelling import check_options, explain
 from onebox.validation import validate
 
 if TYPE_CHECKING:
@@ -81,13 +81,10 @@ def main() -> None:
     try:
         register_plugins()
         sys.argv[1:] = [new for argument in sys.argv[1:] for new in _stored_arguments(argument)]
+        check_options(sys.argv[1:])
         _app()
     except USER_ERRORS as error:
         _exit_with(error)
-    except ValueError as error:
-        if not str(error).startswith("Config group override"):  # Hydra's word for GROUP=null
-            raise
-        _exit_with(BadInput("a group cannot be null; choose one of its options, such as scheduler=none (see --help)"))
     except OSError as error:
         if error.filename is None:
             raise

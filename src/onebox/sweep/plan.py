@@ -20,7 +20,7 @@ from onebox.runs.composition import choices, without_hydra
 from onebox.runs.find import MISSING, Run, near_keys
 from onebox.runs.fingerprint import fingerprints
 from onebox.runs.where import parse
-from onebox.spelling import explain
+from onebox.spelling import check_options, explain
 from onebox.sweep.plan_file import FILE, read_plan
 
 SCHEMA = 1
@@ -108,13 +108,15 @@ def compose_jobs(combined: Sequence[tuple[str, ...]], compose: Compose) -> list[
     problems: dict[str, str] = {}  # what is wrong -> where first
     for overrides in combined:
         try:
+            check_options(overrides)
             job = _job(overrides, compose(list(overrides)))
-        except (HydraException, OmegaConfBaseException) as error:
+        except (BadInput, HydraException, OmegaConfBaseException) as error:
             problems.setdefault(" ".join(explain(error, overrides).split()), " ".join(overrides))
             continue
         jobs.setdefault(job.fingerprint, job)
     if problems:
-        raise BadInput("; ".join(f"{where}: {what}" for what, where in problems.items()) + "; no job was started")
+        lines = [what if what.startswith(where) else f"{where}: {what}" for what, where in problems.items()]
+        raise BadInput("; ".join(lines) + "; no job was started")
     return list(jobs.values())
 
 
