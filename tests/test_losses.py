@@ -60,6 +60,14 @@ def test_a_sum_of_losses_weighs_its_terms(composed):
     assert losses.raw["loc"].item() == pytest.approx(l1 + 0.2 * giou, abs=1e-5)
 
 
+def test_a_sum_of_losses_is_put_together_on_the_command_line(composed):
+    added = ["+loss/loc@loss.loc.terms.ciou=ciou", "+loss.loc.shares.ciou=0.5"]
+    taken_out = ["~loss.loc.terms.giou", "~loss.loc.shares.giou"]
+    sum_loss = instantiate(composed("loss/loc=l1_giou", *added, *taken_out).loss.loc)
+    assert set(sum_loss.terms) == {"l1", "ciou"}
+    assert sum_loss.shares == {"l1": 1.0, "ciou": 0.5}
+
+
 def test_a_sum_of_losses_refuses_shares_without_terms(composed):
     with pytest.raises(InstantiationException, match="one share for each of its terms"):
         instantiate(composed("loss/loc=l1_giou", "+loss.loc.shares.l2=1").loss.loc)
