@@ -53,6 +53,29 @@ def test_slanted_triangular_rises_and_falls_in_each_cycle():
     assert seen[99] < 0.01
 
 
+COSINE = {"warmup": 0.1, "hold_steps": 0, "final_factor": 0.1}
+ONE_CYCLE = {"warmup": 0.1, "initial_factor": 0.1, "final_factor": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options", "told"),
+    [
+        (cosine, COSINE | {"warmup": 1.5, "hold_steps": -1}, r"warmup must be in \[0, 1\), not 1.5; .*hold_steps must"),
+        (cosine, COSINE | {"final_factor": "x"}, "final_factor must be a number >= 0, not x"),
+        (one_cycle, ONE_CYCLE | {"warmup": 0}, r"warmup must be in \(0, 1\), not 0"),
+        (one_cycle, ONE_CYCLE | {"initial_factor": 0, "final_factor": 0}, "initial_factor must .*final_factor must"),
+        (
+            slanted_triangular,
+            {"cycles": [{"length": 1, "factor": 1, "rise": 0}], "initial_factor": -1},
+            "initial_factor",
+        ),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused(schedule, options, told):
+    with pytest.raises(BadInput, match=told):
+        rates(schedule, 10, **options)
+
+
 @pytest.mark.parametrize("cycles", [[], [{"length": 1, "factor": 1.0}], [{"length": 0, "factor": 1.0, "rise": 0.1}]])
 def test_slanted_triangular_says_what_a_cycle_is(cycles):
     with pytest.raises(BadInput, match=r"scheduler\.cycles must be like"):

@@ -10,7 +10,7 @@ from typing import Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-from onebox.errors import refuse
+from onebox.errors import is_integer, is_number, refuse
 
 
 def cosine(optimizer: Optimizer, num_steps: int, *, warmup: float, hold_steps: int, final_factor: float) -> LRScheduler:
@@ -22,7 +22,17 @@ def cosine(optimizer: Optimizer, num_steps: int, *, warmup: float, hold_steps: i
         warmup: share of the steps spent rising, [0, 1).
         hold_steps: steps at the peak before it falls.
         final_factor: the last learning rate as a share of the peak.
+
+    Raises:
+        BadInput: one is out of its range.
     """
+    refuse(
+        {
+            f"scheduler.warmup must be in [0, 1), not {warmup}": not is_number(warmup, 0) or warmup >= 1,
+            f"scheduler.hold_steps must be a number >= 0, not {hold_steps}": not is_integer(hold_steps, 0),
+            f"scheduler.final_factor must be a number >= 0, not {final_factor}": not is_number(final_factor, 0),
+        }
+    )
     rise = warmup * num_steps
     fall = num_steps - rise - hold_steps
 
@@ -46,7 +56,18 @@ def one_cycle(
         warmup: share of the steps spent rising, (0, 1).
         initial_factor: the first learning rate as a share of the peak.
         final_factor: the last learning rate as a share of the peak.
+
+    Raises:
+        BadInput: one is out of its range.
     """
+    factors = {"initial_factor": initial_factor, "final_factor": final_factor}
+    refuse(
+        {f"scheduler.warmup must be in (0, 1), not {warmup}": not is_number(warmup, 0) or not 0 < warmup < 1}
+        | {
+            f"scheduler.{name} must be a number > 0, not {value}": not is_number(value, 0) or value == 0
+            for name, value in factors.items()
+        }
+    )
     return OneCycleLR(
         optimizer,
         max_lr=[group["lr"] for group in optimizer.param_groups],
@@ -70,7 +91,7 @@ def slanted_triangular(
         initial_factor: the first and last learning rate of a cycle as a share of its peak.
 
     Raises:
-        BadInput: a cycle is not described so.
+        BadInput: a cycle is not described so, or the factor is negative.
     """
     refuse(
         {
@@ -81,7 +102,8 @@ def slanted_triangular(
                 and cycle["factor"] >= 0
                 and 0 <= cycle["rise"] < 1
                 for cycle in cycles
-            )
+            ),
+            f"scheduler.initial_factor must be a number >= 0, not {initial_factor}": not is_number(initial_factor, 0),
         }
     )
     lengths = [cycle["length"] for cycle in cycles]
