@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import os
 import re
 import shutil
 import statistics
@@ -438,6 +439,23 @@ def test_the_fit_gives_each_epoch_an_order_and_draws_of_its_own(composed, monkey
     assert sorted(ids) == sorted(other_ids)
     assert ids != other_ids
     assert mean != other_mean
+
+
+@pytest.mark.parametrize(("epoch", "then"), [(0, "begins anew, as nothing was stored yet"), (1, "goes on")])
+def test_a_run_stopped_by_hand_says_how_to_go_on(composed, tmp_path, monkeypatch, epoch, then):
+    step = LocalizationModule.training_step
+
+    def stopping(module, batch, batch_idx):
+        if module.current_epoch == epoch:
+            raise KeyboardInterrupt
+        return step(module, batch, batch_idx)
+
+    monkeypatch.setattr(LocalizationModule, "training_step", stopping)
+    keep_all = ["callbacks.checkpoint_last.every_minutes=0", "callbacks.checkpoint_last.epoch_seconds=0"]
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        train(composed(*QUIET, PICTURES_OFF, *keep_all, "trainer.max_epochs=2"))
+    run_dir = os.path.relpath(tmp_path / "run")
+    assert str(stopped.value) == f"stopped by hand; onebox-train resume={run_dir} {then}"
 
 
 def test_pictures_are_drawn_without_dropout_and_leave_the_mode(composed, monkeypatch):

@@ -226,7 +226,9 @@ def train(cfg: DictConfig) -> Value:
                 use_threads(cfg, capped=in_sweep)
                 return _train(cfg, run_dir, record, facts["fingerprint"])
     except (Preempted, KeyboardInterrupt) as error:
-        error.args = (f"{error or 'stopped by hand'}; onebox-train resume={run_dir} goes on",)
+        stored = (run_dir / "checkpoints" / "last.ckpt").exists()
+        then = "goes on" if stored else "begins anew, as nothing was stored yet"
+        error.args = (f"{str(error) or 'stopped by hand'}; onebox-train resume={run_dir} {then}",)
         raise
     finally:
         release(run_dir)
