@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from onebox import cli, fit_batch
 from onebox.build import build_module
 from onebox.errors import BadInput
-from onebox.fit_batch import largest, peak_memory
+from onebox.fit_batch import Memory, largest, peak_memory
 from onebox.lr_find import Curve, LrRange
 from onebox.module import LocalizationModule
 from onebox.train import train
@@ -180,8 +180,10 @@ def test_the_largest_that_fits_is_found_to_an_eighth(limit):
 def test_peak_memory_is_of_real_steps_and_a_batch_that_needs_more_ends_itself(small):
     wide = [*small, "image_size=100", "model.backbone.widths=[64,64,64,64]"]
     one = peak_memory(wide, 1, 10**11)
-    assert 2e8 < one < 2e9
-    assert peak_memory(wide, 32, one + 10**8) is None
+    assert 2e8 < one.start < one.peak < 2e9
+    too_much = peak_memory(wide, 32, one.peak + 10**8)
+    assert too_much.peak is None
+    assert too_much.start == pytest.approx(one.start, rel=0.1)
 
 
 def test_a_cpu_without_memory_means_that_a_batch_does_not_fit(monkeypatch):
@@ -194,18 +196,31 @@ def test_a_cpu_without_memory_means_that_a_batch_does_not_fit(monkeypatch):
     monkeypatch.setattr("onebox.trial.run_trial", allocate)
     monkeypatch.setattr(fit_batch, "_stay_below", lambda budget: None)
     fit_batch._measure(["data=shapes"], 1, 10**18, sender)
-    assert answers == [None]
+    assert not answers
 
 
 def test_fit_batch_prints_what_it_tried_and_an_override(monkeypatch):
-    monkeypatch.setattr(fit_batch, "peak_memory", lambda overrides, size, budget: size * 10**7 if size <= 20 else None)
+    monkeypatch.setattr(
+        fit_batch, "peak_memory", lambda _, size, budget: Memory(10**6, size * 10**7 if size <= 20 else None)
+    )
     lines = run("fit-batch", "experiment=baseline", "--memory", "200MB").splitlines()
     assert lines[0].split() == ["batch", "memory", "of", "200", "MB"]
-    assert lines[1].split() == ["1", "10", "MB"]
+    assert lines[1].split() == ["none", "1", "MB", "libraries", "and", "data"]
+    assert lines[2].split() == ["1", "10", "MB"]
     assert any(line.split() == ["32", "too", "much"] for line in lines)
     assert lines[-1] in ("data.batch_size=18", "data.batch_size=20")
-    monkeypatch.setattr(fit_batch, "peak_memory", lambda overrides, size, budget: None)
-    with pytest.raises(BadInput, match="not even a batch of one image fits into 200 MB"):
+
+
+@pytest.mark.parametrize(
+    ("start", "told"),
+    [
+        (None, "libraries and data alone take more than 200 MB"),
+        (150 * 10**6, "not even a batch of one image fits into 200 MB, of which libraries and data take 150 MB"),
+    ],
+)
+def test_fit_batch_says_why_not_even_one_image_fits(monkeypatch, start, told):
+    monkeypatch.setattr(fit_batch, "peak_memory", lambda overrides, size, budget: Memory(start, None))
+    with pytest.raises(BadInput, match=told):
         run("fit-batch", "--memory", "200MB")
 
 

@@ -93,16 +93,26 @@ def fit_batch(
 
     console = Console(stderr=True)
     print(f"{'batch':>6} {'memory':>10}   of {budget / 1e6:,.0f} MB")
+    starts: list[int | None] = []  # of each trial, before its first step
 
     def fits(batch_size: int) -> bool:
         with console.status(f"data.batch_size={batch_size}"):
             used = peak_memory(overrides or [], batch_size, budget)
-        print(f"{batch_size:>6} {'too much' if used is None else f'{used / 1e6:,.0f} MB':>10}", flush=True)
-        return used is not None
+        if not starts and used.start is not None:
+            print(f"{'none':>6} {f'{used.start / 1e6:,.0f} MB':>10}   libraries and data")
+        starts.append(used.start)
+        print(f"{batch_size:>6} {'too much' if used.peak is None else f'{used.peak / 1e6:,.0f} MB':>10}", flush=True)
+        return used.peak is not None
 
     found = largest(fits, at_most=at_most)
     if not found:
-        raise BadInput(f"not even a batch of one image fits into {budget / 1e6:,.0f} MB; a smaller image_size may")
+        start, limit = starts[0], f"{budget / 1e6:,.0f} MB"
+        if start is None or start > budget:
+            raise BadInput(f"libraries and data alone take more than {limit}; give a larger --memory")
+        raise BadInput(
+            f"not even a batch of one image fits into {limit}, of which libraries and data take {start / 1e6:,.0f} MB; "
+            "a smaller image_size may, or a larger --memory"
+        )
     print(f"\ndata.batch_size={found}")
 
 

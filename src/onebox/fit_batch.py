@@ -8,9 +8,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from onebox.errors import BadInput
 
@@ -18,6 +20,19 @@ NUM_STEPS = 3  # the optimizer has all of its state after the first
 OVER_BUDGET = 3  # exit code
 POLL_S = 0.01
 NO_CPU_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # torch has no class for it
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a trial had in use at most, in bytes; on a GPU what torch has allocated there, otherwise all of its process.
+
+    Attributes:
+        start: until the first step: libraries, data and network; None when it did not get there.
+        peak: until its end; None when that is more than the budget.
+    """
+
+    start: int | None
+    peak: int | None
 
 
 def largest(fits: Callable[[int], bool], *, at_most: int) -> int:
@@ -39,11 +54,10 @@ def largest(fits: Callable[[int], bool], *, at_most: int) -> int:
     return good
 
 
-def peak_memory(overrides: Sequence[str], batch_size: int, budget: int) -> int | None:
-    """The most memory, in bytes, that the first steps of training have in use; None when it is more than the budget.
+def peak_memory(overrides: Sequence[str], batch_size: int, budget: int) -> Memory:
+    """What the first steps of training have in use.
 
-    On a GPU what torch has allocated there, otherwise all memory of the process. The process ends itself at the budget,
-    so that a machine without more is not brought to its knees.
+    The process ends itself at the budget, so that a machine without more is not brought to its knees.
 
     Raises:
         BadInput: config or data cannot be used.
@@ -53,43 +67,54 @@ def peak_memory(overrides: Sequence[str], batch_size: int, budget: int) -> int |
     child = context.Process(target=_measure, args=(list(overrides), batch_size, budget, sender))
     child.start()
     sender.close()
+    memory = Memory(None, None)
     try:
-        answer: int | BadInput | None = receiver.recv()
+        while memory.peak is None:
+            answer: Memory | BadInput = receiver.recv()
+            if isinstance(answer, BadInput):
+                raise answer
+            memory = answer
     except EOFError:  # ended by itself, or by a system without memory
         child.join()
-        if child.exitcode is None or child.exitcode not in (OVER_BUDGET, -signal.SIGKILL, -signal.SIGABRT):
+        if child.exitcode not in (0, OVER_BUDGET, -signal.SIGKILL, -signal.SIGABRT):
             raise RuntimeError(
                 f"the trial with data.batch_size={batch_size} ended with code {child.exitcode}"
             ) from None
-        answer = None
     finally:
         child.kill()
         child.join()
-    if isinstance(answer, BadInput):
-        raise answer
-    return answer
+    return memory
 
 
 def _measure(overrides: list[str], batch_size: int, budget: int, sender: Connection) -> None:
+    """Send what is in use before the first step, and at the end again; nothing more when it is too much."""
     import torch
+    from lightning.pytorch.callbacks import LambdaCallback
 
     from onebox.trial import compose_trial, run_trial
+
+    start = 0
+
+    def begin(trainer: Any, module: Any) -> None:
+        nonlocal start
+        start = torch.cuda.max_memory_allocated() if module.device.type == "cuda" else _peak_of_process()
+        sender.send(Memory(start, None))
 
     try:
         with TemporaryDirectory() as folder:
             cfg = compose_trial([*overrides, f"data.batch_size={batch_size}"], Path(folder), progress=False)
             if cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available():
                 threading.Thread(target=_stay_below, args=(budget,), daemon=True).start()
-            module = run_trial(cfg, NUM_STEPS)
+            module = run_trial(cfg, NUM_STEPS, [LambdaCallback(on_train_start=begin)])
             on_gpu = module.device.type == "cuda"
         used = torch.cuda.max_memory_allocated() if on_gpu else _peak_of_process()
-        sender.send(used if used <= budget else None)
+        if used <= budget:
+            sender.send(Memory(start, used))
     except (torch.OutOfMemoryError, MemoryError):
-        sender.send(None)
+        return
     except RuntimeError as error:
         if NO_CPU_MEMORY not in str(error):
             raise
-        sender.send(None)
     except BadInput as error:
         sender.send(error)
 
