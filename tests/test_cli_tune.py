@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
+from matplotlib.figure import Figure
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -117,13 +118,34 @@ def test_lr_find_leaves_what_is_frozen_as_it_is(small, seen, composed, monkeypat
     assert moved == {"loc_head", "cls_head"}
 
 
-def test_a_curve_suggests_where_the_loss_falls_fastest():
-    rates = np.geomspace(1e-5, 1, 51)
+@pytest.mark.parametrize("steps", [51, 101, 201])
+def test_a_curve_suggests_where_the_loss_falls_fastest(steps):
+    rates = np.geomspace(1e-5, 1, steps)
     place = np.log10(rates)
     losses = 2 - 1.5 / (1 + np.exp(-4 * (place + 3))) + 20 * np.clip(place + 1, 0, None) ** 2
     curve = Curve.of(rates, losses)
-    assert 3e-4 < curve.suggested < 6e-3  # the fall is steepest at 1e-3; the mean over steps lags behind
+    assert curve.suggested == pytest.approx(1e-3, rel=0.2)
     assert 1e-2 < curve.lowest < 0.3
+
+
+def test_the_picture_of_a_curve_holds_a_long_title_and_marks_the_suggestion(tmp_path, monkeypatch):
+    drawn = []
+    save = Figure.savefig
+
+    def spy(figure, *args, **options):
+        save(figure, *args, **options)
+        (axes,) = figure.axes
+        drawn.append((axes.title.get_window_extent(), figure.bbox, axes.lines[-1].get_xydata()))
+
+    monkeypatch.setattr(Figure, "savefig", spy)
+    rates = np.geomspace(1e-5, 1, 40)
+    curve = Curve.of(rates, 1 - np.arange(40) / 40)
+    curve.draw(tmp_path / "lr.png", " ".join(["model.backbone.widths=[64,64,64,64]"] * 12))
+    ((title, picture, marked),) = drawn
+    assert title.x0 >= picture.x0
+    assert title.x1 <= picture.x1
+    assert title.y1 <= picture.y1
+    assert marked[0].tolist() == [curve.suggested, curve.smoothed[list(rates).index(curve.suggested)]]
 
 
 def test_a_loss_that_never_falls_is_said():
@@ -138,6 +160,7 @@ def test_a_loss_that_never_falls_is_said():
     [
         (["lr-find", "--min-lr", "1"], "--min-lr 1 must be above 0 and below --max-lr 1"),
         (["lr-find", "-o", "nowhere/lr.png"], "nowhere/lr.png: there is no such folder"),
+        (["lr-find", "-o", "lr.svg"], "lr.svg: the curve is a PNG; choose an --output that ends with .png"),
         (["lr-find", "optimzer.lr=1"], "no key optimzer"),
         (["lr-find", "data.batch_size=0"], "data.batch_size must be >= 1, not 0"),
         (["lr-find", "model.backbone.dropout=2"], "model.backbone.dropout must be in [0, 1), not 2"),

@@ -60,6 +60,8 @@ def lr_find(
         raise BadInput(f"--min-lr {min_lr:g} must be above 0 and below --max-lr {max_lr:g}")
     if not output.absolute().parent.is_dir():
         raise BadInput(f"{output}: there is no such folder; make it, or choose another --output")
+    if output.suffix.lower() != ".png":
+        raise BadInput(f"{output}: the curve is a PNG; choose an --output that ends with .png")
     from onebox.trial import compose_trial, run_trial
 
     with TemporaryDirectory() as folder:

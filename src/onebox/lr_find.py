@@ -4,6 +4,7 @@ Lightning's own sets one rate for all parameter groups; here each keeps its shar
 """
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ from onebox.errors import BadInput
 from onebox.files import replacing
 from onebox.module import LocalizationModule
 
-SMOOTHING = 0.9  # of the mean over steps: about ten of them
+SMOOTHING = 0.9  # of the mean over the steps so far: about ten of them
+WIDTH = 5  # standard deviation of the centred mean, in steps, which is as smooth
 DIVERGED = 4.0  # times the lowest smoothed loss, as in fastai
 
 
@@ -52,8 +54,8 @@ class LrRange(Callback):
         loss = cast(LocalizationModule, pl_module).last_step[0]["loss"].item()
         if math.isfinite(loss):
             self.losses.append(loss)
-            smoothed = smooth(self.losses)
-        if not math.isfinite(loss) or smoothed[-1] > DIVERGED * smoothed.min():
+            means = running_mean(self.losses)
+        if not math.isfinite(loss) or means[-1] > DIVERGED * means.min():
             trainer.should_stop = True
 
     def curve(self) -> "Curve":
@@ -72,7 +74,7 @@ class Curve:
     Attributes:
         rates: [steps] learning rate of each step.
         losses: [steps] loss before it.
-        smoothed: [steps] their moving mean.
+        smoothed: [steps] their centred mean.
         suggested: the rate at which the smoothed loss falls fastest over the logarithm of the rate, the first steps
             left out.
         lowest: the rate at which it is lowest.
@@ -91,7 +93,7 @@ class Curve:
         Raises:
             BadInput: the loss never fell.
         """
-        rates, smoothed = np.asarray(rates), smooth(losses)
+        rates, smoothed = np.asarray(rates), centred_mean(losses)
         last = int(smoothed.argmin()) if len(losses) else 0
         if last < 2:
             raise BadInput(
@@ -100,7 +102,7 @@ class Curve:
             )
         slopes = np.gradient(smoothed, np.log(rates))[: last + 1]
         # The mean of the first few steps follows each of them: what looks like a fall there is which images came first.
-        begin = min(round(1 / (1 - SMOOTHING)), last // 2)
+        begin = min(2 * WIDTH, last // 2)
         steepest = begin + int(slopes[begin:].argmin())
         return cls(rates, np.asarray(losses), smoothed, float(rates[steepest]), float(rates[last]))
 
@@ -114,7 +116,9 @@ class Curve:
         axes.plot(self.rates, self.smoothed, color="#0072B2", linewidth=2, label="smoothed")
         axes.axvline(self.suggested, color="#D55E00", label=f"falls fastest: {self.suggested:.2g}")
         axes.axvline(self.lowest, color="#D55E00", linestyle=":", label=f"lowest: {self.lowest:.2g}")
-        axes.set(xscale="log", xlabel="optimizer.lr", ylabel="train/loss", title=title)
+        axes.plot(self.suggested, self.smoothed[self.rates.searchsorted(self.suggested)], "o", color="#D55E00")
+        axes.set(xscale="log", xlabel="optimizer.lr", ylabel="train/loss")
+        axes.set_title(textwrap.fill(title, 90, max_lines=4), fontsize=9)
         top = max(self.smoothed[0], self.smoothed[: int(self.smoothed.argmin()) + 1].max())
         axes.set_ylim(
             top=self.smoothed.min() + 1.5 * (top - self.smoothed.min())
@@ -126,7 +130,20 @@ class Curve:
             figure.savefig(temporary, format="png")
 
 
-def smooth(losses: Sequence[float]) -> np.ndarray:
+def centred_mean(losses: Sequence[float]) -> np.ndarray:
+    """Mean of the steps on both sides, with the weights of a Gaussian, so that nothing on the curve comes late.
+
+    What diverges counts no more than the highest running mean before it, or it would reach far to the left.
+    """
+    if not len(losses):
+        return np.zeros(0)
+    means = running_mean(losses)
+    steps = np.arange(len(losses))
+    weights = np.exp(-0.5 * ((steps - steps[:, None]) / WIDTH) ** 2)  # [steps, steps]
+    return weights @ np.minimum(losses, means[: means.argmin() + 1].max()) / weights.sum(axis=1)
+
+
+def running_mean(losses: Sequence[float]) -> np.ndarray:
     """Exponential moving mean without the pull of its beginning (arXiv:1412.6980, section 3)."""
     mean, means = 0.0, []
     for step, loss in enumerate(losses, start=1):
