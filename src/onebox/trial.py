@@ -64,15 +64,13 @@ def run_trial(cfg: DictConfig, num_steps: int, callbacks: Sequence["Callback"] =
     """
     import lightning.pytorch as L
 
-    from onebox.build import build_data, build_module, build_trainer, fill_in, quieten, run_trainer, use_threads
+    from onebox.build import build_module, build_trainer, fill_in, quieten, read_data, run_trainer, use_threads
     from onebox.frozen_features import store_features
 
     quieten()
     use_threads(cfg, capped=False)
     L.seed_everything(cfg.seed, verbose=False)
-    data = build_data(cfg)
-    data.prepare_data()
-    data.setup()
+    data = read_data(cfg)
     data.decode()
     fill_in(cfg, num_classes=data.num_classes, class_counts=data.class_counts)
     with open_dict(cfg):
