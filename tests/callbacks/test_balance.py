@@ -59,7 +59,7 @@ def test_norms_and_cosine_are_those_of_the_shared_features(composed, tmp_path, m
     balance = json.loads((tmp_path / "run" / "run.json").read_text())["balance"]
     ratios = [cls.value / loc.value for loc, cls in zip(logged["grad_norm_loc"], logged["grad_norm_cls"], strict=True)]
     assert balance["suggested_weight_loc"] == pytest.approx(sum(ratios) / 2, rel=1e-4)
-    assert balance["suggested_weight_loc_quartiles"] == pytest.approx(
+    assert [balance["suggested_weight_loc_low"], balance["suggested_weight_loc_high"]] == pytest.approx(
         [0.75 * min(ratios) + 0.25 * max(ratios), 0.25 * min(ratios) + 0.75 * max(ratios)], rel=1e-4
     )
     out = capsys.readouterr().out

@@ -103,7 +103,8 @@ class Balance(Callback):
             "cosine": mean(row[2] for row in rows),
             "weight_loc": self._weights["loc"],
             "suggested_weight_loc": middle,
-            "suggested_weight_loc_quartiles": [low, high],
+            "suggested_weight_loc_low": low,
+            "suggested_weight_loc_high": high,
             "weighting_is_fixed": self._is_fixed,
         }
 

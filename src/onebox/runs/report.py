@@ -164,7 +164,7 @@ def balance_line(balance: Mapping[str, Any]) -> str:
     """What the balance of the heads came to, as run.json has it: the box's weight, and the one it suggests."""
     if not balance["steps"]:
         return str(balance["nothing"])
-    low, high = balance["suggested_weight_loc_quartiles"]
+    low, high = balance["suggested_weight_loc_low"], balance["suggested_weight_loc_high"]
     measured = (
         f"{balance['steps']} steps, the middle half {low:.3g} to {high:.3g}" if balance["steps"] > 1 else "1 step"
     )
