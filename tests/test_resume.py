@@ -200,7 +200,8 @@ def test_sigterm_stores_what_there_is_and_the_same_command_goes_on(nursery, data
         assert (record["status"], record["error"]["message"]) == ("interrupted", "stopped by SIGTERM")
         log = (tmp_path / f"{name}.log").read_text()
         assert "Traceback" not in log
-        assert "goes on" in log.splitlines()[-1]
+        then = "goes on" if is_stored else "begins anew, as nothing was stored yet"
+        assert log.splitlines()[-1].endswith(f"onebox-train resume={os.path.relpath(tmp_path / name)} {then}"), what
         assert (tmp_path / name / "checkpoints" / "last.ckpt").exists() == is_stored, what
         assert run(name) == 0, (tmp_path / f"{name}.log").read_text()
         assert_same(tmp_path / name, tmp_path / "straight")
@@ -245,7 +246,7 @@ def test_the_installed_command_ends_with_75_within_seconds_and_goes_on_with_the_
     sent = time.monotonic()
     out, _ = process.communicate()
     assert process.returncode == 75
-    assert time.monotonic() - sent < 10  # a fraction of a second where no other process wants the processor
+    assert time.monotonic() - sent < 30  # a fraction of a second where no other process wants the processor
     (folder,) = (tmp_path / "outputs/default").iterdir()
     assert f"onebox-train resume={folder.relative_to(tmp_path)} goes on" in out
     assert facts(folder)["status"] == "interrupted"
