@@ -14,7 +14,7 @@ CLOSE = 1e-3  # of the largest number: far more than rounding, far less than a n
 def fold_norms(net: nn.Module, run: Callable[[], Sequence[Tensor]]) -> None:
     """Fold each batch norm into the convolution before it, and lay weights out channels-last.
 
-    The network, which must be in evaluation mode, gives the same but for rounding, in two thirds of the time on a CPU.
+    The network, which must be in evaluation mode, gives the same but for rounding, a fifth faster on a CPU.
     Where something else reads the convolution as well, that would be wrong, and the network stays as it is.
 
     Args:
