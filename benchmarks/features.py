@@ -5,7 +5,8 @@ again  the same for a run that finds them there, as all but the first of a sweep
 
 The fits train on the same views from the same weights, `experiment=frozen` with the spatial head, one level and one
 view of each image, and stop after the first epoch that reaches the target. Each further view costs the first fit as
-much as an epoch costs the fit on images. None pays for decoding, which is done before. Prints one line of JSON: the ratios, and the minutes and epochs of the three.
+much as an epoch costs the fit on images. None pays for decoding, which is done before. Prints one line of JSON: the
+ratios, and the minutes and epochs of the three.
 """
 
 import argparse
