@@ -183,7 +183,9 @@ def test_a_box_is_not_looked_for_on_a_map_without_positions(composed, overrides,
 
 @pytest.mark.parametrize("choice", ["loc_head=mlp", "cls_head=attention_pool"])
 def test_what_needs_no_positions_goes_with_a_map_without_any(composed, choice):
-    built(composed, f"model/{choice}", "image_size=20")
+    _, module = built(composed, f"model/{choice}", "image_size=20")
+    assert module.localizer.backbone.feature_shape.maps[0][1:] == (1, 1)
+    assert module.localizer(torch.zeros(2, 3, 20, 20)).boxes.shape == (2, 4)
 
 
 @pytest.mark.parametrize(
