@@ -3,9 +3,9 @@ BIN := .venv/bin
 PYTEST := $(BIN)/pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
 UV := $(shell sed -n 's/^\(uv==[0-9.]*\).*/\1/p' requirements.lock)
 
-.PHONY: help setup demo test check bench lock clean
+.PHONY: help setup demo test test-long check bench lock clean
 help:  ## show these lines
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
 
 setup: .venv/ready  ## make .venv with the locked packages and this checkout (done by all the others)
 
@@ -21,13 +21,16 @@ demo: setup  ## train and test the baseline on the embedded data set
 	$(BIN)/onebox-train experiment=baseline trainer.max_epochs=30
 
 test: setup  ## run the tests (ONEBOX_VOC_ROOT=FOLDER, which holds VOCdevkit, adds those on real data)
-	$(PYTEST)
+	$(PYTEST) -m "not long"
+
+test-long: setup  ## run the long tests: kills by the hundred, fuzzed files, engines of sweeps from end to end
+	$(PYTEST) -m long
 
 check: setup  ## format, lint, types, tests
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(PYTEST)
+	$(PYTEST) -m "not long"
 
 bench: setup  ## measure speed as ratios and write outputs/bench.json
 	$(BIN)/python -m benchmarks

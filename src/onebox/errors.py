@@ -42,6 +42,12 @@ def own_complaint(error: BaseException) -> BaseException:
     return error.__cause__ if isinstance(error.__cause__, BadInput) else error
 
 
+def check(condition: bool, message: str) -> None:
+    """Raise `BadInput(message)` unless `condition` holds."""
+    if not condition:
+        raise BadInput(message)
+
+
 def refuse(problems: Mapping[str, bool]) -> None:
     """Raise one `BadInput` that names all problems which are so.
 
