@@ -41,8 +41,8 @@ EXPLAIN_HELP = """Say what each key did to the metrics, from pairs of runs that 
 
 RUNS are folders of runs (a sweep), or runs named as for onebox diff. A choice counts with all that it brings along, the
 seed counts as noise. Each change of a value is given with its mean effect, the 95 % interval over the pairs and their
-number, what mattered most first; for numbers also the trend. What never changed alone is said, as its effect cannot be
-told from that of others. With optuna installed, fANOVA importance stands beside it.
+number, what mattered most first. What never changed alone is named, as its effect cannot be
+told from that of others.
 
 \b
 Examples
@@ -108,8 +108,8 @@ def explain(
     json_: Json = False,
 ) -> None:
     """Explain them."""
-    from onebox.runs import explain_view
     from onebox.runs.explain import explain as explain_runs
+    from onebox.runs.explain import lines
     from onebox.runs.find import find_all
 
     document = explain_runs(find_all(names, outputs), metric or [])
@@ -122,7 +122,7 @@ def explain(
     from rich.text import Text
 
     console = Console(highlight=False)
-    for line in explain_view.lines(document):
+    for line in lines(document):
         console.print(Text.assemble(*line), soft_wrap=True)
 
 
