@@ -61,7 +61,6 @@ EXTRAS = {
     "hydra_joblib_launcher": "joblib",
     "hydra_ray_launcher": "ray",
     "hydra_submitit_launcher": "slurm",
-    "hydra_optuna_sweeper": "optuna",
 }
 # conf/hydra/launcher has the names that users know, which are those of the plugins' schemas too. Also in workers.
 warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")

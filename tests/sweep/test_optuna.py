@@ -18,7 +18,6 @@ from hydra.core.utils import JobReturn, JobStatus
 from onebox.errors import BadInput, SweepFailed
 from onebox.sweep.plan import compose_jobs
 
-os.environ.setdefault("SQLALCHEMY_SILENCE_UBER_WARNING", "1")  # as hydra_plugins.onebox does, with the reason
 optuna = pytest.importorskip("optuna")
 TWO = ["hydra.sweeper.params=null", "optimizer.lr=tag(log,interval(1e-4,1e-1))", "model/loc_head=linear,mlp"]
 

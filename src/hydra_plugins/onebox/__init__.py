@@ -1,6 +1,5 @@
 """Where Hydra accepts plugins from, and the only place that knows both them and how a run is built."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,8 +51,6 @@ class OptunaSweeper(Sweeper):
     """See `onebox.sweep.search`, which is imported when a search begins, as it takes Optuna with it."""
 
     def __init__(self, **settings: Any) -> None:
-        # Optuna 2 is written for SQLAlchemy 1.4, whose import says once that there is a newer one.
-        os.environ.setdefault("SQLALCHEMY_SILENCE_UBER_WARNING", "1")
         try:
             from onebox.sweep.search import Search
         except ImportError as error:

@@ -1,4 +1,4 @@
-"""A search by Optuna that survives being killed: its study lies in the sweep's folder and is gone on with."""
+"""A search by Optuna that survives being killed: its study lies in the sweep's folder and is resumed from there."""
 
 import functools
 import logging
@@ -13,18 +13,24 @@ from typing import Any
 import numpy as np
 import optuna
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Transformer
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
-from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_overrides
 from omegaconf import DictConfig, OmegaConf
-from optuna.distributions import BaseDistribution, CategoricalDistribution, check_distribution_compatibility
-from optuna.study import Study
-from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    check_distribution_compatibility,
+)
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState
 
-from onebox.errors import BadInput, SweepFailed, is_integer, refuse
+from onebox.errors import BadInput, SweepFailed, check, is_integer
 from onebox.files import alone, write_text
 from onebox.sweep.check import Build, check_jobs
 from onebox.sweep.plan import compose_jobs
@@ -66,16 +72,11 @@ class Search(Sweeper):
         params: DictConfig | None,
         build: Build,
     ) -> None:
-        refuse(
-            {
-                f"hydra.sweeper.n_trials must be a number >= 1, not {n_trials}": not is_integer(n_trials, 1),
-                f"hydra.sweeper.n_jobs must be null or a number >= 1, not {n_jobs}": n_jobs is not None
-                and not is_integer(n_jobs, 1),
-                f"hydra.sweeper.max_failure_rate must be in [0, 1], not {max_failure_rate}": not 0
-                <= max_failure_rate
-                <= 1,
-            }
+        check(is_integer(n_trials, 1), f"hydra.sweeper.n_trials must be a number >= 1, not {n_trials}")
+        check(
+            n_jobs is None or is_integer(n_jobs, 1), f"hydra.sweeper.n_jobs must be null or a number >= 1, not {n_jobs}"
         )
+        check(0 <= max_failure_rate <= 1, f"hydra.sweeper.max_failure_rate must be in [0, 1], not {max_failure_rate}")
         self._sampler = sampler
         self._direction = direction
         self._storage = storage
@@ -114,9 +115,15 @@ class Search(Sweeper):
             alone(folder / ".search.lock", waiting="another process runs this search; waiting for its end"),
             _quiet_optuna(),
         ):
-            study = optuna.create_study(
-                study_name=self._study_name, storage=self._storage, directions=directions, load_if_exists=True
-            )
+            try:
+                study = optuna.create_study(
+                    study_name=self._study_name, storage=self._storage, directions=directions, load_if_exists=True
+                )
+            except RuntimeError as error:  # the database has the schema of another Optuna
+                raise BadInput(
+                    f"{self._storage}: cannot be used by Optuna {optuna.__version__} ({error}); move it away, the runs "
+                    "that it asked for stay"
+                ) from error
             _check_study(study, folder, {"config": base, "objective": list(tags)}, space)
             _retry(study, failed=self._config.rerun != "none")
             try:
@@ -133,19 +140,21 @@ class Search(Sweeper):
         parser = OverridesParser.create(config_loader=self._loader)
         lines = [f"{key}={value}" for key, value in self._params.items()] + arguments
         last = {override.get_key_element(): override for override in parser.parse_overrides(lines)}
-        searched = [str(override.input_line) for override in last.values() if override.is_sweep_override()]
+        space = {key: _distribution(override) for key, override in last.items() if override.is_sweep_override()}
         fixed = [str(override.input_line) for override in last.values() if not override.is_sweep_override()]
-        space, _ = create_params_from_overrides(searched)
-        refuse(
-            {
-                "sweep.jobs and sweep.exclude belong to a grid; a search takes hydra.sweeper.params": any(
-                    self._config.sweep.values()
-                ),
-                "nothing to search: give hydra.sweeper.params or the command line a range, such as "
-                "'optimizer.lr=tag(log, interval(1e-4, 1e-2))'": not space,
-                "seed is nothing to search, as the luckiest one would win; search with one, and try what was found "
-                "with sweep=seeds": "seed" in space,
-            }
+        check(
+            not any(self._config.sweep.values()),
+            "sweep.jobs and sweep.exclude belong to a grid; a search takes hydra.sweeper.params",
+        )
+        check(
+            bool(space),
+            "nothing to search: give hydra.sweeper.params or the command line a range, such as "
+            "'optimizer.lr=tag(log, interval(1e-4, 1e-2))'",
+        )
+        check(
+            "seed" not in space,
+            "seed is nothing to search, as the luckiest one would win; search with one, and try what was found with "
+            "sweep=seeds",
         )
         return space, fixed
 
@@ -179,7 +188,7 @@ class Search(Sweeper):
                 break
 
     def _ask(self, study: Study, space: dict[str, BaseDistribution]) -> Trial:
-        # Optuna keeps no state of its random numbers. Seeded anew by the trial's place, a search that goes on neither
+        # Optuna keeps no state of its random numbers. Seeded again by the trial's place, a search that resumes neither
         # repeats its first draws nor differs from one that was never stopped.
         place = len([trial for trial in _standing(study) if trial.state is not TrialState.WAITING])
         seed = np.random.SeedSequence([self._sampler.seed, place]).generate_state(1)[0]
@@ -187,12 +196,35 @@ class Search(Sweeper):
         return study.ask(space)
 
 
+def _distribution(override: Override) -> BaseDistribution:
+    """What Optuna draws from for a sweep in Hydra's notation.
+
+    Raises:
+        BadInput: Optuna refuses the range.
+    """
+    value: Any = override.value()
+    is_log = "log" in getattr(value, "tags", ())
+    try:
+        if isinstance(value, IntervalSweep):
+            if isinstance(value.start, int) and isinstance(value.end, int):
+                return IntDistribution(value.start, value.end, log=is_log)
+            return FloatDistribution(float(value.start or 0), float(value.end or 0), log=is_log)
+        if isinstance(value, RangeSweep) and not value.shuffle:
+            numbers: Any = list(value.range())  # without its end, as Python has it
+            kind: Any = IntDistribution if isinstance(numbers[0], int) else FloatDistribution
+            return kind(numbers[0], numbers[-1], step=value.step)
+        choices: Any = list(override.sweep_iterator(transformer=Transformer.encode))
+        return CategoricalDistribution(choices)
+    except (ValueError, IndexError) as error:
+        raise BadInput(f"{override.input_line}: {error}") from error
+
+
 def _ends(part: Any) -> Sequence[Any]:
     """Each choice of a distribution, or both ends of its range."""
     return part.choices if isinstance(part, CategoricalDistribution) else (part.low, part.high)
 
 
-def _directions(tags: Mapping[str, str], given: str | Sequence[str] | None) -> list[str]:
+def _directions(tags: Mapping[str, str], given: str | Sequence[str] | None) -> list[StudyDirection]:
     """One for each objective.
 
     Args:
@@ -202,9 +234,9 @@ def _directions(tags: Mapping[str, str], given: str | Sequence[str] | None) -> l
     Raises:
         BadInput: it contradicts them.
     """
-    derived = [{"max": "maximize", "min": "minimize"}[mode] for mode in tags.values()]
+    derived = [StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE for mode in tags.values()]
     given = [given] if isinstance(given, str) else given
-    if given is not None and list(given) != derived:
+    if given is not None and list(given) != [direction.name.lower() for direction in derived]:
         wanted = ", ".join(f"{tag} is best at its {mode}" for tag, mode in tags.items())
         raise BadInput(
             f"hydra.sweeper.direction is {', '.join(given)}, but {wanted}; leave it null (monitor_mode says which end "
@@ -214,7 +246,7 @@ def _directions(tags: Mapping[str, str], given: str | Sequence[str] | None) -> l
 
 
 def _check_study(study: Study, folder: Path, facts: Mapping[str, Any], space: Mapping[str, BaseDistribution]) -> None:
-    """Refuse to go on with a study whose objectives would not compare with new ones."""
+    """Refuse to resume a study whose objectives would not compare with new ones."""
     known = study.user_attrs
     for key, value in facts.items():
         if key not in known:
@@ -254,13 +286,7 @@ def _retry(study: Study, *, failed: bool) -> None:
     for trial in study.get_trials(deepcopy=False):
         running = trial.state is TrialState.RUNNING
         if trial.number in standing and (running or (failed and trial.state is TrialState.FAIL)):
-            study.add_trial(
-                create_trial(
-                    state=TrialState.WAITING,
-                    user_attrs={RETRY_OF: trial.number},
-                    system_attrs={"fixed_params": trial.params},  # as study.enqueue_trial has it
-                )
-            )
+            study.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number})
             log.info("trial %s was %s and is run again", trial.number, "cut off" if running else "failed")
         if running:
             study.tell(trial.number, state=TrialState.FAIL)
@@ -308,6 +334,6 @@ def _write_results(study: Study, folder: Path, tags: Sequence[str]) -> None:
 def _quiet_optuna() -> Iterator[None]:
     optuna.logging.set_verbosity(logging.WARNING)  # it says each study and each trial
     with warnings.catch_warnings():
-        # multivariate and constant_liar of Optuna 2's TPE, which later versions kept as they were.
+        # multivariate and constant_liar of TPE, which have been as they are since Optuna 2.
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         yield
