@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from onebox import cli_reproduce, cli_tune
+from onebox import cli_reproduce, lr_find
 from onebox.errors import BadInput
 from onebox.runs import commands
 from onebox.sweep import command as sweep_command
@@ -71,7 +71,7 @@ app.add_typer(data_app, name="data")
 app.command(help=cli_reproduce.HELP, epilog=cli_reproduce.EPILOG)(cli_reproduce.reproduce)
 commands.register(app, EPILOG)
 sweep_command.register(app, EPILOG)
-cli_tune.register(app, EPILOG)
+app.command("lr-find", help=lr_find.HELP, epilog=EPILOG)(lr_find.lr_find)
 
 
 CACHE_HELP = """Show what data.cache_dir holds, and with --clear remove it.
