@@ -97,7 +97,7 @@ def facts(folder):
 def assert_same(folder, other):
     assert facts(folder)["status"] == "completed"
     assert facts(folder)["final_weights"] == facts(other)["final_weights"]
-    for name in ("metrics.json", "metrics.csv", "trace.bin"):
+    for name in ("metrics.json", "metrics.csv", "trace.csv"):
         assert (folder / name).read_bytes() == (other / name).read_bytes(), name
 
 

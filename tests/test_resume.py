@@ -112,7 +112,7 @@ def callbacks(checkpoint, folder):
 
 def assert_same(folder, straight):
     assert facts(folder)["status"] == "completed"
-    for name in ("metrics.json", "metrics.csv", "trace.bin"):
+    for name in ("metrics.json", "metrics.csv", "trace.csv"):
         assert (folder / name).read_bytes() == (straight / name).read_bytes(), name
     for name in ("best", "last"):
         mine, theirs = (

@@ -1,37 +1,37 @@
 """`onebox reproduce`: a run once more, and whether the same comes out."""
 
 import contextlib
+import json
 import logging
+import re
+import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onebox.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, BadInput
+from onebox.errors import EXIT_INTERRUPTED, BadInput, Preempted, check, own_complaint
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from onebox.runs.reproduce import Comparison, Difference, Recorded
-    from onebox.trace import Divergence, Value
+    from onebox.runs.reproduce import Recorded
 
 EXIT_DIVERGES = 1
 MAX_SHOWN = 12  # rows of a table
 
 HELP = """Run a run again and prove that the same comes out.
 
-Says what differs in code, environment and machine, trains with the recorded config and number of threads into a new
-directory, and compares every step, the metrics and the final weights.
+Trains with the recorded config and number of threads into a new directory, compares every step's losses, the metrics
+and the final weights, and says what differs in code, environment and machine.
 
 \b
 Examples
   onebox reproduce latest
   onebox reproduce outputs/baseline/2026-01-31_12-00-00-000000
   onebox reproduce RUN --steps 20           a proof in seconds: the first steps only
-  onebox reproduce RUN --checkout           with the code of the run instead of the one installed
+  onebox reproduce RUN --checkout           print how to get the code of the run
   onebox reproduce RUN --tolerance 1e-4     on other hardware, where the last bits differ
   onebox reproduce RUN data.root=/data/voc  the data have moved
   onebox reproduce RUN optimizer.lr=0.002   where does this make a difference first?
@@ -56,13 +56,13 @@ def reproduce(
             metavar="KEY=VALUE", help="Changes to the recorded config; other keys do not follow.", show_default=False
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Make only so many steps and compare those.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Make only this many steps and compare those.")] = None,
     tolerance: Annotated[
         float | None,
         typer.Option(min=0, metavar="REL", help="Accept losses and metrics that deviate by no more than this share."),
     ] = None,
     checkout: Annotated[
-        bool, typer.Option("--checkout", help="Run the recorded commit and changes, in a temporary git worktree.")
+        bool, typer.Option("--checkout", help="Only print the commands that check out the run's commit and changes.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Also when the data are not those of the run.")] = False,
     outputs: Annotated[Path, typer.Option(metavar="FOLDER", help="Where runs are looked for.")] = Path("outputs"),
@@ -73,107 +73,86 @@ def reproduce(
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
 ) -> None:
     """Run again, compare, print."""
-    from rich.console import Console
-
     from onebox.runs.find import REPRODUCED, find_run
-    from onebox.runs.reproduce import Recorded, compare, differences
+    from onebox.runs.reproduce import Recorded, compare, config_again, differences
 
     recorded = Recorded.read(Path(run) if Path(run, "run.json").exists() else find_run(run, outputs).path)
+    if checkout:
+        print(_checkout(recorded))
+        return
     _check(recorded, steps)
     folder = out or outputs / REPRODUCED / recorded.folder.resolve().name / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+    check(not (folder / "run.json").exists(), f"{folder}: holds a run already; choose another --out")
+    config = config_again(recorded, folder.resolve(), steps=steps, force=force, overrides=overrides or [])
     try:
         with _stdout_is_stderr() if json_ else contextlib.nullcontext():
-            found = _run_again(
-                recorded, folder, overrides or [], steps=steps, checkout=checkout, force=force, console=Console()
-            )
+            print(f"{recorded.folder} again, in {folder}")
+            _train(recorded, config)
     except KeyboardInterrupt:
         print("stopped by hand", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     again = Recorded.read(folder)
-    found += [item for item in differences(recorded.record, again.record) if item.what.startswith("data ")]
+    found = differences(recorded.record, again.record)
     result = compare(recorded, again, steps=steps, tolerance=tolerance)
     if json_:
-        import json
-
-        print(json.dumps(_as_json(recorded, again, result, found), indent=2, ensure_ascii=False))
+        places = {"schema": 2, "run": str(recorded.folder), "again": str(again.folder), "differences": found}
+        print(json.dumps(places | result, indent=2, ensure_ascii=False))
     else:
-        _show(recorded, again, result, Console())
-    raise typer.Exit(EXIT_DIVERGES if result.verdict == "diverges" else 0)
+        _print(recorded, found, result)
+    raise typer.Exit(EXIT_DIVERGES if result["verdict"] == "diverges" else 0)
 
 
 def _check(recorded: "Recorded", steps: int | None) -> None:
+    """Refuse what there is nothing to compare with."""
     made = 0 if recorded.trace is None else len(recorded.trace)
     status = recorded.record.get("status")
-    if steps is None and status != "completed":
-        advice = f"--steps {made} compares those" if made else "there is nothing to compare with"
-        raise BadInput(f"{recorded.folder}: the run is {status} after {made} steps; {advice}")
-    if steps is not None and not made:
-        raise BadInput(f"{recorded.folder}: has no trace.bin (callbacks.trace=null?), so that steps cannot be compared")
+    advice = f"--steps {made} compares those" if made else "there is nothing to compare with"
+    check(
+        steps is not None or status == "completed",
+        f"{recorded.folder}: the run is {status} after {made} steps; {advice}",
+    )
+    check(
+        steps is None or made > 0,
+        f"{recorded.folder}: has no trace.csv (callbacks.trace=null, or an older version), so its steps cannot be "
+        "compared; without --steps metrics and weights are",
+    )
 
 
-def _run_again(
-    recorded: "Recorded",
-    folder: Path,
-    overrides: Sequence[str],
-    *,
-    steps: int | None,
-    checkout: bool,
-    force: bool,
-    console: Any,
-) -> "list[Difference]":
-    """Train into `folder`; returns what is not as it was."""
-    from onebox.replay import Replay, replay, replay_with
-    from onebox.runs.checkout import checkout as checked_out
-    from onebox.runs.reproduce import config_again, differences, facts_now
-
-    if (folder / "run.json").exists():
-        raise BadInput(f"{folder}: holds a run already; choose another --out")
-    config = config_again(recorded, folder.resolve(), steps=steps, force=force, overrides=overrides)
-    now = facts_now()
-    threads = recorded.record.get("hardware", {}).get("threads", now["hardware"]["threads"])
-    what: Replay = {
-        "config": config,
-        "choices": recorded.record.get("choices", {}),
-        "overrides": recorded.record.get("overrides", []),
-        "threads": threads,
-    }
-    found = [*_changed(recorded, config, overrides), *differences(recorded.record, now)]
-    found = [item for item in found if not (checkout and item.what == "code")]
-    console.print(f"{recorded.folder} again, in {folder}", highlight=False, soft_wrap=True)
-    for line in map(str, found) if found else ["code, packages and machine are those of the run"]:
-        console.print(f"  {line}", highlight=False, soft_wrap=True)
-    if threads != now["hardware"]["threads"]:
-        console.print(f"  {threads} threads are used, as then: their number changes the last bits of sums")
-    if not checkout:
-        replay(what)
-        return found
-    with checked_out(recorded.record, recorded.folder) as code:
-        console.print(f"  code: commit {recorded.record['git']['sha'][:9]} in {code}", highlight=False, soft_wrap=True)
-        exit_code = replay_with(code, what)
-    if exit_code:
-        raise typer.Exit(exit_code if exit_code == EXIT_INTERRUPTED else EXIT_BAD_INPUT)
-    return found
-
-
-def _changed(recorded: "Recorded", config: dict[str, Any], overrides: Sequence[str]) -> "Iterator[Difference]":
-    """What the overrides change."""
+def _train(recorded: "Recorded", config: dict[str, Any]) -> None:
+    """Train a config as it stands, with as many threads as the run had: their number changes the last bits of sums."""
+    import torch
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
-    from onebox.runs.reproduce import Difference
+    from onebox.runs.composition import set_hydra_config
+    from onebox.train import train
 
-    for override in overrides:
-        key = override.partition("=")[0]
-        before, after = (str(OmegaConf.select(OmegaConf.create(part), key)) for part in (recorded.config, config))
-        yield Difference(f"config {key}", before, after)
+    set_hydra_config(recorded.record.get("choices", {}), recorded.record.get("overrides", []))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(recorded.record.get("hardware", {}).get("threads", threads))
+    cfg = OmegaConf.create(config)
+    OmegaConf.set_struct(cfg, True)
+    try:
+        train(cfg)
+    except Preempted as stop:
+        if config["callbacks"]["trace"]["stop_after"] is None or "SIGTERM" in str(stop):
+            raise
+    except (HydraException, OmegaConfBaseException) as error:
+        raise BadInput(str(own_complaint(error))) from error
+    finally:
+        torch.set_num_threads(threads)
+        HydraConfig.instance().cfg = None
 
 
 @contextlib.contextmanager
 def _stdout_is_stderr() -> Iterator[None]:
     """What is printed on the way is not to be in the JSON."""
     handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.StreamHandler)]
-    handlers = [handler for handler in handlers if handler.stream is sys.stdout]
+    printing = [handler for handler in handlers if handler.stream is sys.stdout]
     with contextlib.redirect_stdout(sys.stderr):
-        before = [(handler, handler.setStream(sys.stderr)) for handler in handlers]
+        before = [(handler, handler.setStream(sys.stderr)) for handler in printing]
         try:
             yield
         finally:
@@ -181,91 +160,57 @@ def _stdout_is_stderr() -> Iterator[None]:
                 handler.setStream(stream)
 
 
-def _show(recorded: "Recorded", again: "Recorded", result: "Comparison", console: Any) -> None:
-    if result.divergence is not None:
-        console.print(_step_table(result.divergence))
-    console.print(_summary(recorded, again, result))
-    if result.verdict == "identical":
-        console.print("[bold green]identical")
-        return
-    largest = result.largest
-    far = f"largest deviation {largest.relative:.1e} ({largest.where})" if largest else "no losses to compare"
-    if result.verdict == "within tolerance":
-        console.print(f"[bold green]within tolerance[/], {far}", highlight=False, soft_wrap=True)
-        return
-    where = "diverges" if result.divergence is None else f"diverges {_describe(result.divergence)}"
-    console.print(f"[bold red]{where}[/]; {far}", highlight=False, soft_wrap=True)
+def _print(recorded: "Recorded", differences: list[dict[str, Any]], result: dict[str, Any]) -> None:
+    def row(name: str, values: Iterable[Any]) -> None:
+        print(f"  {name:34}", *(f"{'none' if value is None else value!s:>16}" for value in values))
+
+    for item in differences:
+        print(f"{item['what']}: {item['recorded'] or 'none'} → {item['again'] or 'none'}")
+    row("", ["recorded", "again"])
+    if recorded.trace is None:
+        print("  steps: not compared, as the run has no trace.csv (one of an older version has another file)")
+    for name, values in (result["divergence"] or {"values": {}})["values"].items():
+        row(name, values)
+    if result["final_weights"]:
+        row("final weights", result["final_weights"])
+    for metric in (result["metrics"] or [])[:MAX_SHOWN]:
+        row(metric["where"], (metric["recorded"], metric["again"]))
+    if len(result["metrics"] or []) > MAX_SHOWN:
+        print(f"  and {len(result['metrics']) - MAX_SHOWN} more metrics")
+    line = result["verdict"]
+    if (first := result["divergence"]) and line == "diverges":
+        what = f"first in {next(iter(first['values']))}" if first["values"] else "which only one of the runs has made"
+        line += f" at step {first['step']} (epoch {first['epoch']}), {what}"
+    if (largest := result["largest_deviation"]) and line != "identical":
+        far = "infinite" if largest["relative"] is None else f"{largest['relative']:.1e}"
+        line += f"; largest deviation {far} ({largest['where']})"
+    print(line)
 
 
-def _describe(divergence: "Divergence") -> str:
-    if divergence.step is None:
-        return f"before the first step, first in {divergence.name}"
-    step = f"at step {divergence.step} (epoch {divergence.epoch}, batch {divergence.batch})"
-    if not divergence.values:
-        return f"{step}, which only one of the runs has made"
-    return f"{step}, first in {divergence.name}"
+def _checkout(recorded: "Recorded") -> str:
+    """The commands that check out the code of a run.
 
+    Raises:
+        BadInput: the run does not say which commit that is.
+    """
+    from onebox.runs.provenance import PATCH_FILE
 
-def _step_table(divergence: "Divergence") -> "Table":
-    """What differs in the first step that does."""
-    from rich.table import Table
-
-    title = "initial weights" if divergence.step is None else f"step {divergence.step}, in the order it is made"
-    table = Table(title=title, title_justify="left")
-    for column in ("what differs", "recorded", "again"):
-        table.add_column(column, justify="left" if column == "what differs" else "right")
-    for name, values in list(divergence.values.items())[:MAX_SHOWN]:
-        table.add_row(name, *map(_text, values), style="bold" if name == divergence.name else "")
-    if len(divergence.values) > MAX_SHOWN:
-        table.add_row(f"and {len(divergence.values) - MAX_SHOWN} more", "", "")
-    return table
-
-
-def _summary(recorded: "Recorded", again: "Recorded", result: "Comparison") -> "Table":
-    from rich.table import Table
-
-    def mark(same: bool) -> str:
-        return "[green]identical" if same else "[red]differs"
-
-    table = Table()
-    for column in ("", "recorded", "again", "bit for bit"):
-        table.add_column(column, justify="right" if column in ("recorded", "again") else "left")
-    if recorded.trace is not None and again.trace is not None:
-        made = [str(result.steps if result.metrics is None else len(run.trace or ())) for run in (recorded, again)]
-        table.add_row("steps", *made, mark(result.divergence is None))
-    if result.weights is not None:
-        table.add_row("final weights", *map(_text, result.weights), mark(result.weights[0] == result.weights[1]))
-    if result.metrics is not None:
-        table.add_row(
-            "metrics.json", "", f"{len(result.metrics)} differ" if result.metrics else "", mark(not result.metrics)
-        )
-        for metric in result.metrics[:MAX_SHOWN]:
-            table.add_row(f"  {metric.where}", _text(metric.recorded), _text(metric.again))
-    return table
-
-
-def _text(value: "Value") -> str:
-    return "none" if value is None else str(value)
-
-
-def _as_json(
-    recorded: "Recorded", again: "Recorded", result: "Comparison", differences: "Sequence[Difference]"
-) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    def deviation(item: Any) -> dict[str, Any]:
-        relative = item.relative if item.relative < float("inf") else None
-        return {"where": item.where, "recorded": item.recorded, "again": item.again, "relative": relative}
-
-    return {
-        "schema": 1,
-        "run": str(recorded.folder),
-        "again": str(again.folder),
-        "verdict": result.verdict,
-        "differences": [asdict(item) for item in differences],
-        "steps": result.steps,
-        "divergence": None if result.divergence is None else asdict(result.divergence),
-        "final_weights": result.weights,
-        "metrics": None if result.metrics is None else [deviation(item) for item in result.metrics],
-        "largest_deviation": None if result.largest is None else deviation(result.largest),
-    }
+    git = recorded.record.get("git") or {}
+    sha = str(git.get("sha"))
+    # git takes options where it expects a commit.
+    check(bool(re.fullmatch("[0-9a-f]{7,64}", sha)), f"{recorded.folder}: the run was not made from a git checkout")
+    check(
+        not git.get("patch_too_large"),
+        f"{recorded.folder}: the run's uncommitted changes were too large to be stored; commit {sha} is not its code",
+    )
+    folder = f"onebox-{sha[:9]}"
+    lines = [f"git worktree add --detach {folder} {sha}"]
+    if git.get("patch"):
+        patch = shlex.quote(str(recorded.folder.resolve() / PATCH_FILE))
+        lines.append(f"gzip -dc {patch} | git -C {folder} apply --whitespace=nowarn")
+    return "\n".join(
+        [
+            *lines,
+            f"cd {folder} && make setup && .venv/bin/onebox reproduce {shlex.quote(str(recorded.folder.resolve()))}",
+        ]
+    )

@@ -245,7 +245,6 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord | RankRecord, finge
     from onebox.callbacks.epoch_csv import EpochCsvLogger
     from onebox.callbacks.freeze import Freeze
     from onebox.callbacks.same_on_all_ranks import SameOnAllRanks
-    from onebox.callbacks.trace import Enough
     from onebox.files import write_json, write_text
     from onebox.frozen_features import store_features
     from onebox.model.weights import weights_hash
@@ -310,10 +309,7 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord | RankRecord, finge
         backbone=facts["config"]["model"]["backbone"],
         augment=facts["config"]["augment"],
     )
-    try:
-        run_trainer(trainer, trainer.fit, module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except Enough:
-        return None
+    run_trainer(trainer, trainer.fit, module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     record.add(final_weights=weights_hash(module))
     stopped = stopped_early(trainer, module)
     if stopped is not None:

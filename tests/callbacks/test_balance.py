@@ -19,7 +19,7 @@ def test_watching_changes_no_bit_of_the_result(composed, tmp_path):
     )
     train(plain)
     train(watched)
-    for name in ("metrics.json", "metrics.csv", "trace.bin"):
+    for name in ("metrics.json", "metrics.csv", "trace.csv"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     one, other = (json.loads((tmp_path / name / "run.json").read_text()) for name in "ab")
     assert one["final_weights"] == other["final_weights"]

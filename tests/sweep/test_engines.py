@@ -77,7 +77,7 @@ def assert_same(sweep, alone, rates):
         run = sweep / facts(alone[rate])["fingerprint"]
         assert facts(run)["status"] == "completed"
         assert facts(run)["final_weights"] == facts(alone[rate])["final_weights"]
-        for name in ("metrics.json", "metrics.csv", "trace.bin"):
+        for name in ("metrics.json", "metrics.csv", "trace.csv"):
             assert (run / name).read_bytes() == (alone[rate] / name).read_bytes(), (rate, name)
 
 

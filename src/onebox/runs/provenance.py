@@ -35,7 +35,7 @@ _PRIVATE_KEY = b"PRIVATE KEY-----"
 # Code that only looks at runs and data, or tries steps of which nothing is kept, and has no part in training.
 READERS = re.compile(
     r"onebox/(cli\w*|fit_batch|lr_find|trial|data/check\w*|"
-    r"runs/(changes|checkout|commands|diff|diff_view|explain|explain_view|find|listing|load|noise|report|reproduce|"
+    r"runs/(changes|commands|diff|diff_view|explain|explain_view|find|listing|load|noise|report|reproduce|"
     r"where)|"
     r"sweep/(command|table|table_view))\.py"
 )

@@ -1,23 +1,31 @@
-"""A finished run once more: its config for another directory, and how the second one compares with the first."""
+"""A run once more: its config for another folder, and how the second run compares with the first."""
 
-import math
+import io
 import os
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
+import pandas as pd
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]  # PyYAML has no types
 
-from onebox.errors import BadInput
+from onebox.errors import BadInput, check
 from onebox.files import read_json
-from onebox.runs.provenance import git_state, hardware, packages
-from onebox.trace import Divergence, Trace, first_divergence
 
-Verdict = Literal["identical", "within tolerance", "diverges"]
+TRACE = "trace.csv"
+WRITTEN = {
+    "path",
+    "folder",
+    "dirpath",
+    "filename",
+    "save_dir",
+    "default_root_dir",
+}  # arguments that name what is written
+FACTS = {"packages": "package", "hardware": "hardware", "data_fingerprint": "data"}  # of run.json: what they are called
 
 
 @dataclass(frozen=True)
@@ -27,20 +35,20 @@ class Recorded:
     Attributes:
         folder: the run directory.
         record: run.json.
-        config: config.yaml.
-        metrics: metrics.json; None when the run did not come so far.
-        trace: trace.bin; None when the run was made without.
+        config: config.yaml, as plain data.
+        metrics: metrics.json; None when the run did not get that far.
+        trace: trace.csv, indexed by step; None without one, as in a run of an older version.
     """
 
     folder: Path
     record: dict[str, Any]
     config: dict[str, Any]
     metrics: dict[str, Any] | None
-    trace: Trace | None
+    trace: pd.DataFrame | None
 
     @classmethod
     def read(cls, folder: Path) -> "Recorded":
-        """Read a run directory.
+        """Read a run directory; nothing that its config names is built or resolved.
 
         Raises:
             BadInput: there is no run, or its files cannot be read.
@@ -48,69 +56,23 @@ class Recorded:
         try:
             record = read_json(folder / "run.json")
             config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-            path = folder / "metrics.json"
-            metrics = read_json(path) if path.exists() else None
+            metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else None
+            trace = _read_trace(folder / TRACE) if (folder / TRACE).exists() else None
         except FileNotFoundError as error:
             raise BadInput(
-                f"{error.filename}: no such file; name the directory of a run that began to train"
+                f"{error.filename}: no such file; give the directory of a run that began to train"
             ) from error
-        except (OSError, ValueError, YAMLError) as error:
+        except (OSError, ValueError, KeyError, YAMLError, OmegaConfBaseException) as error:
             raise BadInput(f"{folder}: cannot be read ({error})".replace("\n", " ")) from error
-        if not isinstance(record, dict) or not isinstance(config, dict):
-            raise BadInput(f"{folder}: run.json and config.yaml are not those of a run")
-        trace = Trace.read(folder / "trace.bin") if (folder / "trace.bin").exists() else None
+        is_run = isinstance(record, dict) and isinstance(config, dict) and {"run_dir", "callbacks"} <= set(config)
+        check(is_run, f"{folder}: run.json and config.yaml are not those of a run")
+        check("${" not in str(config), f"{folder}/config.yaml: has interpolations, and a run writes it resolved")
         return cls(folder, record, config, metrics, trace)
 
 
-@dataclass(frozen=True)
-class Difference:
-    """One fact that is not as it was."""
-
-    what: str
-    recorded: str | None
-    now: str | None
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.recorded or 'none'} → {self.now or 'none'}"
-
-
-@dataclass(frozen=True)
-class Deviation:
-    """How far a number is off: |a - b| / max(|a|, |b|)."""
-
-    where: str
-    recorded: float | None
-    again: float | None
-
-    @property
-    def relative(self) -> float:
-        """The share; 0 for two values that are not numbers, infinite for one."""
-        one, other = self.recorded, self.again
-        known = [value is not None and math.isfinite(value) for value in (one, other)]
-        if one is None or other is None or not all(known):
-            return math.inf if any(known) else 0.0
-        return abs(one - other) / max(abs(one), abs(other)) if one != other else 0.0
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """How the second run compares with the first.
-
-    Attributes:
-        verdict: the answer.
-        steps: how many were compared.
-        divergence: the first step that is not bit for bit the same.
-        weights: hash of the final weights of the two; None when they were not compared.
-        metrics: those that differ; None when they were not compared.
-        largest: the largest deviation of losses and metrics.
-    """
-
-    verdict: Verdict
-    steps: int
-    divergence: Divergence | None
-    weights: tuple[str | None, str | None] | None
-    metrics: list[Deviation] | None
-    largest: Deviation | None
+def _read_trace(path: Path) -> pd.DataFrame:
+    text = path.read_text(encoding="utf-8")
+    return pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1]), index_col="step")  # a kill may tear the last row
 
 
 def config_again(
@@ -118,32 +80,46 @@ def config_again(
 ) -> dict[str, Any]:
     """The config that runs again in `folder` what ran in `recorded`, and refuses other data.
 
+    A run directory may be somebody else's, so no path in it is written to: pictures, logs and `last.ckpt` are left out,
+    data are made or decoded below ONEBOX_DATA_DIR alone, and all else goes to `folder`. `overrides` come last.
+
     Args:
         recorded: the first run.
-        folder: where the second one goes.
-        steps: stop after so many and write neither checkpoints nor pictures; None runs to the end.
+        folder: where the second one goes; absolute.
+        steps: stop after this many and write no checkpoint; None runs to the end.
         force: accept other data.
         overrides: `KEY=VALUE` for keys that are there. What was interpolated from a key does not follow it.
 
     Raises:
-        BadInput: an override names no key.
+        BadInput: an override names no key, or a callback would write elsewhere.
     """
+    data_dir = os.environ.get("ONEBOX_DATA_DIR", "data")
     config: dict[str, Any] = _moved(recorded.config, str(recorded.config["run_dir"]), str(folder))
-    config["run_dir"] = str(folder)
+    config = _moved(config, str(recorded.config.get("data_dir")), data_dir)
+    config |= {"run_dir": str(folder), "resume": "never", "logger": {}}
     config["data_fingerprint"] = None if force else recorded.record.get("data_fingerprint")
-    if "resume" in config:
-        config["resume"] = "never"
+    data = config["data"]
+    data["cache_dir"] = os.path.join(data_dir, "cache")
+    if not Path(os.path.abspath(data.get("root") or "")).is_relative_to(os.path.abspath(data_dir)):
+        data["source"] = None
+    trace = {"_target_": "onebox.callbacks.trace.StepTrace", "path": str(folder / TRACE), "stop_after": steps}
+    config["callbacks"] |= {"trace": trace, "pictures": None, "checkpoint_last": None}
     if steps is not None:
-        config["logger"] = {}
-        config["callbacks"] |= {"checkpoint_best": None, "checkpoint_last": None, "pictures": None}
-        config["callbacks"]["stop"] = {"_target_": "onebox.callbacks.trace.StopAfter", "steps": steps}
+        config["callbacks"]["checkpoint_best"] = None
+    for part in ("callbacks", "trainer"):
+        for key, value in _arguments(config[part]):
+            path = os.path.realpath(folder / value if key == "filename" else value)
+            check(
+                Path(path).is_relative_to(folder.resolve()),
+                f"{recorded.folder}/config.yaml: {part} would write to {value}, outside of the new run; leave it out "
+                "of config.yaml",
+            )
     given = OmegaConf.create(config)
     for override in overrides:
         key, equals, _ = override.partition("=")
-        missing = object()
         try:
-            if not equals or OmegaConf.select(given, key, default=missing) is missing:
-                raise BadInput(f"{override}: the run's config.yaml has no such key; write KEY=VALUE")
+            known = equals and OmegaConf.select(given, key, default=given) is not given
+            check(bool(known), f"{override}: the run's config.yaml has no such key; write KEY=VALUE")
             OmegaConf.update(given, key, OmegaConf.select(OmegaConf.from_dotlist([override]), key), merge=False)
         except (OmegaConfBaseException, YAMLError) as error:
             raise BadInput(f"{override}: {error}") from error
@@ -157,98 +133,124 @@ def _moved(value: Any, old: str, new: str) -> Any:
         return {key: _moved(item, old, new) for key, item in value.items()}
     if isinstance(value, list):
         return [_moved(item, old, new) for item in value]
-    inside = isinstance(value, str) and (value.startswith(old + os.sep) or (value == old and os.path.isabs(old)))
-    return new + value.removeprefix(old) if inside else value
+    is_inside = isinstance(value, str) and (value + os.sep).startswith(old + os.sep)
+    return new + value.removeprefix(old) if is_inside else value
 
 
-def facts_now() -> dict[str, Any]:
-    """What run.json would say of code, environment and machine. Imports torch."""
-    return {
-        "git": git_state(None),
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "packages": packages(),
-        "hardware": hardware(),
-    }
+def _arguments(value: Any) -> Iterator[tuple[str, str]]:
+    """The arguments, at any depth, that name what is written."""
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(item, dict | list):
+            yield from _arguments(item)
+        elif key in WRITTEN and isinstance(item, str):
+            yield str(key), item
 
 
-def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
-    """What run.json says differently of code, environment, machine and data; only what both know of is compared."""
-    before, after = ({what: value for what, value in _facts(record)} for record in (recorded, now))
-    groups = {what.partition(" ")[0] for what in before} & {what.partition(" ")[0] for what in after}
-    names = [what for what in dict.fromkeys([*before, *after]) if what.partition(" ")[0] in groups]
+def differences(recorded: Mapping[str, Any], again: Mapping[str, Any]) -> list[dict[str, str | None]]:
+    """What run.json says differently of code, environment, machine and data; only what both know of is compared.
+
+    Returns:
+        For each fact that differs: `what`, `recorded` and `again`.
+    """
+    before, after = _facts(recorded, again), _facts(again, recorded)
+    names = dict.fromkeys([*before, *after])
     return [
-        Difference(what, before.get(what), after.get(what)) for what in names if before.get(what) != after.get(what)
+        {"what": name, "recorded": before.get(name), "again": after.get(name)}
+        for name in names
+        if before.get(name) != after.get(name)
     ]
 
 
-def _facts(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    git = record.get("git")
-    if git:
-        yield "code", git["sha"][:9] + (f" with changes {git['patch']}" if git.get("patch") else "")
-    for key in ("python", "system"):
-        if key in record:
-            yield key, str(record[key])
-    for name, version in record.get("packages", {}).items():
-        yield f"package {name}", str(version)
-    for part in ("environment", "hardware"):
-        for name, value in record.get(part, {}).items():
-            yield f"{part} {name}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    for split, fingerprint in (record.get("data_fingerprint") or {}).items():
-        yield f"data {split}", str(fingerprint)
+def _facts(record: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, str]:
+    """What is compared, of the parts that the other run knows too."""
+    found = {key: str(record[key]) for key in ("python", "system") if record.get(key) and other.get(key)}
+    if record.get("git") and other.get("git"):
+        git = record["git"]
+        found["code"] = git["sha"][:9] + (f" with changes {git['patch']}" if git.get("patch") else "")
+    for part, name in FACTS.items():
+        if record.get(part) and other.get(part):
+            found |= {f"{name} {key}": str(value) for key, value in record[part].items()}
+    return found
 
 
-def compare(recorded: Recorded, again: Recorded, *, steps: int | None, tolerance: float | None) -> Comparison:
+def compare(recorded: Recorded, again: Recorded, *, steps: int | None, tolerance: float | None) -> dict[str, Any]:
     """Compare step by step, and unless `steps` is given also metrics and final weights.
 
     Args:
-        recorded: the first run.
+        recorded: the first run; where it has no trace, as in older versions, its steps are not compared.
         again: the second run.
-        steps: only so many steps were made again.
+        steps: only this many steps were made again.
         tolerance: how far losses and metrics may deviate, as a share of the larger; None wants the same bits.
+
+    Returns:
+        `verdict`: identical, within tolerance, or diverges. `steps`: how many were compared; `divergence`: the first
+        that differs. `final_weights`: the two hashes. `metrics`: those that differ; and the `largest_deviation` of
+        losses and metrics. What was not compared is None.
     """
-    traces = None
-    if recorded.trace is not None and again.trace is not None:
-        traces = [trace if steps is None else trace.first(steps) for trace in (recorded.trace, again.trace)]
-    divergence = None if traces is None else first_divergence(*traces)
-    deviations = [] if traces is None else list(_loss_deviations(*traces))
-    weights: tuple[str | None, str | None] | None = None
-    metrics: list[Deviation] | None = None
+    traces = [run.trace for run in (recorded, again) if run.trace is not None]
+    one, other = [trace[:steps] for trace in traces] if len(traces) == 2 else [pd.DataFrame({"epoch": []})] * 2
+    divergence = _first_divergence(one, other)
+    losses = _deviations(*(trace.drop(columns="epoch").stack() for trace in (one, other)))
+    losses.index = pd.Index([f"step {step} {name}" for step, name in losses.index])
+    found: dict[str, Any] = {"final_weights": None, "metrics": None}
+    counted = losses
     if steps is None:
-        weights = recorded.record.get("final_weights"), again.record.get("final_weights")
-        before, after = (dict(_numbers(run.metrics or {}, "")) for run in (recorded, again))
-        everything = [Deviation(name, before.get(name), after.get(name)) for name in before | after]
-        metrics = [deviation for deviation in everything if deviation.relative > 0]
+        metrics = _deviations(*(_numbers(run.metrics or {}) for run in (recorded, again)))
+        found["final_weights"] = [run.record.get("final_weights") for run in (recorded, again)]
+        found["metrics"] = _rows(metrics[metrics["relative"] > 0])
         # A best epoch or a number of images is no measurement; classes of few images jump.
-        counted = ("final/", "best/", "test/")
-        deviations += [item for item in everything if item.where.startswith(counted) and item.where != "best/epoch"]
-    largest = max(deviations, key=lambda deviation: deviation.relative, default=None)
-    same_weights = weights is None or weights[0] == weights[1]
-    verdict: Verdict = "diverges"
-    if divergence is None and not metrics and same_weights:
+        measured = metrics.index.str.startswith(("final/", "best/", "test/")) & (metrics.index != "best/epoch")
+        counted = pd.concat([losses, metrics[measured]])
+    largest = counted.nlargest(1, "relative")
+    verdict = "diverges"
+    if divergence is None and not found["metrics"] and len(set(found["final_weights"] or [])) < 2:
         verdict = "identical"
-    elif tolerance is not None:
-        same_length = traces is None or len(traces[0]) == len(traces[1])
-        if same_length and (largest is None or largest.relative <= tolerance):
-            verdict = "within tolerance"
-    num_steps = 0 if traces is None else min(map(len, traces))
-    return Comparison(verdict, num_steps, divergence, weights, metrics, largest)
+    elif tolerance is not None and len(one) == len(other) and not (largest["relative"] > tolerance).any():
+        verdict = "within tolerance"
+    return {
+        "verdict": verdict,
+        "steps": min(len(one), len(other)),
+        "divergence": divergence,
+        **found,
+        "largest_deviation": next(iter(_rows(largest)), None),
+    }
 
 
-def _loss_deviations(one: Trace, other: Trace) -> Iterator[Deviation]:
-    """The largest one of each loss."""
-    length = min(len(one), len(other))
-    for name in one.loss_names:
-        if name in other.loss_names and length:
-            columns = [trace.records[name][:length].astype(float).tolist() for trace in (one, other)]
-            steps = [Deviation(f"step {step} {name}", *pair) for step, pair in enumerate(zip(*columns, strict=True))]
-            yield max(steps, key=lambda deviation: deviation.relative)
+def _first_divergence(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, Any] | None:
+    """The first step that is not the same, None when there is none.
+
+    Returns:
+        `step` and `epoch`, from 0, and `values`: name -> [recorded, again] of what differs in it, in the order in which
+        a step makes it. No values: only one of the runs has made the step.
+    """
+    mine, theirs = one.align(other, join="outer")
+    differs = mine.ne(theirs) & ~(mine.isna() & theirs.isna())
+    if not differs.to_numpy().any():
+        return None
+    step = differs.index[differs.any(axis=1)][0]
+    is_in_both = step in one.index and step in other.index
+    names = [name for name in one.columns if is_in_both and differs.loc[step, name]]
+    values = {name: [float(frame.loc[step, name]) for frame in (mine, theirs)] for name in names}
+    return {"step": int(step), "epoch": int(max(one, other, key=len).loc[step, "epoch"]), "values": values}
 
 
-def _numbers(value: Any, name: str) -> Iterator[tuple[str, float | None]]:
-    """The numbers in nested dicts, with their keys joined by /."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _numbers(item, f"{name}/{key}" if name else str(key))
-    elif value is None or isinstance(value, int | float):
-        yield name, value
+def _deviations(recorded: Any, again: Any) -> pd.DataFrame:
+    """`recorded`, `again` and `relative` of each name: |a - b| / max(|a|, |b|), infinite where one is not finite."""
+    found: Any = pd.DataFrame({"recorded": recorded, "again": again}, dtype=float)
+    one, other = found["recorded"], found["again"]
+    share = (one - other).abs() / np.maximum(one.abs(), other.abs())
+    is_same = one.eq(other) | ~(np.isfinite(one) | np.isfinite(other))
+    deviations: pd.DataFrame = found.assign(relative=share.fillna(np.inf).mask(is_same, 0.0))
+    return deviations
+
+
+def _rows(deviations: pd.DataFrame) -> list[dict[str, Any]]:
+    """For JSON: `where` and the numbers, None for what is not finite."""
+    columns = deviations.astype(object).where(np.isfinite(deviations), None).to_dict("list")
+    names = ["where", *map(str, columns)]
+    return [dict(zip(names, row, strict=True)) for row in zip(deviations.index, *columns.values(), strict=True)]
+
+
+def _numbers(metrics: dict[str, Any]) -> "pd.Series[float]":
+    """The numbers in metrics.json, with their keys joined by /."""
+    return pd.Series(pd.json_normalize(metrics, sep="/").to_dict("records")[0] if metrics else {}, dtype=float)
