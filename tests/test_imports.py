@@ -12,6 +12,7 @@ SOURCE = ROOT / "src" / "onebox"
 LAYERS = {
     "errors": 0,
     "files": 0,
+    "trust": 1,
     "boxes": 0,
     "draw": 0,
     "schedules": 1,

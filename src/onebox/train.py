@@ -21,6 +21,7 @@ from hydra.experimental.callback import Callback as HydraCallback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]  # PyYAML has no types
 
 from onebox.build import (
     build_module,
@@ -104,6 +105,11 @@ def main() -> None:
         sys.exit(EXIT_INTERRUPTED)
 
 
+_stored_in: list[
+    Path
+] = []  # the file of a run directory that the arguments of this process come from, with resume=FOLDER
+
+
 class ClaimDirectory(HydraCallback):
     """Stops before Hydra writes into a directory that this run may not have, so that nothing in it is lost."""
 
@@ -113,6 +119,7 @@ class ClaimDirectory(HydraCallback):
         from onebox.runs.claim import claim
         from onebox.runs.composition import without_hydra
         from onebox.runs.fingerprint import fingerprints
+        from onebox.trust import check_stored, stored_in
 
         number = ranks.rank(config.trainer)
         if number is not None and ranks.is_served(number):
@@ -121,6 +128,8 @@ class ClaimDirectory(HydraCallback):
         folder = Path(config.hydra.run.dir)  # not of the copy, whose time stamp would be another
         cfg = without_hydra(config, run_dir=str(folder))
         try:
+            for path in stored_in:
+                check_stored(OmegaConf.to_container(cfg, resolve=True), folder, path, cfg.trust)
             claim(folder, fingerprint=fingerprints(cfg)["fingerprint"], resume=cfg.resume)
         except USER_ERRORS as error:
             _exit_with(error)  # Hydra turns other exceptions of a callback into warnings
@@ -388,13 +397,17 @@ def _stored_arguments(argument: str) -> Iterator[str]:
     if key != "resume" or value in ("auto", "never", ""):
         yield argument
         return
-    path = Path(value, ".hydra", "overrides.yaml")
+    from onebox.trust import stored_file, stored_in, stored_overrides
+
+    path = stored_file(Path(value), ".hydra/overrides.yaml")
     try:
-        overrides = OmegaConf.load(path)
-    except OSError as error:
+        overrides: Any = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, ValueError, YAMLError) as error:
         raise BadInput(f"{path}: cannot be read; resume=FOLDER takes the folder of a run") from error
     folder = value.replace("\\", "\\\\").replace("'", "\\'")
-    yield from [*overrides, f"hydra.run.dir='{folder}'", "hydra.mode=RUN"]  # a job of a sweep goes on alone
+    stored_in.append(path)
+    # A job of a sweep is resumed alone.
+    yield from [*stored_overrides(Path(value), overrides), f"hydra.run.dir='{folder}'", "hydra.mode=RUN"]
 
 
 def _hparams(

@@ -1,6 +1,6 @@
 """A trained model out of its run directory, ready for use."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,22 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]  # PyYAML has no types
 
 from onebox.boxes import clip, unnorm
 from onebox.data.augment import Transform
 from onebox.errors import BadInput
 from onebox.model.localizer import Localizer
 from onebox.runs.checkpoint import read_checkpoint
-
-# What config.yaml may name: classes that do nothing but compute.
-KNOWN = (
-    "onebox.model",
-    "onebox.data.augment",
-    "onebox.data.batched",
-    "onebox.data.resize",
-    "albumentations",
-    "torch.nn",
-)
+from onebox.trust import check_config, stored_file
 
 
 class Detection(NamedTuple):
@@ -93,7 +86,7 @@ def load_run(path: str | Path, *, trust: Sequence[str] = ()) -> LoadedRun:
     """The model of a run: config.yaml, with the weights of the best checkpoint or, without one, the last.
 
     A checkpoint is loaded as plain data. config.yaml names the classes to build; a run that someone else made could
-    name anything, so only onebox, albumentations and torch.nn are built unless `trust` says more.
+    name anything, so only what `onebox.trust` allows is built.
 
     Args:
         path: the run directory.
@@ -107,13 +100,13 @@ def load_run(path: str | Path, *, trust: Sequence[str] = ()) -> LoadedRun:
     file = next((name for name in names if name.exists()), None)
     if file is None or not (folder / "config.yaml").exists():
         raise BadInput(f"{folder}: no trained run; it needs config.yaml and checkpoints/best.ckpt or last.ckpt")
-    config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    parts = {group: config[group] for group in ("model", "augment")}
-    for target in _targets(parts):
-        if not any(target == name or target.startswith(f"{name}.") for name in (*KNOWN, *trust)):
-            raise BadInput(
-                f"{folder / 'config.yaml'}: names {target}; if you trust it, load_run(..., trust=['{target}'])"
-            )
+    stored_file(folder, str(file.relative_to(folder)), max_bytes=None)
+    try:
+        config: Any = OmegaConf.to_container(OmegaConf.load(stored_file(folder, "config.yaml")))
+        parts = {group: config[group] for group in ("model", "augment")}
+    except (YAMLError, ValueError, KeyError, TypeError, OmegaConfBaseException) as error:
+        raise BadInput(f"{folder / 'config.yaml'}: not the config of a run ({' '.join(str(error).split())})") from error
+    check_config(parts, folder / "config.yaml", trust)
     if "pretrained" in config["model"]["backbone"]:
         config["model"]["backbone"]["pretrained"] = False  # the checkpoint has all weights
     checkpoint = read_checkpoint(file)
@@ -128,14 +121,3 @@ def load_run(path: str | Path, *, trust: Sequence[str] = ()) -> LoadedRun:
     except RuntimeError as error:
         raise BadInput(f"{file}: the weights are of another network than config.yaml ({error})") from error
     return LoadedRun(localizer.eval(), transform, checkpoint["onebox"]["class_names"], config)
-
-
-def _targets(value: Any) -> Iterator[str]:
-    """Every `_target_` in plain data."""
-    if isinstance(value, dict):
-        if "_target_" in value:
-            yield str(value["_target_"])
-        value = list(value.values())
-    if isinstance(value, list):
-        for item in value:
-            yield from _targets(item)

@@ -1,0 +1,195 @@
+"""What a run directory may make onebox do. It is data: someone else may have made it, and it names classes and paths.
+
+The commands a user types are trusted, the files of a run directory are not. Before anything that they name is built,
+each `_target_` is resolved and the object itself is compared with one allow-list: strings would not do, as
+`onebox.data.resize.torch.load` begins with the name of our package and is `torch.load`.
+"""
+
+import functools
+import importlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from onebox.errors import check
+
+PACKAGES = {"onebox", "torch", "torchvision", "lightning", "albumentations"}  # whose import does nothing else
+NEVER = ("onebox.train", "hydra_plugins")  # targets of Hydra's own part of the config
+WRITERS = ("callbacks", "logger", "trainer")  # groups whose paths are written to
+LOCAL = ("data.cache_dir", "data_dir", "data.download", "trust")  # what is up to who runs, not to the run directory
+stored_in: list[Path] = []  # the file of a run directory that this process has its arguments from, with resume=FOLDER
+_TARGET = re.compile(r"_target_:\s*([\w.]+)")
+_RESOLVER = re.compile(r"\$\{[^}]*:")
+
+
+def stored_file(folder: Path, name: str, max_bytes: int | None = 64 * 2**20) -> Path:
+    """The path of a file that lies in a run directory itself.
+
+    Raises:
+        BadInput: it is a link to somewhere else, no regular file (a pipe would never end), or larger than `max_bytes`.
+    """
+    path = folder / name
+    check(path.is_file(), f"{path}: no such file")
+    check(path.resolve().is_relative_to(folder.resolve()), f"{path}: is a link that leads out of the run directory")
+    size = path.stat().st_size
+    check(max_bytes is None or size <= max_bytes, f"{path}: has {size:,} bytes, which is no file of a run")
+    return path
+
+
+def check_config(config: Any, where: Path | str, trust: Sequence[str] = ()) -> None:
+    """Refuse a config out of a run directory that names what is not to be built.
+
+    Args:
+        config: plain data, or a part of it.
+        where: the file, for the message.
+        trust: packages whose classes may be built too.
+
+    Raises:
+        BadInput: it names something else, or holds an interpolation, which could become a name when it is resolved.
+    """
+    for value in _strings(config):
+        check("${" not in value, f"{where}: holds the interpolation {value}, which a stored config has no need of")
+    for target in _targets(config):
+        check(
+            is_allowed(target, tuple(trust)),
+            f"{where}: names {target}, which is not built without your word; if you trust its package, give "
+            f"--trust {target.partition('.')[0]} (load_run: trust=[...], onebox-train: trust=[...])",
+        )
+
+
+def check_stored(config: Any, folder: Path, where: Path, trust: Sequence[str] = ()) -> None:
+    """Refuse a composed config, part of which comes out of a run directory, before anything is built or written.
+
+    Args:
+        config: resolved, as plain data.
+        folder: where the run is to write.
+        where: the file that the part comes from.
+        trust: as in `check_config`.
+
+    Raises:
+        BadInput: see `check_config` and `check_paths`; or data would be made or fetched where there are none.
+    """
+    check_config(config, where, trust)
+    check_paths(config, folder, where)
+    root = Path(str(config["data"].get("root"))).expanduser()
+    check(
+        config["data"].get("source") is None or (root / "Annotations").is_dir(),
+        f"{root}: holds no data, and a stored run does not make or fetch them; give data.root=FOLDER, or repeat the "
+        "whole command",
+    )
+
+
+def check_paths(config: dict[str, Any], folder: Path, where: Path | str) -> None:
+    """Refuse a config out of a run directory whose callbacks, loggers or trainer would write outside of `folder`.
+
+    Raises:
+        BadInput: one of them names such a path.
+    """
+    home = folder.resolve()
+    for group in WRITERS:
+        for value in _strings(config.get(group)):
+            is_path = value.startswith(("/", "~")) or ".." in Path(value).parts
+            is_inside = not is_path or Path(value).expanduser().resolve().is_relative_to(home)
+            check(
+                is_inside, f"{where}: {group} writes to {value}, outside of {folder}; give the key yourself to allow it"
+            )
+
+
+def stored_overrides(folder: Path, overrides: Sequence[Any]) -> list[str]:
+    """Those of a run's own overrides that another start may take over, without what is up to the user.
+
+    Args:
+        folder: the run directory.
+        overrides: what `.hydra/overrides.yaml` holds.
+
+    Raises:
+        BadInput: they hold options of Hydra, or interpolations that call something.
+    """
+    where = folder / ".hydra" / "overrides.yaml"
+    found = []
+    for text in overrides:
+        check(isinstance(text, str), f"{where}: an override is text, not {text!r:.80}")
+        key = text.partition("=")[0].lstrip("+~")
+        check(
+            not text.startswith("-") and not key.startswith(("hydra.", "hydra/")) and not _RESOLVER.search(text),
+            f"{where}: holds {text}, which a stored override may not be; start the run again with the command itself",
+        )
+        if key not in LOCAL:
+            found.append(text)
+    return found
+
+
+@functools.cache
+def is_allowed(target: str, trust: tuple[str, ...] = ()) -> bool:
+    """Whether the object that a `_target_` names may be built: a class of the shipped configs and its like."""
+    package = target.partition(".")[0]
+    if package not in PACKAGES and package not in trust:
+        return False
+    found = _resolve(target)
+    module = getattr(found, "__module__", None) or ""
+    if module.partition(".")[0] in trust:
+        return True
+    if any(found is shipped for shipped in _shipped()):
+        return True
+    if not isinstance(found, type):
+        return False
+    import albumentations
+    import torch
+
+    kinds: dict[str, tuple[type, ...]] = {
+        "torch.nn.modules.": (torch.nn.Module,),
+        "torch.optim.": (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler),
+        "albumentations.": (albumentations.BasicTransform, albumentations.BaseCompose),
+        "onebox.": (torch.nn.Module,),
+    }
+    return any(f"{module}.".startswith(prefix) and issubclass(found, bases) for prefix, bases in kinds.items())
+
+
+@functools.cache
+def _shipped() -> tuple[object, ...]:
+    """All objects that the package's own config files name."""
+    texts = (path.read_text(encoding="utf-8") for path in _yaml_files(files("onebox.conf")))
+    names = {name for text in texts for name in _TARGET.findall(text) if not name.startswith(NEVER)}
+    found = (_resolve(name) for name in sorted(names) if name.partition(".")[0] in PACKAGES)
+    return tuple(item for item in found if item is not None)
+
+
+def _yaml_files(folder: Any) -> Iterator[Any]:
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _yaml_files(path)
+        elif path.name.endswith(".yaml"):
+            yield path
+
+
+def _resolve(target: str) -> Any:
+    """The object that a dotted name means; None when there is none."""
+    names = target.split(".")
+    for count in range(len(names), 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(names[:count]))
+        except ImportError:
+            continue
+        for name in names[count:]:
+            found = getattr(found, name, None)
+        return found
+    return None
+
+
+def _targets(config: Any) -> Iterator[str]:
+    if isinstance(config, dict):
+        if "_target_" in config:
+            yield str(config["_target_"])
+        config = list(config.values())
+    for item in config if isinstance(config, list) else ():
+        yield from _targets(item)
+
+
+def _strings(config: Any) -> Iterator[str]:
+    if isinstance(config, str):
+        yield config
+    items: Iterable[Any] = [*config, *config.values()] if isinstance(config, dict) else config
+    for item in items if isinstance(config, dict | list) else ():
+        yield from _strings(item)

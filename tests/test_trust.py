@@ -1,0 +1,189 @@
+"""A run directory that someone else made is data: no reader runs, writes or reads anything outside of it."""
+
+import json
+import os
+import re
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import onebox
+from onebox.cli import app
+from onebox.errors import BadInput
+from onebox.trust import check_config, check_paths, check_stored, is_allowed, stored_file, stored_overrides
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.mkdir",
+        "builtins.eval",
+        "hydra.utils.get_method",
+        "subprocess.Popen",
+        "torch.load",
+        "torch.hub.load",
+        "onebox.data.resize.torch.load",
+        "torch.nn.parallel.distributed.os.mkdir",
+        "onebox.files.write_text",
+        "albumentations.load",
+        "albumentations.core.serialization.open",
+        "lightning.pytorch.utilities.cloud_io.get_filesystem",
+        "torch.nn.Module.load_state_dict",
+        "torch.nn.modules.module.torch.load",
+        "onebox.train.main",
+        "onebox.no_such.thing",
+        "onebox",
+    ],
+)
+def test_what_is_not_on_the_list_is_refused_whatever_its_name_begins_with(target):
+    with pytest.raises(BadInput, match=re.escape(target)):
+        check_config({"model": {"backbone": [{"_target_": target}]}}, "config.yaml")
+
+
+def test_what_the_shipped_configs_and_their_kind_name_is_allowed():
+    for target in (
+        "onebox.model.localizer.Localizer",
+        "torch.nn.CrossEntropyLoss",
+        "torch.nn.Dropout",
+        "torch.optim.RMSprop",
+        "torch.optim.lr_scheduler.StepLR",
+        "albumentations.GaussianBlur",
+        "torchvision.ops.complete_box_iou_loss",
+        "lightning.pytorch.Trainer",
+    ):
+        assert is_allowed(target), target
+    assert not is_allowed("json.JSONDecoder")
+    assert is_allowed("json.JSONDecoder", ("json",))
+
+
+def test_an_interpolation_cannot_become_a_target_later():
+    with pytest.raises(BadInput, match="interpolation"):
+        check_config({"a": "${oc.create:{_target_: os.mkdir}}"}, "config.yaml")
+
+
+def test_a_stored_config_writes_into_its_own_folder_only(tmp_path):
+    inside = {"logger": {"tensorboard": {"save_dir": str(tmp_path / "tensorboard")}}, "data": {"root": "/data"}}
+    check_paths(inside, tmp_path, "config.yaml")
+    for path in ("/etc/passwd", "../victim", "a/../../victim", "~/victim"):
+        with pytest.raises(BadInput, match="outside of"):
+            check_paths({"callbacks": {"pictures": {"path": path}}}, tmp_path, "config.yaml")
+    with pytest.raises(BadInput, match="does not make or fetch"):
+        check_stored({"data": {"root": str(tmp_path / "none"), "source": {}}}, tmp_path, tmp_path)
+
+
+def test_stored_overrides_hold_no_options_of_hydra_and_nothing_that_is_called(tmp_path):
+    for text in ("hydra.run.dir=/x", "+hydra/launcher=joblib", "--config-dir=/x", "-m", "name=${oc.env:HOME}", 3):
+        with pytest.raises(BadInput, match=r"overrides\.yaml"):
+            stored_overrides(tmp_path, [text])
+    assert stored_overrides(tmp_path, ["seed=1", "data.cache_dir=/x", "data_dir=/x", "loss.weights.loc=${seed}"]) == [
+        "seed=1",
+        "loss.weights.loc=${seed}",
+    ]
+
+
+def test_links_out_of_the_folder_pipes_and_giants_are_no_files_of_a_run(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (tmp_path / "secret").write_text("secret")
+    (folder / "config.yaml").symlink_to(tmp_path / "secret")
+    os.mkfifo(folder / "run.json")
+    with (folder / "samples.npz").open("wb") as file:
+        file.truncate(10**9)
+    for name, told in (("config.yaml", "link"), ("run.json", "no such file"), ("samples.npz", "1,000,000,000 bytes")):
+        with pytest.raises(BadInput, match=told):
+            stored_file(folder, name)
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """A run directory that tries to make a folder `victim` by each of its files."""
+    folder, victim = tmp_path / "outputs" / "run", tmp_path / "victim"
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / "checkpoints").mkdir()
+    attack = {"_target_": "onebox.data.resize.torch.os.mkdir", "path": str(victim)}
+    config = {
+        "model": {"_target_": "onebox.model.localizer.Localizer", "backbone": attack},
+        "augment": {"_target_": "onebox.data.augment.AlbumentationsTransform", "transforms": [attack]},
+        "data": attack,
+        "callbacks": {"x": attack, "pictures": {"path": str(victim)}},
+        "fingerprint_ignore": ["name"],
+        "monitor": "val/joint_acc",
+        "run_dir": str(victim),
+    }
+    (folder / "config.yaml").write_text(json.dumps(config))
+    (folder / ".hydra" / "overrides.yaml").write_text(
+        json.dumps([f"+callbacks.x={{_target_: os.mkdir, path: {victim}}}"])
+    )
+    record = {
+        "schema": 1,
+        "status": "completed",
+        "name": "[red]x\x1b[31m",
+        "seed": 0,
+        "fingerprint": "0123456789ab",
+        "fingerprint_seedless": "0123456789ab",
+        "started": "2026-11-23T15:37:56+00:00",
+        "choices": {"../../victim": "x"},
+        "overrides": ["seed=0"],
+        "config": config,
+        "git": {"sha": f"--output={victim}", "branch": "main", "dirty": True},
+        "packages": {},
+        "hardware": {"threads": 1},
+    }
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "metrics.json").write_text(json.dumps({"schema": 1, "best": {"val/joint_acc": 0.5}, "test": {}}))
+    torch.save(Attack(victim), folder / "checkpoints" / "last.ckpt")
+    return folder, victim
+
+
+class Attack:
+    def __init__(self, victim):
+        self.victim = victim
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.victim),)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["runs"],
+        ["diff", "{run}", "{other}"],
+        ["explain", "{outputs}"],
+        ["reproduce", "{run}"],
+        ["sweep", "{outputs}"],
+    ],
+)
+def test_no_command_does_what_a_hostile_run_directory_asks_for(hostile, tmp_path, monkeypatch, command):
+    folder, victim = hostile
+    other = folder.parent / "other"
+    other.mkdir()
+    record = json.loads((folder / "run.json").read_text())
+    (other / "run.json").write_text(
+        json.dumps(record | {"seed": 1, "git": {"sha": "-h", "branch": "x", "dirty": False}})
+    )
+    monkeypatch.chdir(tmp_path)
+    names = {"run": folder, "other": other, "outputs": folder.parent}
+    before = sorted(path for path in tmp_path.rglob("*"))
+    CliRunner().invoke(app, [part.format(**names) for part in command])
+    assert not victim.exists()
+    after = [path for path in tmp_path.rglob("*") if "outputs/reproduced" not in str(path)]
+    assert sorted(after) == before
+
+
+def test_load_run_builds_nothing_that_is_not_allowed(hostile):
+    folder, victim = hostile
+    with pytest.raises(BadInput, match=r"names onebox\.data\.resize\.torch\.os\.mkdir"):
+        onebox.load_run(folder)
+    assert not victim.exists()
+
+
+def test_resume_builds_nothing_that_is_not_allowed(hostile, tmp_path, shapes_root):
+    import subprocess
+    import sys
+
+    folder, victim = hostile
+    command = [sys.executable, "-m", "onebox.train", f"resume={folder}", f"data.root={shapes_root}", "data.source=null"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and "names os.mkdir" in done.stderr, done.stderr
+    assert not victim.exists()
