@@ -264,7 +264,7 @@ def test_the_installed_command_ends_with_75_within_seconds_and_goes_on_with_the_
     log.unlink()
     assert nursery.run("resume=nowhere", log=log) == 2
     (line,) = log.read_text().splitlines()
-    assert "resume=FOLDER takes the folder of a run" in line
+    assert "no such file; name the directory of a run" in line
 
 
 def test_one_run_directory_belongs_to_one_process_and_one_config(nursery, data, tmp_path):

@@ -65,6 +65,10 @@ def reproduce(
         bool, typer.Option("--checkout", help="Only print the commands that check out the run's commit and changes.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Also when the data are not those of the run.")] = False,
+    trust: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PACKAGE", help="A package of your own whose classes the run's config may name."),
+    ] = None,
     outputs: Annotated[Path, typer.Option(metavar="FOLDER", help="Where runs are looked for.")] = Path("outputs"),
     out: Annotated[
         Path | None,
@@ -75,6 +79,7 @@ def reproduce(
     """Run again, compare, print."""
     from onebox.runs.find import REPRODUCED, find_run
     from onebox.runs.reproduce import Recorded, compare, config_again, differences
+    from onebox.trust import check_config
 
     recorded = Recorded.read(Path(run) if Path(run, "run.json").exists() else find_run(run, outputs).path)
     if checkout:
@@ -83,6 +88,7 @@ def reproduce(
     _check(recorded, steps)
     folder = out or outputs / REPRODUCED / recorded.folder.resolve().name / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     check(not (folder / "run.json").exists(), f"{folder}: holds a run already; choose another --out")
+    check_config(recorded.config, recorded.folder / "config.yaml", trust or [])
     config = config_again(recorded, folder.resolve(), steps=steps, force=force, overrides=overrides or [])
     try:
         with _stdout_is_stderr() if json_ else contextlib.nullcontext():

@@ -31,7 +31,7 @@ def stored_file(folder: Path, name: str, max_bytes: int | None = 64 * 2**20) -> 
         BadInput: it is a link to somewhere else, no regular file (a pipe would never end), or larger than `max_bytes`.
     """
     path = folder / name
-    check(path.is_file(), f"{path}: no such file")
+    check(path.is_file(), f"{path}: no such file; name the directory of a run")
     check(path.resolve().is_relative_to(folder.resolve()), f"{path}: is a link that leads out of the run directory")
     size = path.stat().st_size
     check(max_bytes is None or size <= max_bytes, f"{path}: has {size:,} bytes, which is no file of a run")
