@@ -31,7 +31,7 @@ EPILOG = (
 # \b keeps the line breaks of a paragraph.
 DOWNLOAD_HELP = """Fetch PASCAL VOC, unless it is there already.
 
-Stopped or cut off, the same command goes on where it stopped. What is there is never changed.
+Stopped, the same command keeps the archives that it has. What is there is never changed.
 Without a network, put the official tar files beside VOCdevkit: they are verified and unpacked.
 
 \b
@@ -131,7 +131,7 @@ def download(
     try:
         source(folder, download=True)
     except KeyboardInterrupt:
-        print("stopped by hand; the same command goes on where it stopped", file=sys.stderr)
+        print("stopped by hand; the same command keeps the archives that are whole", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     print(f"{name.value} is in {Path(folder).resolve()}")
 

@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_module
-from rich.console import Console
 
 from onebox.data import download
 from onebox.data.download import Archive, VocDownload
@@ -37,7 +36,6 @@ class Reply:
 
     status: int = 200
     body: bytes | None = None  # in place of the file
-    ranges: str = "yes"  # yes, ignored, refused (416), wrong
     cut: int | None = None  # close the connection after so many bytes
     stall: int | None = None  # send nothing more after so many bytes
     length: bool = True  # whether Content-Length is sent
@@ -51,17 +49,12 @@ class Mirror(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.plan: list[Reply] = []
         self.always = Reply()
-        self.asked: list[tuple[str, str | None]] = []  # name, Range header
-        self.sent = 0  # bytes of bodies
+        self.asked: list[str] = []  # names
         self.stalled = threading.Event()  # set when a connection stands still
         self.end = threading.Event()
 
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.server_port}/{name}"
-
-    def ranges(self) -> list[int | None]:
-        """First byte that each request asked for; None for the whole file."""
-        return [None if header is None else int(header.removeprefix("bytes=").rstrip("-")) for _, header in self.asked]
 
     def handle_error(self, request, client_address) -> None:
         pass  # a client that hangs up is part of the tests
@@ -71,33 +64,20 @@ class Handler(BaseHTTPRequestHandler):
     server: Mirror
 
     def do_GET(self) -> None:
-        mirror, name, header = self.server, self.path.lstrip("/"), self.headers["Range"]
-        mirror.asked.append((name, header))
+        mirror, name = self.server, self.path.lstrip("/")
+        mirror.asked.append(name)
         reply = mirror.plan.pop(0) if mirror.plan else mirror.always
         if reply.status != 200:
             self.send_error(reply.status)
             return
         body = mirror.files[name] if reply.body is None else reply.body
-        start, total = 0, len(body)
-        if header and reply.ranges == "refused":
-            self.send_response(416)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        if header and reply.ranges != "ignored":
-            start = int(header.removeprefix("bytes=").rstrip("-")) + (7 if reply.ranges == "wrong" else 0)
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
-        else:
-            self.send_response(200)
-        body = body[start:]
+        self.send_response(200)
         if reply.length:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         ends = [end for end in (reply.cut, reply.stall) if end is not None]
         body = body[: min(ends)] if ends else body
         self.wfile.write(body)
-        mirror.sent += len(body)
         if reply.stall is not None:
             self.wfile.flush()
             mirror.stalled.set()
@@ -214,7 +194,7 @@ def test_two_archives_become_one_tree_and_nothing_else_stays(root, mirror):
     fetch(root, archive("trainval", mirror), archive("test", mirror))
     assert files(root) == FILES["trainval"] | FILES["test"]
     assert hidden(root.parent) == set()
-    assert mirror.asked == [(NAMES["trainval"], None), (NAMES["test"], None)]
+    assert mirror.asked == [NAMES["trainval"], NAMES["test"]]
 
 
 def test_fetched_archives_stay_when_asked_to(root, mirror):
@@ -268,7 +248,7 @@ class TestWhatIsThere:
         self.write(root, FILES["trainval"] | edited)
         fetch(root, archive("trainval", mirror), archive("test", mirror))
         assert files(root) == FILES["trainval"] | FILES["test"] | edited
-        assert mirror.asked == [(NAMES["test"], None)]
+        assert mirror.asked == [NAMES["test"]]
 
     @pytest.mark.parametrize("moves", [1, 10, 21])
     def test_half_a_tree_that_is_being_completed_shows_the_list_last(self, root, mirror, monkeypatch, moves):
@@ -318,7 +298,7 @@ class TestByHand:
     def test_only_the_other_one_is_fetched(self, root, mirror):
         self.put(root, "test")
         fetch(root, archive("trainval", mirror), archive("test", mirror))
-        assert mirror.asked == [(NAMES["trainval"], None)]
+        assert mirror.asked == [NAMES["trainval"]]
         assert hidden(root.parent) == {NAMES["test"]}
 
     def test_a_wrong_one_is_said_and_left_alone_without_download(self, root, mirror):
@@ -357,37 +337,6 @@ class TestBrokenMirrors:
     def whole(self, root: Path) -> bool:
         return files(root) == FILES["trainval"] and hidden(root.parent) == set()
 
-    @pytest.mark.parametrize(
-        "reply",
-        [Reply(cut=CUT), Reply(cut=CUT, length=False), Reply(stall=CUT)],
-        ids=["cut", "cut without length", "stall"],
-    )
-    def test_a_broken_transfer_is_resumed_where_it_stopped(self, root, mirror, reply):
-        mirror.plan = [reply]
-        began = time.monotonic()
-        fetch(root, archive("trainval", mirror), timeout_s=0.5)
-        assert self.whole(root)
-        first, second = mirror.ranges()
-        assert first is None
-        assert CUT - download.CHUNK < second <= CUT
-        assert mirror.sent == CUT + len(TARS["trainval"]) - second
-        assert time.monotonic() - began < 5
-
-    def test_it_goes_on_as_long_as_each_attempt_brings_something(self, root, mirror):
-        mirror.always = Reply(cut=70_000)
-        fetch(root, archive("trainval", mirror), rounds=1)
-        assert self.whole(root)
-        assert mirror.ranges()[0] is None
-        assert len(mirror.ranges()) >= 4
-        assert mirror.ranges()[1:] == sorted(set(mirror.ranges()[1:]))
-
-    def test_it_ends_when_nothing_new_comes(self, root, mirror):
-        mirror.always = Reply(cut=CUT, ranges="ignored")
-        with pytest.raises(BadInput, match=r"cannot be fetched \(http"):
-            fetch(root, archive("trainval", mirror), rounds=3)
-        assert len(mirror.asked) == 4  # the first one brought something
-        assert not any(root.iterdir())
-
     def test_a_server_that_says_nothing_is_given_up(self, root, mirror):
         mirror.always = Reply(stall=0)
         began = time.monotonic()
@@ -403,30 +352,18 @@ class TestBrokenMirrors:
             Reply(500),
             Reply(body=b"<html>This page is blocked</html>"),
             Reply(body=bytes(len(TARS["trainval"]))),
-            Reply(body=bytes(400_000), length=False),
             Reply(body=b"", length=False),
-            Reply(stall=0),
+            Reply(cut=CUT),
+            Reply(cut=CUT, length=False),
+            Reply(stall=CUT),
         ],
-        ids=["404", "500", "page", "wrong bytes", "too many", "none", "stall"],
+        ids=["404", "500", "page", "wrong bytes", "none", "cut", "cut without length", "stall"],
     )
     def test_the_next_mirror_takes_over(self, root, mirror, spare, reply):
         mirror.always = reply
         fetch(root, archive("trainval", mirror, spare), rounds=1, timeout_s=0.3)
         assert self.whole(root)
         assert len(spare.asked) == 1
-
-    def test_a_server_that_never_ends_does_not_fill_the_disk(self, root, mirror):
-        mirror.always = Reply(body=bytes(50_000_000), length=False)
-        with pytest.raises(BadInput, match="gives more than"):
-            fetch(root, archive("trainval", mirror), rounds=1)
-        part = root.parent / f"{NAMES['trainval']}.part"
-        assert part.stat().st_size < len(TARS["trainval"]) + 2 * download.CHUNK
-
-    def test_the_next_mirror_goes_on_where_the_last_one_stopped(self, root, mirror, spare):
-        mirror.plan, mirror.always = [Reply(cut=CUT)], Reply(404)
-        fetch(root, archive("trainval", mirror, spare))
-        assert self.whole(root)
-        assert CUT - download.CHUNK < spare.ranges()[0] <= CUT
 
     def test_a_server_that_recovers_is_asked_again(self, root, mirror):
         mirror.plan = [Reply(500), Reply(503)]
@@ -435,14 +372,14 @@ class TestBrokenMirrors:
 
     def test_wrong_bytes_everywhere_leave_nothing(self, root, mirror, spare):
         mirror.always = spare.always = Reply(body=bytes(len(TARS["trainval"])))
-        with pytest.raises(BadInput, match="instead of md5:"):
+        with pytest.raises(BadInput, match="its checksum is another one"):
             fetch(root, archive("trainval", mirror, spare))
         assert not any(root.iterdir())
         assert hidden(root.parent) == set()
 
     def test_sha256_is_checked_as_well(self, root, mirror):
         right = hashlib.sha256(TARS["trainval"]).hexdigest()
-        with pytest.raises(BadInput, match=f"sha256:{right} instead of sha256:{'0' * 64}"):
+        with pytest.raises(BadInput, match="its checksum is another one"):
             fetch(root, archive("trainval", mirror, checksum=f"sha256:{'0' * 64}"))
         fetch(root, archive("trainval", mirror, checksum=f"sha256:{right}"))
         assert self.whole(root)
@@ -474,71 +411,6 @@ class TestBrokenMirrors:
         with pytest.raises(BadInput):
             fetch(root, archive("trainval", mirror, spare), rounds=3, pause_s=1.5)
         assert pauses == [1.5, 1.5]
-
-    def test_a_terminal_sees_a_bar_with_speed(self, root, mirror, monkeypatch):
-        screen = io.StringIO()
-        monkeypatch.setattr(
-            download, "Console", lambda stderr: Console(file=screen, force_terminal=True, width=150, color_system=None)
-        )
-        mirror.plan = [Reply(stall=CUT)]
-        fetch(root, archive("trainval", mirror), timeout_s=0.5)
-        assert NAMES["trainval"] in screen.getvalue()
-        assert re.search(r"\d+/\d+(\.\d+)? kB", screen.getvalue())
-        assert re.search(r"[kM]B/s", screen.getvalue())
-
-
-class TestPartialFiles:
-    """A `.part` of an earlier process."""
-
-    def leave(self, root: Path, content: bytes) -> Path:
-        root.parent.mkdir(parents=True)
-        part = root.parent / f"{NAMES['trainval']}.part"
-        part.write_bytes(content)
-        return part
-
-    def test_it_is_resumed(self, root, mirror):
-        self.leave(root, TARS["trainval"][:CUT])
-        fetch(root, archive("trainval", mirror))
-        assert mirror.ranges() == [CUT]
-        assert mirror.sent == len(TARS["trainval"]) - CUT
-        assert files(root) == FILES["trainval"]
-        assert hidden(root.parent) == set()
-
-    def test_a_complete_one_is_only_verified(self, root, mirror):
-        self.leave(root, TARS["trainval"])
-        fetch(root, archive("trainval", mirror))
-        assert mirror.asked == []
-        assert files(root) == FILES["trainval"]
-
-    @pytest.mark.parametrize("ranges", ["ignored", "refused"])
-    def test_it_starts_anew_where_a_server_does_not_resume(self, root, mirror, ranges):
-        self.leave(root, TARS["trainval"][:CUT])
-        mirror.always = Reply(ranges=ranges)
-        fetch(root, archive("trainval", mirror), rounds=1)
-        assert mirror.ranges() == ([CUT] if ranges == "ignored" else [CUT, None])
-        assert files(root) == FILES["trainval"]
-
-    def test_a_wrong_range_is_not_taken(self, root, mirror, spare):
-        self.leave(root, TARS["trainval"][:CUT])
-        mirror.always = Reply(ranges="wrong")
-        fetch(root, archive("trainval", mirror, spare), rounds=1)
-        assert spare.ranges() == [CUT]
-        assert files(root) == FILES["trainval"]
-
-    def test_another_file_at_the_mirror_does_not_cost_what_is_there(self, root, mirror, spare):
-        self.leave(root, TARS["trainval"][:CUT])
-        mirror.always = Reply(body=bytes(200_000))
-        fetch(root, archive("trainval", mirror, spare), rounds=1)
-        assert mirror.ranges() == spare.ranges() == [CUT]
-        assert files(root) == FILES["trainval"]
-
-    @pytest.mark.parametrize("content", [bytes(CUT), bytes(len(TARS["trainval"])), bytes(400_000)])
-    def test_rubbish_is_found_out_and_fetched_anew(self, root, mirror, content):
-        self.leave(root, content)
-        fetch(root, archive("trainval", mirror))
-        assert mirror.ranges()[-1] is None
-        assert files(root) == FILES["trainval"]
-        assert hidden(root.parent) == set()
 
 
 class TestHostileArchives:
@@ -620,8 +492,7 @@ class TestDisk:
     def test_it_does_not_count_what_is_there_already(self, root, mirror, monkeypatch):
         root.parent.mkdir()
         (root.parent / NAMES["trainval"]).write_bytes(TARS["trainval"])
-        (root.parent / f"{NAMES['test']}.part").write_bytes(TARS["test"][:CUT])
-        self.free(monkeypatch, (len(TARS["trainval"]) + len(TARS["test"])) * 1.05 + len(TARS["test"]) - CUT + 1)
+        self.free(monkeypatch, (len(TARS["trainval"]) + len(TARS["test"])) * 1.05 + len(TARS["test"]) + 1)
         fetch(root, archive("trainval", mirror), archive("test", mirror))
         assert files(root) == FILES["trainval"] | FILES["test"]
 
@@ -655,20 +526,15 @@ class TestProcesses:
             assert process.wait(20) == 0, process.stdout.read()
             process.stdout.close()
         assert files(root) == FILES["trainval"] | FILES["test"]
-        names = [name for name, header in mirror.asked if header is None]
-        assert names == [NAMES["trainval"], NAMES["test"]]
+        assert mirror.asked == [NAMES["trainval"], NAMES["trainval"], NAMES["test"]]  # the first was cut off
 
-    def test_killed_while_downloading_it_goes_on_later(self, root, mirror):
+    def test_killed_while_downloading_it_begins_again(self, root, mirror):
         mirror.plan = [Reply(stall=CUT)]
         process = start(root, archive("trainval", mirror))
-        assert mirror.stalled.wait(20)
-        part = root.parent / f"{NAMES['trainval']}.part"
-        wait_for(lambda: part.exists() and part.stat().st_size)
+        assert mirror.stalled.wait(60)
         kill(process)
         assert not any(root.iterdir())
-        have = part.stat().st_size
         fetch(root, archive("trainval", mirror))
-        assert mirror.ranges() == [None, have]
         assert files(root) == FILES["trainval"]
 
     def test_a_tree_that_can_be_seen_is_whole(self, root, mirror):
@@ -683,7 +549,7 @@ class TestProcesses:
         assert process.wait(20) == 0
         process.stdout.close()
 
-    def test_killed_while_unpacking_it_begins_the_tree_anew(self, root, mirror):
+    def test_killed_while_unpacking_it_begins_the_tree_again(self, root, mirror):
         slow = (
             "import itertools, time\ncount = itertools.count()\nplain = download._inside\n"
             "def slow(*arguments):\n    if next(count) == 25:\n        time.sleep(60)\n    return plain(*arguments)\n"

@@ -1,28 +1,25 @@
-"""PASCAL VOC from its mirrors: resumed, verified, unpacked where nothing can escape, and put in place in one step."""
+"""PASCAL VOC from its mirrors: verified, unpacked where nothing can escape, and put in place in one step."""
 
-import hashlib
 import itertools
 import logging
 import re
 import shutil
+import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import pooch
 import requests
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from onebox.errors import BadInput
+from onebox.errors import BadInput, check
 from onebox.files import alone
 
 log = logging.getLogger(__name__)
 
 INSIDE = "VOCdevkit"  # the folder that every official archive holds its tree in
-CHUNK = 1 << 16  # bytes; what a broken connection costs at most
 SPARE = 1.05  # unpacked files take up whole blocks
 
 
@@ -45,13 +42,20 @@ class Archive:
     unpacks_to: str
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}", self.checksum):
-            raise BadInput(f"{self.name}: checksum '{self.checksum}' is neither md5:<32 digits> nor sha256:<64 digits>")
+        check(
+            re.fullmatch(r"md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}", self.checksum) is not None,
+            f"{self.name}: checksum '{self.checksum}' is neither md5:<32 digits> nor sha256:<64 digits>",
+        )
 
     @property
     def tree(self) -> str:
         """The folder below VOCdevkit that the archive is a part of."""
         return self.unpacks_to.partition("/")[0]
+
+    def checksum_of(self, path: Path) -> str:
+        """The checksum of a file, of this archive's kind."""
+        kind = self.checksum.partition(":")[0]
+        return f"{kind}:{pooch.file_hash(str(path), alg=kind)}"
 
 
 class VocDownload:
@@ -63,8 +67,8 @@ class VocDownload:
 
     Args:
         archives: by any name; several may make up one tree.
-        timeout_s: a connection that gives no byte for so long is given up, seconds.
-        rounds: how often all mirrors may fail without a new byte.
+        timeout_s: a connection that gives no byte for this long is given up, seconds.
+        rounds: how often all mirrors are tried in turn.
         pause_s: between two rounds, seconds.
         keep_archives: whether the archives that were fetched stay after they are unpacked.
     """
@@ -128,76 +132,34 @@ class VocDownload:
         """Have a verified archive in `folder`; whether it had to be fetched."""
         path = folder / archive.name
         if path.is_file():
-            found = _checksum(path, archive)
+            found = archive.checksum_of(path)
             if found == archive.checksum:
                 return False
             wrong = f"{path} has {found} instead of {archive.checksum}"
-            if not download:
-                raise BadInput(f"{wrong}: replace the file, or set data.download=true")
+            check(download, f"{wrong}: replace the file, or set data.download=true")
             log.warning("%s: now %s.wrong, fetching another", wrong, path.name)
             path.replace(folder / f"{path.name}.wrong")
-        part = folder / f"{archive.name}.part"
-        self._fetch(archive, part)
-        part.replace(path)
+        self._fetch(archive, folder)
         return True
 
-    def _fetch(self, archive: Archive, part: Path) -> None:
-        """Fill `part`, going round the mirrors but staying with one as long as it brings new bytes."""
-        problems = ["no mirror is named"]
-        failures, limit = 0, self._rounds * len(archive.urls)
-        furthest = _size(part)
-        while failures < limit:
-            url = archive.urls[failures % len(archive.urls)]
-            try:
-                self._transfer(url, archive, part)
-                found = _checksum(part, archive)
-                if found == archive.checksum:
-                    return
-                part.unlink()
-                problem = f"{url}: {found} instead of {archive.checksum}"
-            except (requests.RequestException, _BadMirror) as error:
-                problem = f"{url}: {_reason(error)}"
-            if problem not in problems:
-                log.info("%s", problem)
-            problems.append(problem)
-            if _size(part) > furthest:
-                furthest = _size(part)
-                continue
-            failures += 1
-            if failures < limit and failures % len(archive.urls) == 0:
+    def _fetch(self, archive: Archive, folder: Path) -> None:
+        """Put an archive into `folder`, from the first mirror that gives it whole."""
+        problem = "no mirror is named"
+        pooch.get_logger().setLevel(logging.WARNING)
+        fetch = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=self._timeout_s)
+        for number in range(self._rounds):
+            if number:
                 time.sleep(self._pause_s)
-        raise _NoMirror(f"{archive.name} cannot be fetched ({problems[-1]})")
-
-    def _transfer(self, url: str, archive: Archive, part: Path) -> None:
-        """Append to `part` what one mirror gives, until it has the archive's size."""
-        if _size(part) > archive.size:
-            part.unlink()
-        have = _size(part)
-        if have == archive.size:  # killed before it was verified
-            return
-        for start in dict.fromkeys((have, 0)):
-            headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
-            with requests.get(url, headers=headers, stream=True, timeout=self._timeout_s) as response:
-                if response.status_code == 416 and start:
-                    continue  # from the beginning, then
-                response.raise_for_status()
-                begin, total = _extent(response)
-                if begin not in (0, start) or total not in (None, archive.size):
-                    raise _BadMirror(f"offers {total} bytes from {begin}, not {archive.size} from {start}")
-                log.info("%s: %.0f MB from %s", archive.name, (archive.size - begin) / 1e6, url)
-                with part.open("ab" if begin else "wb") as file, _progress(archive, begin) as advance:
-                    for chunk in response.iter_content(CHUNK):
-                        file.write(chunk)
-                        advance(len(chunk))
-                        if file.tell() > archive.size:
-                            raise _BadMirror(f"gives more than {archive.size} bytes")
-            if _size(part) < archive.size:
-                raise _BadMirror(f"ended after {_size(part)} of {archive.size} bytes")
-            return
-
-
-class _BadMirror(Exception):
-    """What a mirror sends is not the archive."""
+            for url in archive.urls:
+                log.info("%s: %.0f MB from %s", archive.name, archive.size / 1e6, url)
+                try:
+                    pooch.retrieve(url, archive.checksum, fname=archive.name, path=folder, downloader=fetch)
+                except (requests.RequestException, ValueError) as error:  # ValueError: another checksum
+                    problem = f"{url}: {_reason(error)}"
+                    log.info("%s", problem)
+                else:
+                    return
+        raise _NoMirror(f"{archive.name} cannot be fetched ({problem})")
 
 
 class _NoMirror(Exception):
@@ -212,18 +174,14 @@ def _by_hand(archives: Sequence[Archive], folder: Path) -> str:
 
 def _check_disk(archives: Sequence[Archive], devkit: Path) -> None:
     """Refuse to start what would fill the disk."""
-    needed = 0.0
-    for archive in archives:
-        path = devkit.parent / archive.name
-        have = archive.size if path.is_file() else _size(path.with_name(f"{path.name}.part"))
-        needed += archive.size * SPARE + max(archive.size - have, 0)
+    here = sum(archive.size for archive in archives if (devkit.parent / archive.name).is_file())
+    needed = sum(archive.size * (1 + SPARE) for archive in archives) - here
     free = shutil.disk_usage(devkit.parent).free
-    if free < needed:
-        names = " and ".join(archive.name for archive in archives)
-        raise BadInput(
-            f"{devkit.parent}: {names} needs {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free; "
-            "make room, or set ONEBOX_VOC_ROOT to a folder on a larger disk"
-        )
+    check(
+        free >= needed,
+        f"{devkit.parent}: {' and '.join(archive.name for archive in archives)} needs {needed / 1e9:.2f} GB of disk, "
+        f"{free / 1e9:.2f} GB are free; make room, or set ONEBOX_VOC_ROOT to a folder on a larger disk",
+    )
 
 
 def _unpack(archives: Sequence[Archive], devkit: Path) -> None:
@@ -270,45 +228,11 @@ def _is_filled(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _checksum(path: Path, archive: Archive) -> str:
-    """The checksum of a file, of the archive's kind."""
-    kind = archive.checksum.partition(":")[0]
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False))
-    return f"{kind}:{digest.hexdigest()}"
-
-
-def _extent(response: requests.Response) -> tuple[int, int | None]:
-    """The first byte that a response brings, and the size of the whole file where the server says it."""
-    if response.status_code != 206:
-        length = response.headers.get("Content-Length", "")
-        return 0, int(length) if length.isdigit() else None
-    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-    if not match:
-        raise _BadMirror("answers a range without saying which")
-    return int(match[1]), None if match[2] == "*" else int(match[2])
-
-
 def _reason(error: Exception) -> str:
     """What went wrong, without the layers of urllib3 around it."""
-    if isinstance(error, _BadMirror):
-        return str(error)
     if isinstance(error, requests.HTTPError):
         return f"HTTP {error.response.status_code}"
+    if isinstance(error, ValueError) and not isinstance(error, requests.RequestException):
+        return "its checksum is another one: cut off, or another file"
     cause = error.args[0] if error.args else error
     return str(getattr(cause, "reason", cause)).rpartition(": ")[2]
-
-
-@contextmanager
-def _progress(archive: Archive, done: int) -> Iterator[Callable[[int], None]]:
-    """A bar with speed and time left on a terminal, nothing elsewhere; gives what moves it on by some bytes."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
-    with bar:
-        task = bar.add_task(archive.name, total=archive.size, completed=done)
-        yield lambda count: bar.advance(task, count)
