@@ -129,7 +129,6 @@ def test_a_run_ends_with_its_table_and_where_to_look(tmp_path, shapes_root):
         "joint_acc",
         "floor",
         f"{relative}/report.html",
-        f"{relative}/predictions.png",
         f"tensorboard --logdir {relative}",
     ):
         assert text in done.stdout

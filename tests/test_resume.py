@@ -188,7 +188,7 @@ def test_sigterm_stores_what_there_is_and_the_same_command_goes_on(nursery, data
         ("after config.yaml", 0): False,
         ("before best.ckpt", 0): True,  # at the end of the first epoch
         ("before last.ckpt", 1): True,  # while another one is written
-        ("before predictions.png", 0): True,  # in the test
+        ("before predictions.jpg", 0): True,  # in the test
         ("before metrics.json", 0): True,
         ("sync", -2): True,  # report.html
     }
@@ -295,7 +295,7 @@ def test_a_run_whose_data_changed_is_refused(nursery, data, tmp_path):
     shutil.copytree(data[0].partition("=")[2], tmp_path / "shapes")
     common = [f"data.root={tmp_path / 'shapes'}", *data[1:]]
     assert nursery.run(*common, f"hydra.run.dir={tmp_path / 'straight'}", log=tmp_path / "straight.log") == 0
-    in_test = (tmp_path / "straight.log.moments").read_text().splitlines().index("before predictions.png") + 1
+    in_test = (tmp_path / "straight.log.moments").read_text().splitlines().index("before predictions.jpg") + 1
     arguments = [*common, f"hydra.run.dir={tmp_path / 'run'}"]
     assert nursery.run(*arguments, log=tmp_path / "log", hit_at=in_test) == -signal.SIGKILL
     assert (tmp_path / "run/checkpoints/last.ckpt").exists()

@@ -98,7 +98,7 @@ def test_a_run_directory_has_what_is_promised(run):
     assert metrics["floor"].keys() >= {"acc", "iou", "joint_acc"}
     assert sum(row["images"] for row in metrics["per_class"].values()) > 0
 
-    for name in ("predictions.png", "report.html", "checkpoints/best.ckpt", "checkpoints/last.ckpt"):
+    for name in ("report.html", "checkpoints/best.ckpt", "checkpoints/last.ckpt"):
         assert (folder / name).stat().st_size > 1000, name
     assert not list(folder.rglob("*.tmp"))
 
@@ -220,12 +220,10 @@ def test_options_train_together_and_loss_falls(run, overrides):
 def test_a_run_ends_with_the_places_that_are_there(run, capsys):
     run("all", "trainer.max_epochs=1", "debug=fast")
     out = capsys.readouterr().out
-    assert "all/predictions.png" in out
     assert "tensorboard --logdir" in out
     run("few", "trainer.max_epochs=1", "debug=fast", "logger=csv", PICTURES_OFF)
     out = capsys.readouterr().out
     assert "few/report.html" in out
-    assert "predictions.png" not in out
     assert "tensorboard" not in out
 
 
@@ -495,7 +493,7 @@ class TestOverfitOne:
         final = read(folder, "metrics.json")["final"]
         assert lines[-1] == f"Epoch 30/30 loss_loc {final['train/loss_loc']:.5f} loss_cls {final['train/loss_cls']:.5f}"
         assert 0 <= final["train/iou"] <= 1
-        assert (folder / "predictions.png").exists()
+        assert "data:image/jpeg" in (folder / "report.html").read_text()
 
     def test_every_step_is_the_notebooks_from_the_same_weights(self, run, composed):
         folder = run("run", "experiment=overfit_one", PICTURES_OFF)

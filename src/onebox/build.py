@@ -29,6 +29,7 @@ IRRELEVANT_WARNINGS = (
     ".*LeafSpec.*deprecated.*",  # Lightning's own use of torch
     ".*your dataloader is not resumable.*",  # the sampler begins where the checkpoint says
     ".*Checkpoint directory .* exists and is not empty.*",  # of a run that goes on
+    ".*could not find the monitored key.*",  # in an epoch that does not validate; its name is checked before
     ".*You defined a `validation_step` but have no `val_dataloader`.*",  # in trials of a few steps
 )
 

@@ -190,9 +190,9 @@ def train(cfg: DictConfig) -> Value:
         BadInput: config or data cannot be used; run.json says why.
     """
     from onebox import ranks
-    from onebox.callbacks.hparams import session
     from onebox.runs.claim import claim, release
     from onebox.runs.composition import run_facts
+    from onebox.runs.hparams import session
     from onebox.runs.preemption import sigterm_raises
     from onebox.runs.provenance import source_fingerprint
     from onebox.runs.record import RankRecord, RunRecord
@@ -328,7 +328,7 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord | RankRecord, finge
         if isinstance(callback, Freeze):
             record.add(trained_parameters=callback.num_trained(module, trainer.current_epoch))
         if isinstance(callback, Balance):
-            record.add(balance=callback.summary())
+            record.add(balance=callback.summary(module))
     best = best_row(rows, cfg.monitor, cfg.monitor_mode)
     test: dict[str, float] = {}
     floor: dict[str, float] = {}

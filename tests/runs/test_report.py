@@ -1,3 +1,4 @@
+import base64
 import json
 import shlex
 import subprocess
@@ -125,12 +126,13 @@ def make_run(
 
 def test_report_loads_nothing_and_embeds_the_picture(tmp_path):
     run = make_run(tmp_path)
-    (run / "predictions.png").write_bytes(PIXEL)
+    (run / "predictions.jpg").write_bytes(PIXEL)
     path = write_report(run)
     page = Page(path)
     assert path == run / "report.html"
-    assert len(page.loads) == 1
-    assert page.loads[0].startswith("data:image/png;base64,")
+    assert page.loads == ["data:image/jpeg;base64," + base64.b64encode(PIXEL).decode()]
+    assert not (run / "predictions.jpg").exists()  # nothing is kept twice
+    assert Page(write_report(run)).loads == page.loads
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
     assert "url(" not in page.style
     assert "@import" not in page.style

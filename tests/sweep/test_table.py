@@ -17,12 +17,12 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from onebox.callbacks.hparams import session
 from onebox.cli import app
 from onebox.errors import BadInput
 from onebox.files import write_json
 from onebox.runs.claim import claim, is_held, release
 from onebox.runs.find import find_runs, read_run
+from onebox.runs.hparams import session
 from onebox.sweep import table, table_view
 from onebox.sweep.table import read_sweep, rows
 from onebox.train import RESULT_TAGS

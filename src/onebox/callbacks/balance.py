@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from onebox.data.dataset import Batch
-from onebox.errors import is_integer, refuse
+from onebox.errors import check, is_integer
 from onebox.module import LocalizationModule
 from onebox.weighting import TERMS, FixedWeighting
 
@@ -26,65 +26,54 @@ class Balance(Callback):
     """
 
     def __init__(self, every_n_steps: int) -> None:
-        refuse(
-            {
-                f"callbacks.balance.every_n_steps must be a number >= 1, not {every_n_steps}": not is_integer(
-                    every_n_steps, 1
-                )
-            }
+        check(
+            is_integer(every_n_steps, 1),
+            f"callbacks.balance.every_n_steps must be a number >= 1, not {every_n_steps}",
         )
         self._every_n_steps = every_n_steps
         self._measured: list[list[float]] = []  # norm of loc, norm of cls, cosine
-        self._step: dict[str, Any] = {}
+        self._seen: dict[str, Any] = {}  # what the step has made: features and preds
         self._hooks: list[RemovableHandle] = []
-        self._weights: dict[str, float] = {}
-        self._is_fixed = True
 
     def state_dict(self) -> dict[str, Any]:
         """Goes into checkpoints."""
-        return {"measured": [list(row) for row in self._measured]}
+        return {"measured": self._measured}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with what was measured."""
-        self._measured = [list(row) for row in state_dict["measured"]]
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the weights; a run that goes on after the end of its fit has no step any more."""
-        loss = cast(LocalizationModule, pl_module).loss
-        self._weights = dict(loss.weights)
-        self._is_fixed = isinstance(loss.weighting, FixedWeighting)
+        """Resume with what was measured."""
+        self._measured = list(state_dict["measured"])
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         """Keep what the step makes, when a look is due."""
-        module = cast(LocalizationModule, pl_module)
+        net = cast(LocalizationModule, pl_module).localizer
         if trainer.global_step % self._every_n_steps == 0:
             # What the head is given: with stored features, the backbone is not called as a whole.
             self._hooks = [
-                module.localizer.loc_head.register_forward_hook(lambda _, given, out: self._keep(features=given[0])),
-                module.localizer.register_forward_hook(lambda _, given, out: self._keep(preds=out)),
+                net.loc_head.register_forward_hook(lambda _, given, out: self._seen.update(features=given[0])),
+                net.register_forward_hook(lambda _, given, out: self._seen.update(preds=out)),
             ]
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Look."""
+        """Measure the gradients of the step whose parts were kept."""
         if not self._hooks:
             return
         for hook in self._hooks:
             hook.remove()
-        step, self._hooks, self._step = self._step, [], {}
+        seen, self._hooks, self._seen = self._seen, [], {}
         # The finest that is trained: coarser ones are made from it.
-        maps = next((one for one in step["features"].maps if one.requires_grad), None)
+        maps = next((one for one in seen["features"].maps if one.requires_grad), None)
         if maps is None:
             return
         module = cast(LocalizationModule, pl_module)
-        values = [module.loss.terms[name](step["preds"], module.last_step[2]) for name in TERMS]
+        values = [module.loss.terms[name](seen["preds"], module.last_step[2]) for name in TERMS]
         loc, cls = (torch.autograd.grad(value, maps, retain_graph=True)[0].flatten() for value in values)
         row = torch.stack([loc.norm(), cls.norm(), torch.cosine_similarity(loc, cls, dim=0)]).tolist()
         self._measured.append(row)
-        tags = dict(zip(("grad_norm_loc", "grad_norm_cls", "cosine"), row, strict=True))
+        tags = ("balance/grad_norm_loc", "balance/grad_norm_cls", "balance/cosine")
         for logger in trainer.loggers:
-            logger.log_metrics({f"balance/{name}": value for name, value in tags.items()}, step=trainer.global_step)
+            logger.log_metrics(dict(zip(tags, row, strict=True)), step=trainer.global_step)
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self, pl_module: LocalizationModule) -> dict[str, Any]:
         """Medians of the norms, mean of the cosine, and the weights of the box: as configured, and suggested.
 
         With the suggested one, given with its quartiles over steps, the median step pulls alike for box and class, the
@@ -94,19 +83,17 @@ class Balance(Callback):
         if not rows:
             why = "a gradient was always 0" if self._measured else "nothing is shared: the backbone is frozen"
             return {"steps": 0, "nothing": why}
-        ratios = np.quantile([row[1] / row[0] for row in rows], [0.25, 0.5, 0.75])
-        low, middle, high = (self._weights["cls"] * ratios).tolist()
+        loc, cls, cosine = zip(*rows, strict=True)
+        weights = pl_module.loss.weights
+        low, middle, high = (weights["cls"] * np.quantile(np.divide(cls, loc), [0.25, 0.5, 0.75])).tolist()
         return {
             "steps": len(rows),
-            "grad_norm_loc": median(row[0] for row in rows),
-            "grad_norm_cls": median(row[1] for row in rows),
-            "cosine": mean(row[2] for row in rows),
-            "weight_loc": self._weights["loc"],
+            "grad_norm_loc": median(loc),
+            "grad_norm_cls": median(cls),
+            "cosine": mean(cosine),
+            "weight_loc": weights["loc"],
             "suggested_weight_loc": middle,
             "suggested_weight_loc_low": low,
             "suggested_weight_loc_high": high,
-            "weighting_is_fixed": self._is_fixed,
+            "weighting_is_fixed": isinstance(pl_module.loss.weighting, FixedWeighting),
         }
-
-    def _keep(self, **parts: Any) -> None:
-        self._step |= parts

@@ -3,7 +3,6 @@
 import csv
 import io
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
@@ -15,28 +14,19 @@ from onebox.files import write_text
 class EpochCsvLogger(Logger):
     """Collects what is logged at the end of epochs, and keeps `path` up to date after each.
 
-    What is logged by step, and the results of a test, are no business of an epoch and are passed over.
+    What is logged by step, and the results of a test, belong to no epoch and are passed over.
 
     Args:
         path: the CSV file; columns are `epoch` and the logged tags. None keeps the rows in memory only.
     """
 
+    name, version = "csv", ""
+
     def __init__(self, path: str | None) -> None:
         super().__init__()
-        self._path = None if path is None else Path(path)
+        self._path = path
         self.rows: dict[int, dict[str, float]] = {}  # by epoch
 
-    @property
-    def name(self) -> str:
-        """Name of the logger."""
-        return "csv"
-
-    @property
-    def version(self) -> str:
-        """A run directory is one version."""
-        return ""
-
-    @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Nothing: config.yaml has them."""
 
@@ -52,8 +42,8 @@ class EpochCsvLogger(Logger):
         """Write the file."""
         if self._path is None or not self.rows:
             return
-        tags = sorted({tag for row in self.rows.values() for tag in row})
         text = io.StringIO()
+        tags = sorted({tag for row in self.rows.values() for tag in row})
         writer = csv.DictWriter(text, ["epoch", *tags], lineterminator="\n")
         writer.writeheader()
         writer.writerows({"epoch": epoch, **row} for epoch, row in sorted(self.rows.items()))

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from onebox.errors import BadInput, is_integer, refuse
+from onebox.errors import BadInput, check, is_integer
 from onebox.module import LocalizationModule
 
 log = logging.getLogger(__name__)
@@ -29,21 +29,12 @@ class Freeze(Callback):
     """
 
     def __init__(self, unfreeze: Sequence[Sequence[Any]], norms: Literal["train", "eval"]) -> None:
-        refuse(
-            {
-                f"callbacks.freeze.unfreeze must be pairs such as [[5, {ALL}]], not {unfreeze}": not isinstance(
-                    unfreeze, Sequence
-                )
-                or not all(
-                    isinstance(pair, Sequence)
-                    and len(pair) == 2
-                    and is_integer(pair[0], 0)
-                    and isinstance(pair[1], str)
-                    for pair in unfreeze
-                ),
-                f"callbacks.freeze.norms must be train or eval, not {norms}": norms not in ("train", "eval"),
-            }
+        is_pairs = isinstance(unfreeze, Sequence) and all(
+            isinstance(pair, Sequence) and len(pair) == 2 and is_integer(pair[0], 0) and isinstance(pair[1], str)
+            for pair in unfreeze
         )
+        check(is_pairs, f"callbacks.freeze.unfreeze must be pairs such as [[5, {ALL}]], not {unfreeze}")
+        check(norms in ("train", "eval"), f"callbacks.freeze.norms must be train or eval, not {norms}")
         self._unfreeze = [(epoch, stage) for epoch, stage in unfreeze]
         self._norms = norms
         self._said: int | None = None  # number of the first trained stage, as last logged

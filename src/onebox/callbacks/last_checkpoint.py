@@ -1,4 +1,4 @@
-"""The checkpoint that an interrupted run goes on from."""
+"""The checkpoint that an interrupted run resumes from."""
 
 import math
 import os
@@ -6,23 +6,25 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from onebox.callbacks.epoch_csv import EpochCsvLogger
-from onebox.errors import BadInput, is_number, refuse
+from onebox.errors import check, is_number
 
 Loops = dict[str, Any]  # Lightning's counters of the fit
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps `last.ckpt` such that a fit that goes on from it ends with the same bits as one that was never stopped.
+    """Keeps `last.ckpt` such that a fit that resumes from it ends with the same bits as one that was never stopped.
 
     Lightning saves in the middle of its hooks, where an epoch is half logged and counters are half counted. This saves
     only where a step or an epoch begins, when everything of the one before is done, and adds what Lightning leaves out:
@@ -31,7 +33,8 @@ class LastCheckpoint(Checkpoint):
 
     Saved are the beginning of an epoch when the last checkpoint is `epoch_seconds` old, the end of the fit and, on one
     device, a step or the beginning of validation when it is `every_minutes` old or SIGTERM was received, which takes
-    effect when the checkpoint is written. The checkpoint before stays as `previous.ckpt`.
+    effect when the checkpoint is written. The checkpoint before stays as `previous.ckpt` until the fit has ended. The
+    best checkpoint, which nothing resumes from, is stored without the optimizer.
 
     Args:
         folder: where the checkpoints are.
@@ -40,12 +43,8 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(self, folder: str, epoch_seconds: float, every_minutes: float) -> None:
-        refuse(
-            {
-                f"callbacks.checkpoint_last.{name} must be a number >= 0, not {value}": not is_number(value, 0)
-                for name, value in (("epoch_seconds", epoch_seconds), ("every_minutes", every_minutes))
-            }
-        )
+        for name, value in (("epoch_seconds", epoch_seconds), ("every_minutes", every_minutes)):
+            check(is_number(value, 0), f"callbacks.checkpoint_last.{name} must be a number >= 0, not {value}")
         self._folder = Path(folder)
         self._epoch_seconds = epoch_seconds
         self._every_seconds = 60 * every_minutes
@@ -58,11 +57,11 @@ class LastCheckpoint(Checkpoint):
         self._first_step = 0  # that is logged
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what Lightning cannot go on with exactly."""
-        if trainer.max_steps != -1:
-            raise BadInput(
-                "trainer.max_steps cannot be resumed; set trainer.max_epochs or callbacks.checkpoint_last=null"
-            )
+        """Refuse what Lightning cannot resume exactly."""
+        check(
+            trainer.max_steps == -1,
+            "trainer.max_steps cannot be resumed; set trainer.max_epochs or callbacks.checkpoint_last=null",
+        )
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take back what `on_save_checkpoint` added."""
@@ -80,8 +79,9 @@ class LastCheckpoint(Checkpoint):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning leaves out."""
-        if self._settle is None:
-            return  # the best checkpoint, which is for evaluation
+        if self._settle is None:  # the best checkpoint
+            checkpoint |= {"optimizer_states": [], "lr_schedulers": []}
+            return
         loops = checkpoint["loops"]["fit_loop"]
         self._settle(loops)
         epochs = loops["epoch_progress"]["current"]
@@ -148,6 +148,19 @@ class LastCheckpoint(Checkpoint):
         self._save(trainer, _as_they_are)
         self._obey_sigterm()
         self._on_sigterm(self._end_now)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep nothing twice: `previous.ckpt` goes, and where the best is the last, both names are one file."""
+        last, best, link = (self._folder / name for name in ("last.ckpt", "best.ckpt", ".best.ckpt.tmp"))
+        if not trainer.is_global_zero:
+            return
+        (self._folder / "previous.ckpt").unlink(missing_ok=True)
+        if best.exists() and not best.samefile(last):
+            step = torch.load(best, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+            if step == trainer.global_step:
+                with suppress(OSError):  # a file system without hard links
+                    os.link(last, link)
+                    link.replace(best)
 
     def _is_due(self, trainer: Trainer) -> bool:
         # With several devices the sums of an unfinished epoch lie on each of them, and only one writes.

@@ -1,31 +1,31 @@
 """Pictures of what the network predicts."""
 
+import io
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
-from torch import Tensor
+from tensorboard.compat.proto.summary_pb2 import Summary
 
-from onebox.data.datamodule import VocDataModule
 from onebox.data.image import read_image
 from onebox.draw import PREDICTED_COLOUR, TRUE_COLOUR, Mark, draw_grid, draw_marks
-from onebox.errors import is_integer, refuse
+from onebox.errors import check, is_integer
 from onebox.files import replacing
-from onebox.model.localizer import Prediction
+
+LEGEND = [("true", TRUE_COLOUR), ("predicted, with its probability", PREDICTED_COLOUR)]
 
 
 class BoxPictures(Callback):
-    """Draws true and predicted boxes: validation images in TensorBoard, test images of the best checkpoint in a PNG.
+    """Draws true and predicted boxes: validation images in TensorBoard, test images of the best checkpoint in a file.
 
-    The images are spread evenly over the split, always the same ones. Without a test split the PNG shows training
-    images at the end of the fit.
+    The images are spread evenly over the split, always the same ones. Without a test split the file shows training
+    images at the end of the fit. All are JPEG, a tenth of a PNG.
 
     Args:
-        path: the PNG file.
+        path: the file; the report of the run takes it into itself.
         num_images: how many images.
         columns: images a row.
         tile_width: width of each image, px.
@@ -33,18 +33,9 @@ class BoxPictures(Callback):
     """
 
     def __init__(self, path: str, num_images: int, columns: int, tile_width: int, every_n_epochs: int) -> None:
-        counts = {
-            "num_images": num_images,
-            "columns": columns,
-            "tile_width": tile_width,
-            "every_n_epochs": every_n_epochs,
-        }
-        refuse(
-            {
-                f"callbacks.pictures.{name} must be a number >= 1, not {value}": not is_integer(value, 1)
-                for name, value in counts.items()
-            }
-        )
+        counts = {"num_images": num_images, "columns": columns, "tile_width": tile_width}
+        for name, value in (counts | {"every_n_epochs": every_n_epochs}).items():
+            check(is_integer(value, 1), f"callbacks.pictures.{name} must be a number >= 1, not {value}")
         self._path = Path(path)
         self._num_images = num_images
         self._columns = columns
@@ -55,65 +46,48 @@ class BoxPictures(Callback):
         """Give the validation images to TensorBoard."""
         epoch = trainer.current_epoch + 1
         is_due = epoch % self._every_n_epochs == 0 or epoch == trainer.max_epochs
-        if not trainer.is_global_zero or not is_due:
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if not (trainer.is_global_zero and is_due and loggers):
             return
-        writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if writers:
-            picture = self._draw(trainer, pl_module, "val", f"Validation images after epoch {epoch}")
-            for writer in writers:
-                # The step that Lightning gives to the metrics of the epoch.
-                writer.add_image("val/predictions", picture, trainer.global_step - 1, dataformats="HWC")
+        jpeg = self._draw(trainer, pl_module, "val", f"Validation images after epoch {epoch}")
+        summary = Summary(value=[Summary.Value(tag="val/predictions", image=Summary.Image(encoded_image_string=jpeg))])
+        for logger in loggers:
+            # The step that Lightning gives to the metrics of the epoch.
+            logger.experiment._get_file_writer().add_summary(summary, trainer.global_step - 1)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the PNG of training images when there will be no test."""
-        if trainer.is_global_zero and not len(_data(trainer).indexes["test"]):
+        """Write the training images when there will be no test."""
+        if trainer.is_global_zero and not len(trainer.datamodule.indexes["test"]):  # type: ignore[attr-defined]
             self._write(self._draw(trainer, pl_module, "train", "Training images after the last epoch"))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the PNG of test images."""
+        """Write the test images."""
         if trainer.is_global_zero:
             self._write(self._draw(trainer, pl_module, "test", "Test images, best checkpoint"))
 
-    def _draw(self, trainer: Trainer, pl_module: LightningModule, split: str, title: str) -> np.ndarray:
-        data = _data(trainer)
-        index = data.indexes[split]
-        rows = np.unique(np.linspace(0, len(index) - 1, self._num_images).round().astype(int)).tolist()
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, split: str, title: str) -> bytes:
+        data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it without declaring it
+        paths = data.indexes[split].image_paths
+        rows = np.unique(np.linspace(0, len(paths) - 1, self._num_images).round().astype(int)).tolist()
         batch = data.plain_batch(split, rows).to(pl_module.device)
-        assert batch.images is not None
         was_training = pl_module.training
         pl_module.eval()
         with torch.inference_mode():
-            preds: Prediction = pl_module(batch.images)
+            preds = pl_module(batch.images)
         pl_module.train(was_training)
         confidence, predicted = preds.logits.softmax(1).max(1)
-        tiles = [
-            draw_marks(
-                read_image(index.image_paths[row]),
-                [
-                    _mark(batch.boxes[i], data.class_names[int(batch.labels[i])], TRUE_COLOUR, "top"),
-                    _mark(
-                        preds.boxes[i],
-                        f"{data.class_names[int(predicted[i])]} {confidence[i]:.0%}",
-                        PREDICTED_COLOUR,
-                        "bottom",
-                    ),
-                ],
-                width=self._tile_width,
-            )
-            for i, row in enumerate(rows)
-        ]
-        legend = [("true", TRUE_COLOUR), ("predicted, with its probability", PREDICTED_COLOUR)]
-        return draw_grid(tiles, columns=self._columns, legend=legend, title=title)
+        tiles = []
+        for i, row in enumerate(rows):
+            answer = f"{data.class_names[int(predicted[i])]} {confidence[i]:.0%}"
+            marks = [
+                Mark(batch.boxes[i].tolist(), data.class_names[int(batch.labels[i])], TRUE_COLOUR, "top"),
+                Mark(preds.boxes[i].tolist(), answer, PREDICTED_COLOUR, "bottom"),
+            ]
+            tiles.append(draw_marks(read_image(paths[row]), marks, width=self._tile_width))
+        file = io.BytesIO()
+        Image.fromarray(draw_grid(tiles, columns=self._columns, legend=LEGEND, title=title)).save(file, "JPEG")
+        return file.getvalue()
 
-    def _write(self, picture: np.ndarray) -> None:
+    def _write(self, jpeg: bytes) -> None:
         with replacing(self._path) as temporary:
-            Image.fromarray(picture).save(temporary, format="PNG")
-
-
-def _data(trainer: Trainer) -> VocDataModule:
-    data: VocDataModule = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it without declaring it
-    return data
-
-
-def _mark(box: Tensor, text: str, colour: str, label: Literal["top", "bottom"]) -> Mark:
-    return Mark(box.tolist(), text, colour, label)
+            temporary.write_bytes(jpeg)

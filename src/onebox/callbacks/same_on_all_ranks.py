@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from onebox.errors import BadInput
+from onebox.errors import check
 
 
 class SameOnAllRanks(Callback):
@@ -20,21 +20,15 @@ class SameOnAllRanks(Callback):
         self._facts = dict(facts)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Compare.
-
-        Raises:
-            BadInput: on all ranks alike; names the first rank that differs, and in what.
-        """
+        """Raise `BadInput` on all ranks alike, which names the first rank that differs, and in what."""
         everyone: list[Any] = [None] * trainer.world_size
         torch.distributed.all_gather_object(everyone, self._facts)
         for rank, theirs in enumerate(everyone):
             differs = [
-                f"{name} {theirs[name]}, not {everyone[0][name]}"
-                for name in theirs
-                if theirs[name] != everyone[0][name]
+                f"{name} {theirs[name]}, not {value}" for name, value in everyone[0].items() if theirs[name] != value
             ]
-            if differs:
-                raise BadInput(
-                    f"rank {rank} was started with another config, data or state than rank 0 ({', '.join(differs)}); "
-                    "start all ranks by the same command, with the same files and hydra.run.dir"
-                )
+            check(
+                not differs,
+                f"rank {rank} was started with another config, data or state than rank 0 ({', '.join(differs)}); "
+                "start all ranks by the same command, with the same files and hydra.run.dir",
+            )

@@ -3,6 +3,7 @@
 import base64
 import csv
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ ERRORS = {
 LOSSES = {"loss": "Total loss", "loss_loc": "Box term", "loss_cls": "Class term"}
 SCORES = {"joint_acc": "Class and box", "acc": "Class", "iou": "Overlap", "loc_acc": "Box"}
 
+PICTURE = "predictions.jpg"  # where BoxPictures leaves it
 MAX_HOVERED_EPOCHS = 60  # more points would make the file large, and lie too close to be pointed at
 TOP, BOTTOM, LEFT, RIGHT = 10, 170, 38, 8  # a chart's upper and lower end, left and right margin, px
 
@@ -96,7 +98,7 @@ def write_report(run_dir: Path) -> Path:
     final, best, test, floor = (metrics.get(key, {}) for key in ("final", "best", "test", "floor"))
     per_class = sorted(metrics.get("per_class", {}).items(), key=lambda item: (-item[1]["images"], item[0]))
     images = sum(values["images"] for _, values in per_class)
-    config_path, picture = run_dir / "config.yaml", run_dir / "predictions.png"
+    config_path = run_dir / "config.yaml"
     config = config_path.read_text(encoding="utf-8") if config_path.exists() else ""
     epochs = read_epochs(run_dir / "metrics.csv")
     level, interval = judge(test, floor, images) if test else ("", (0.0, 0.0))
@@ -133,7 +135,7 @@ def write_report(run_dir: Path) -> Path:
         floor_shares=error_shares(floor),
         images=images,
         per_class=per_class,
-        picture=base64.b64encode(picture.read_bytes()).decode() if picture.exists() else None,
+        picture=_picture(run_dir),
         epochs=len(epochs),
         balance=balance_line(run["balance"]) if run.get("balance") else None,
         hover=len(epochs) <= MAX_HOVERED_EPOCHS,
@@ -142,7 +144,18 @@ def write_report(run_dir: Path) -> Path:
     )
     path = run_dir / "report.html"
     write_text(path, html)
+    (run_dir / PICTURE).unlink(missing_ok=True)  # the page has it
     return path
+
+
+def _picture(run_dir: Path) -> str | None:
+    """The URI of what BoxPictures has drawn, of an earlier version's file, or of what the page has already."""
+    for path, kind in ((run_dir / PICTURE, "jpeg"), (run_dir / "predictions.png", "png")):
+        if path.is_file():
+            return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    page = run_dir / "report.html"
+    found = re.search(r"data:image/jpeg;base64,[\w+/=]+", page.read_text(encoding="utf-8")) if page.is_file() else None
+    return found[0] if found else None
 
 
 def read_epochs(path: Path) -> list[Values]:

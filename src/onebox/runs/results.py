@@ -114,8 +114,6 @@ def print_results(run_dir: Path) -> None:
     if balance:
         console.print(f"balance  {balance_line(balance)}", soft_wrap=True, highlight=False)
     where = {"run": str(run_dir), "report": str(run_dir / "report.html")}
-    if (run_dir / "predictions.png").exists():
-        where["pictures"] = str(run_dir / "predictions.png")
     if any(run_dir.rglob("events.out.tfevents.*")):
         where["curves"] = f"tensorboard --logdir {run_dir}"
     for what, place in where.items():
