@@ -18,6 +18,7 @@ from onebox.errors import check
 PACKAGES = {"onebox", "torch", "torchvision", "lightning", "albumentations"}  # whose import does nothing else
 NEVER = ("onebox.train", "hydra_plugins")  # targets of Hydra's own part of the config
 WRITERS = ("callbacks", "logger", "trainer")  # groups whose paths are written to
+WRITTEN = ("path", "folder", "dirpath", "filename", "save_dir", "default_root_dir")  # by these arguments
 LOCAL = ("data.cache_dir", "data_dir", "data.download", "trust")  # what is up to who runs, not to the run directory
 stored_in: list[Path] = []  # the file of a run directory that this process has its arguments from, with resume=FOLDER
 _TARGET = re.compile(r"_target_:\s*([\w.]+)")
@@ -89,9 +90,11 @@ def check_paths(config: dict[str, Any], folder: Path, where: Path | str) -> None
     """
     home = folder.resolve()
     for group in WRITERS:
-        for value in _strings(config.get(group)):
-            is_path = value.startswith(("/", "~")) or ".." in Path(value).parts
-            is_inside = not is_path or Path(value).expanduser().resolve().is_relative_to(home)
+        for key, value in _arguments(config.get(group)):
+            if key not in WRITTEN and not value.startswith(("/", "~")) and ".." not in Path(value).parts:
+                continue
+            path = Path(value).expanduser()  # relative to the working directory, but for the name of a checkpoint
+            is_inside = (home / path if key == "filename" else path).resolve().is_relative_to(home)
             check(
                 is_inside, f"{where}: {group} writes to {value}, outside of {folder}; give the key yourself to allow it"
             )
@@ -185,6 +188,15 @@ def _targets(config: Any) -> Iterator[str]:
         config = list(config.values())
     for item in config if isinstance(config, list) else ():
         yield from _targets(item)
+
+
+def _arguments(config: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every string, with the name of the argument that it is given to."""
+    if isinstance(config, str):
+        yield key, config
+    if isinstance(config, dict | list):
+        for name, item in config.items() if isinstance(config, dict) else [(key, item) for item in config]:
+            yield from _arguments(item, str(name))
 
 
 def _strings(config: Any) -> Iterator[str]:

@@ -143,7 +143,9 @@ def test_of_a_run_of_an_older_version_metrics_and_weights_are_compared(shapes_ru
     run = shutil.copytree(shapes_run, tmp_path / "run")
     (run / "trace.csv").rename(run / "trace.bin")
     config = run / "config.yaml"
-    config.write_text(config.read_text().replace("trace.csv", "trace.bin").replace("    stop_after: null\n", ""))
+    text = config.read_text().replace("trace.csv", "trace.bin").replace("    stop_after: null\n", "")
+    assert "progress.EpochLines" in text
+    config.write_text(text.replace("progress.EpochLines", "epoch_lines.EpochLines"))
     with pytest.raises(BadInput, match=r"has no trace.csv .*an older version"):
         reproduce(run, tmp_path / "steps", "--steps", "2")
     exit_code, told = reproduce(run, tmp_path / "again")
@@ -202,10 +204,12 @@ def foreign(run: Path, folder: Path, key: str, value: object) -> Path:
         ("callbacks.checkpoint_best.filename", "../../taken/file"),
         ("data.cache_dir", "{}/taken"),
         ("data.source", {"_target_": "onebox.data.shapes.ShapesSource", "num_train": 1}),
+        ("callbacks.more", {"_target_": "onebox.callbacks.pictures.BoxPictures", "path": "taken/file"}),
         ("callbacks.more", {"_target_": "onebox.callbacks.pictures.BoxPictures", "path": "{}/taken/file"}),
     ],
 )
-def test_no_path_of_a_run_directory_is_written_to(shapes_run, tmp_path, key, value):
+def test_no_path_of_a_run_directory_is_written_to(shapes_run, tmp_path, monkeypatch, key, value):
+    monkeypatch.chdir(tmp_path)
     value = value.format(tmp_path) if isinstance(value, str) else value
     if isinstance(value, dict) and "path" in value:
         value = {**value, "path": value["path"].format(tmp_path)}
@@ -217,7 +221,7 @@ def test_no_path_of_a_run_directory_is_written_to(shapes_run, tmp_path, key, val
 
 def test_a_config_that_is_not_resolved_is_refused(shapes_run, tmp_path):
     run = foreign(shapes_run, tmp_path / "run", "name", "${oc.env:HOME}")
-    with pytest.raises(BadInput, match="has interpolations"):
+    with pytest.raises(BadInput, match="holds the interpolation"):
         reproduce(run, tmp_path / "again")
 
 

@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,14 @@ from yaml import YAMLError  # type: ignore[import-untyped]  # PyYAML has no type
 
 from onebox.errors import BadInput, check
 from onebox.files import read_json
+from onebox.trust import check_paths, stored_file
 
 TRACE = "trace.csv"
-WRITTEN = {
-    "path",
-    "folder",
-    "dirpath",
-    "filename",
-    "save_dir",
-    "default_root_dir",
-}  # arguments that name what is written
+RENAMED = {  # classes of callbacks that older runs know by another name
+    "onebox.callbacks.epoch_bar.EpochBar": "onebox.callbacks.progress.EpochBar",
+    "onebox.callbacks.epoch_lines.EpochLines": "onebox.callbacks.progress.EpochLines",
+    "lightning.pytorch.callbacks.EarlyStopping": "onebox.callbacks.early_stopping.EarlyStopping",
+}
 FACTS = {"packages": "package", "hardware": "hardware", "data_fingerprint": "data"}  # of run.json: what they are called
 
 
@@ -54,19 +52,16 @@ class Recorded:
             BadInput: there is no run, or its files cannot be read.
         """
         try:
-            record = read_json(folder / "run.json")
-            config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-            metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else None
-            trace = _read_trace(folder / TRACE) if (folder / TRACE).exists() else None
-        except FileNotFoundError as error:
-            raise BadInput(
-                f"{error.filename}: no such file; give the directory of a run that began to train"
-            ) from error
+            record = read_json(stored_file(folder, "run.json"))
+            config: Any = OmegaConf.to_container(OmegaConf.load(stored_file(folder, "config.yaml")))
+            metrics = read_json(stored_file(folder, "metrics.json")) if (folder / "metrics.json").exists() else None
+            trace = _read_trace(stored_file(folder, TRACE)) if (folder / TRACE).exists() else None
         except (OSError, ValueError, KeyError, YAMLError, OmegaConfBaseException) as error:
             raise BadInput(f"{folder}: cannot be read ({error})".replace("\n", " ")) from error
         is_run = isinstance(record, dict) and isinstance(config, dict) and {"run_dir", "callbacks"} <= set(config)
         check(is_run, f"{folder}: run.json and config.yaml are not those of a run")
-        check("${" not in str(config), f"{folder}/config.yaml: has interpolations, and a run writes it resolved")
+        for old, new in RENAMED.items():
+            config = _moved(config, old, new)
         return cls(folder, record, config, metrics, trace)
 
 
@@ -106,14 +101,7 @@ def config_again(
     config["callbacks"] |= {"trace": trace, "pictures": None, "checkpoint_last": None}
     if steps is not None:
         config["callbacks"]["checkpoint_best"] = None
-    for part in ("callbacks", "trainer"):
-        for key, value in _arguments(config[part]):
-            path = os.path.realpath(folder / value if key == "filename" else value)
-            check(
-                Path(path).is_relative_to(folder.resolve()),
-                f"{recorded.folder}/config.yaml: {part} would write to {value}, outside of the new run; leave it out "
-                "of config.yaml",
-            )
+    check_paths(config, folder, recorded.folder / "config.yaml")
     given = OmegaConf.create(config)
     for override in overrides:
         key, equals, _ = override.partition("=")
@@ -135,15 +123,6 @@ def _moved(value: Any, old: str, new: str) -> Any:
         return [_moved(item, old, new) for item in value]
     is_inside = isinstance(value, str) and (value + os.sep).startswith(old + os.sep)
     return new + value.removeprefix(old) if is_inside else value
-
-
-def _arguments(value: Any) -> Iterator[tuple[str, str]]:
-    """The arguments, at any depth, that name what is written."""
-    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-        if isinstance(item, dict | list):
-            yield from _arguments(item)
-        elif key in WRITTEN and isinstance(item, str):
-            yield str(key), item
 
 
 def differences(recorded: Mapping[str, Any], again: Mapping[str, Any]) -> list[dict[str, str | None]]:
