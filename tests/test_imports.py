@@ -11,6 +11,7 @@ SOURCE = ROOT / "src" / "onebox"
 # Imports point down only, to a lower number or to the layer itself.
 LAYERS = {
     "errors": 0,
+    "text": 0,
     "files": 0,
     "trust": 1,
     "boxes": 0,
@@ -32,6 +33,7 @@ LAYERS = {
     "train": 8,
     "lr_find": 9,
     "cli_reproduce": 10,
+    "cli_runs": 10,
     "cli": 11,
     "spelling": 4,
     "validation": 6,

@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from onebox import cli_reproduce, lr_find
+from onebox import cli_reproduce, cli_runs, lr_find
 from onebox.errors import BadInput
-from onebox.runs import commands
-from onebox.sweep import command as sweep_command
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -69,8 +67,7 @@ data_app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.command(help=cli_reproduce.HELP, epilog=cli_reproduce.EPILOG)(cli_reproduce.reproduce)
-commands.register(app, EPILOG)
-sweep_command.register(app, EPILOG)
+cli_runs.register(app, EPILOG)
 app.command("lr-find", help=lr_find.HELP, epilog=EPILOG)(lr_find.lr_find)
 
 

@@ -108,3 +108,13 @@ def make_run(tmp_path: Path) -> MakeRun:
         return folder
 
     return make
+
+
+@pytest.fixture
+def outputs(make_run: MakeRun, tmp_path: Path) -> Path:
+    """Four runs: two alone, two of a sweep."""
+    make_run("base/first", metrics={"joint_acc": 0.3, "iou": 0.5})
+    make_run("base/second", "optimizer.lr=0.01", "seed=1", metrics={"joint_acc": 0.6})
+    make_run("sweeps/x/0", "loss/loc=giou", metrics={"joint_acc": 0.7})
+    make_run("sweeps/x/1", "loss/loc=giou", "data.limit=5", status="failed", error={"type": "ValueError"})
+    return tmp_path / "outputs"

@@ -49,7 +49,7 @@ def table(folder: Path) -> dict[int, dict]:
     """What `onebox sweep` says of each seed."""
     command = [BIN / "onebox", "sweep", "outputs/sweeps/chaos", "--seeds", "--json"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-    return {job["seed"]: job for row in json.loads(done.stdout)["rows"] for job in row["jobs"]}
+    return {job["seed"]: job for job in json.loads(done.stdout)["rows"]}
 
 
 def statuses(folder: Path) -> Counter[str]:

@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from onebox.sweep.live import Progress, RunningJob, View, clock, read_progress
+from onebox.sweep.live import Progress, RunningJob, View, read_progress
+from onebox.text import duration
 
 
 def test_progress_is_what_metrics_csv_says(tmp_path):
@@ -43,5 +44,5 @@ def test_without_a_terminal_a_job_that_starts_or_ends_is_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.04, "0.0 s"), (59.9, "60 s"), (61, "1:01 min"), (3599.9, "1:00 h"), (7260, "2:01 h")]
 )
-def test_clock(seconds, text):
-    assert clock(seconds) == text
+def test_duration(seconds, text):
+    assert duration(seconds) == text

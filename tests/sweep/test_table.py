@@ -2,6 +2,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import re
 import runpy
@@ -22,9 +23,14 @@ from onebox.errors import BadInput
 from onebox.files import write_json
 from onebox.runs.claim import claim, is_held, release
 from onebox.runs.find import find_runs, read_run
+<<<<<<< HEAD
 from onebox.runs.hparams import session
 from onebox.sweep import table, table_view
 from onebox.sweep.table import read_sweep, rows
+=======
+from onebox.sweep import table
+from onebox.sweep.table import list_sweep, read_sweep
+>>>>>>> b887139 (Runs and sweeps are one pandas table with one view and one shape for programs; onebox.runs gives it to a notebook)
 from onebox.train import RESULT_TAGS
 
 make_run = runpy.run_path(str(Path(__file__).parents[1] / "runs" / "conftest.py"))["make_run"]
@@ -59,7 +65,7 @@ def plan(folder, **facts):
 
 def shown(folder, **options):
     console = Console(file=io.StringIO(), width=160, highlight=False)
-    table_view.show(read_sweep(folder), console, **options)
+    list_sweep(read_sweep(folder), **options).show(console)
     return console.file.getvalue()
 
 
@@ -78,14 +84,14 @@ def edit(folder, **facts):
 
 def test_seeds_are_one_row_with_mean_and_interval_the_best_first(sweep):
     found = read_sweep(sweep)
-    assert found.varied == ("optimizer.lr",)
-    first, second = rows(found, found.metrics())
-    assert (first.varied, first.is_best, second.varied) == ({"optimizer.lr": 0.01}, True, {"optimizer.lr": 0.001})
-    value = first.values["val/joint_acc"]
-    assert (value.mean, value.seeds) == (pytest.approx(0.6), 2)
-    assert value.interval == pytest.approx(12.706 * 0.1, rel=1e-3)  # t of one degree of freedom, sd / sqrt(2) = 0.1
-    assert second.statuses == {"completed": 1, "failed": 1}
-    assert second.values["val/joint_acc"].interval is None
+    assert found.varied == ["optimizer.lr"]
+    first, second = list_sweep(found).frame.to_dict("records")
+    assert (first["optimizer.lr"], first["best"], second["optimizer.lr"]) == (0.01, True, 0.001)
+    assert (first["val/joint_acc"], first["seeds"]) == (pytest.approx(0.6), 2)
+    # t of one degree of freedom, sd / sqrt(2) = 0.1
+    assert first["val/joint_acc_interval"] == pytest.approx(12.706 * 0.1, rel=1e-3)
+    assert second["status"] == "1 completed, 1 failed"
+    assert math.isnan(second["val/joint_acc_interval"])
 
 
 def test_the_table_tells_how_each_job_ended(sweep):
@@ -94,7 +100,7 @@ def test_the_table_tells_how_each_job_ended(sweep):
     assert "0.600 ± 1.271" in text
     assert "1 of 2" in text
     assert "failed optimizer.lr=0.001 seed=1: ValueError: no such thing (3)" in text
-    assert "5 jobs: 3 completed, 1 pending, 1 failed; 0:48 of work" in text
+    assert "5 jobs: 3 completed, 1 pending, 1 failed; 48 s of work" in text
     assert re.search(r"floor .* 0\.010", text)
     alone = shown(sweep, seeds=True, sort="number").splitlines()
     assert [line.split()[2] for line in alone if re.match(r" *(1e-04|0\.0)", line)] == ["completed"] * 3 + ["failed", "pending"]  # fmt: skip
@@ -102,14 +108,15 @@ def test_the_table_tells_how_each_job_ended(sweep):
 
 def test_a_planned_job_shows_what_it_will_vary(sweep):
     plan(sweep)
-    pending = next(job for job in read_sweep(sweep).jobs if job.status == "pending")
-    assert (pending.varied, pending.number, pending.seconds) == ({"optimizer.lr": 1e-4}, 4, None)
+    pending = read_sweep(sweep).jobs.loc[4]
+    assert (pending["status"], pending["optimizer.lr"], pending["run"]) == ("pending", 1e-4, None)
+    assert math.isnan(pending["seconds"])
 
 
 def test_a_choice_folds_what_it_brings_along(make_run, tmp_path):
     for loss in ("l1", "giou"):
         make_run(f"sweeps/x/{loss}", f"loss/loc={loss}", metrics={"joint_acc": 0.5})
-    assert read_sweep(tmp_path / "outputs" / "sweeps" / "x").varied == ("loss/loc",)
+    assert read_sweep(tmp_path / "outputs" / "sweeps" / "x").varied == ["loss/loc"]
 
 
 def test_what_other_code_or_data_gave_is_stale_and_a_row_of_its_own(sweep):
@@ -120,29 +127,27 @@ def test_what_other_code_or_data_gave_is_stale_and_a_row_of_its_own(sweep):
     document["jobs"][2]["data_fingerprint"] = now
     write_json(sweep / "sweep.json", document)
     found = read_sweep(sweep)
-    assert [job.status for job in found.jobs] == ["completed", "stale", "stale", "failed", "pending"]
-    assert [job.note for job in found.jobs[1:3]] == [f"other code ({'b' * 12})", "other data (train)"]
-    assert [len(row.jobs) for row in rows(found, found.metrics())] == [1] * 5
+    assert found.jobs["status"].tolist() == ["completed", "stale", "stale", "failed", "pending"]
+    assert found.jobs["note"].tolist()[1:3] == [f"other code ({'b' * 12})", "other data (train)"]
+    assert list_sweep(found).frame["jobs"].tolist() == [1] * 5
     assert f"stale 1 job completed under other code ({'b' * 12})" in shown(sweep)
 
 
 def test_a_job_that_says_running_died_if_no_process_holds_it(sweep):
     edit(sweep / "0", status="running", started="2026-11-23T10:00:00.000+00:00")
-    assert read_sweep(sweep).jobs[0].status == "died"
+    assert read_sweep(sweep).jobs["status"][0] == "died"
     assert read_run(sweep / "0").record["status"] == "died"  # so does onebox runs
     assert "died optimizer.lr=0.01 seed=0: killed" in shown(sweep)
     code = "import sys; from pathlib import Path; from onebox.runs.claim import claim_after_others as c; c(Path(sys.argv[1])); print(1, flush=True); sys.stdin.read()"  # fmt: skip
     holder = subprocess.Popen([sys.executable, "-c", code, str(sweep / "0")], stdin=-1, stdout=-1)
     try:
         holder.stdout.readline()
-        found = read_sweep(sweep)
-        assert found.jobs[0].status == "running"
-        assert found.seconds_left is not None
-        assert "about" in shown(sweep)
+        assert read_sweep(sweep).jobs["status"][0] == "running"
+        assert "; about" in shown(sweep)
     finally:
         holder.send_signal(signal.SIGKILL)
         holder.communicate()
-    assert read_sweep(sweep).jobs[0].status == "died"
+    assert read_sweep(sweep).jobs["status"][0] == "died"
 
 
 def test_looking_at_a_lock_does_not_end_it(tmp_path):
@@ -171,8 +176,8 @@ def test_several_objectives_mark_the_pareto_front(make_run, tmp_path):
     folder = tmp_path / "outputs" / "sweeps" / "x"
     plan(folder, objective=["val/acc", "val/iou"], mode={"val/acc": "max", "val/iou": "max"})
     found = read_sweep(folder)
-    order = [(row.jobs[0].number, row.is_best) for row in rows(found, found.metrics())]
-    assert order == [(0, True), (1, True), (3, True), (2, False), (4, False)]
+    order = list_sweep(found).frame[["number", "best"]].itertuples(index=False, name=None)
+    assert list(order) == [(0, True), (1, True), (3, True), (2, False), (4, False)]
     assert shown(folder).count("●") == 4  # and the legend
 
 
@@ -180,8 +185,8 @@ def test_machine_formats_hold_all_rows_and_nothing_else(sweep, tmp_path):
     plan(sweep)
     document = json.loads(command(sweep, "--json"))
     assert document["totals"] == {"completed": 3, "pending": 1, "failed": 1}
-    assert document["rows"][0]["metrics"]["val/joint_acc"]["mean"] == pytest.approx(0.6)
-    assert document["rows"][0]["floor"]["test/joint_acc"] == 0.01
+    assert document["rows"][0]["val/joint_acc"] == pytest.approx(0.6)
+    assert document["rows"][0]["floor/joint_acc"] == 0.01 and document["objective"] == {"val/joint_acc": "max"}
     lines = list(csv.DictReader(io.StringIO(command(sweep, "--csv", "-", "--seeds"))))
     assert [line["val/joint_acc"] for line in lines] == ["0.7", "0.5", "0.4", "", ""]
     assert command(sweep, "--csv", tmp_path / "x.csv") == ""

@@ -1,182 +1,110 @@
-"""The expressions of `onebox runs --where`, parsed by hand: nothing is ever evaluated as code.
+"""The expressions of `onebox runs --where` and `sweep.exclude`: Python's grammar, but nothing is evaluated as code."""
 
-    any  = all {"or" all}
-    all  = one {"and" one}
-    one  = "not" one | "(" any ")" | KEY OPERATOR VALUE | KEY ["not"] "in" "[" VALUE {"," VALUE} "]"
-
-OPERATOR is == != < <= > >= or ~ (the value is a pattern with * and ?). VALUE is a number, true, false, null, a word or
-a quoted text.
-"""
-
+import ast
 import fnmatch
 import operator
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from onebox.errors import BadInput, is_number
-from onebox.runs.find import MISSING, Run
+from onebox.runs.find import MISSING, Run, near_keys
 
 Test = Callable[[Run], bool]
 
 _TOKEN = re.compile(
-    r"""\s*(?:(?P<mark>==|!=|<=|>=|[<>~=()\[\],])|(?P<text>'[^']*'|"[^"]*")|(?P<word>[^\s=!<>~()\[\],'"]+))"""
+    r"""\s*(?:(==|!=|<=|>=|[<>~=()\[\],]|(?:and|or|not|in)(?![^\s=!<>~()\[\],'"]))"""
+    r"""|('[^']*'|"[^"]*"|[^\s=!<>~()\[\],'"]+))"""
 )
+_SIGNS = {"=": "==", "~": "@"}  # what everybody types once; a sign of Python that no expression has otherwise
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.I)
-_ORDERS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 _WORDS = {"true": True, "false": False, "null": None}
-_RESERVED = {"and", "or", "not", "in"}
+_ORDERS = {ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge}
 
 
-@dataclass(frozen=True)
-class Where:
-    """A parsed expression.
+def select(runs: Sequence[Run], where: str, option: str = "--where") -> tuple[list[Run], list[str]]:
+    """The runs that meet an expression, such as `val/joint_acc > .3 and loss/loc in [l1, giou]`.
 
-    Attributes:
-        test: whether a run meets it.
-        keys: the keys that it names.
-    """
+    To the left of a sign stands a key of `Run.value`, to its right a value: a number, true, false, null, a word, or a
+    quoted text; after `~` a pattern with * and ?. A comparison with what a run does not have is false.
 
-    test: Test
-    keys: tuple[str, ...]
+    Args:
+        runs: to choose from.
+        where: the expression.
+        option: what messages call it.
 
-
-@dataclass(frozen=True)
-class _Value:
-    text: str
-    value: Any  # what it means where it is not compared with a text
-
-
-def parse(text: str) -> Where:
-    """Parse an expression.
+    Returns:
+        The runs, and the keys that the expression names.
 
     Raises:
-        BadInput: it is not one; the message says where.
+        BadInput: it is no such expression, or no run has one of its keys.
     """
-    parser = _Parser(text)
-    test = parser.any()
-    if parser.tokens[parser.position][1]:
-        parser.fail("and, or, or the end")
-    return Where(test, tuple(dict.fromkeys(parser.keys)))
+    words: list[str] = []
+    keys: list[str] = []
+
+    def python(token: re.Match[str]) -> str:
+        """A sign as Python has it; a word as the name `_n`, where n is its place in `words`."""
+        sign, text = token.groups()
+        if sign is None:
+            words.append(text)
+        return f" {_SIGNS.get(sign, sign) if sign else f'_{len(words) - 1}'} "
+
+    def word(node: ast.AST) -> str:
+        if not isinstance(node, ast.Name):
+            raise ValueError("a sign stands between a key and a value")
+        return words[int(node.id[1:])]
+
+    def comparison(left: ast.AST, sign: ast.AST, right: ast.AST) -> Test:
+        is_list = isinstance(right, ast.List)
+        if is_list != isinstance(sign, ast.In | ast.NotIn):
+            raise ValueError("in takes a list in brackets, other signs take one value")
+        values = [word(item) for item in (right.elts if isinstance(right, ast.List) else [right])]
+        keys.append(key := word(left).strip("'\""))
+        return lambda run: _holds(run.value(key), type(sign), values)
+
+    def test(node: ast.AST) -> Test:
+        match node:
+            case ast.BoolOp():
+                tests, joined = [test(value) for value in node.values], all if isinstance(node.op, ast.And) else any
+                return lambda run: joined(one(run) for one in tests)
+            case ast.UnaryOp(op=ast.Not()):
+                inner = test(node.operand)
+                return lambda run: not inner(run)
+            case ast.Compare(ops=[sign], comparators=[right]):
+                return comparison(node.left, sign, right)
+            case ast.BinOp(op=ast.MatMult()):
+                return comparison(node.left, node.op, node.right)
+        raise ValueError("a key stands alone" if isinstance(node, ast.Name) else "")
+
+    try:
+        if rest := _TOKEN.sub("", where).strip():
+            raise ValueError(f"{rest[0]} stands alone")
+        meets = test(ast.parse(_TOKEN.sub(python, where).strip(), mode="eval").body)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        why = f" ({error})" if type(error) is ValueError and str(error) else ""
+        raise BadInput(
+            f"{option} {where}: cannot be read{why}; write KEY == VALUE, != < <= > >= or ~, or KEY in [A, B], "
+            "joined by and, or, not and parentheses"
+        ) from error
+    for key in keys:
+        if runs and all(run.value(key) is MISSING for run in runs):
+            raise BadInput(f"{option}: {near_keys(key, runs)}")
+    return [run for run in runs if meets(run)], list(dict.fromkeys(keys))
 
 
-class _Parser:
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.position = 0
-        self.keys: list[str] = []
-        self.tokens: list[tuple[str, str]] = []  # kind, text
-        at = 0
-        while text[at:].strip():
-            found = _TOKEN.match(text, at)
-            if found is None:
-                raise BadInput(f"--where {text}: cannot read {text[at:].strip()!r} (a quote that is not closed?)")
-            self.tokens.append((str(found.lastgroup), found[str(found.lastgroup)]))
-            at = found.end()
-        self.tokens.append(("end", ""))
-
-    def any(self) -> Test:
-        tests = [self.all()]
-        while self.take("or"):
-            tests.append(self.all())
-        return tests[0] if len(tests) == 1 else lambda run: any(test(run) for test in tests)
-
-    def all(self) -> Test:
-        tests = [self.one()]
-        while self.take("and"):
-            tests.append(self.one())
-        return tests[0] if len(tests) == 1 else lambda run: all(test(run) for test in tests)
-
-    def one(self) -> Test:
-        if self.take("not"):
-            inner = self.one()
-            return lambda run: not inner(run)
-        if self.take("("):
-            inner = self.any()
-            if not self.take(")"):
-                self.fail(")")
-            return inner
-        kind, key = self.tokens[self.position]
-        if kind not in ("word", "text") or key in _RESERVED:
-            self.fail("a key, such as val/joint_acc or optimizer.lr")
-        self.position += 1
-        key = key.strip("'\"")
-        self.keys.append(key)
-        return self.comparison(key)
-
-    def comparison(self, key: str) -> Test:
-        negated = self.take("not")
-        if self.take("in"):
-            values = self.list()
-            return lambda run: any(_equal(run.value(key), value) for value in values) is not negated
-        sign = "" if negated else self.tokens[self.position][1]
-        if sign == "=":  # what everybody types once
-            sign = "=="
-        if sign not in ("==", "!=", "~", *_ORDERS):
-            self.fail("== != < <= > >= ~ or in")
-        self.position += 1
-        value = self.value()
-        if sign == "==":
-            return lambda run: _equal(run.value(key), value)
-        if sign == "!=":
-            return lambda run: (
-                not _equal(run.value(key), value) and (run.value(key) is not MISSING or value.value is None)
-            )
-        if sign == "~":
-            return lambda run: _is_text(run.value(key)) and fnmatch.fnmatchcase(str(run.value(key)), value.text)
-        return lambda run: _ordered(_ORDERS[sign], run.value(key), value)
-
-    def list(self) -> Sequence[_Value]:
-        if not self.take("["):
-            self.fail("[ and a list of values")
-        values = [self.value()]
-        while self.take(","):
-            values.append(self.value())
-        if not self.take("]"):
-            self.fail("] or ,")
-        return values
-
-    def value(self) -> _Value:
-        kind, text = self.tokens[self.position]
-        if kind == "text":
-            value: Any = text[1:-1]
-        elif kind == "word" and text not in _RESERVED:
-            value = _WORDS.get(text, float(text) if _NUMBER.fullmatch(text) else text)
-        else:
-            self.fail("a value (a number, a word, or a quoted text)")
-        self.position += 1
-        return _Value(text.strip("'\""), value)
-
-    def take(self, token: str) -> bool:
-        """Whether the next token is this one; if so it is passed."""
-        kind, text = self.tokens[self.position]
-        if text != token or kind == "text":
-            return False
-        self.position += 1
-        return True
-
-    def fail(self, expected: str) -> Any:
-        found = self.tokens[self.position][1] or "the end"
-        raise BadInput(f"--where {self.text}: expected {expected}, found {found}")
+def _holds(found: Any, sign: type[ast.AST], texts: Sequence[str]) -> bool:
+    values = [text.strip("'\"") if isinstance(found, str) or sign is ast.MatMult else _value(text) for text in texts]
+    if sign is ast.MatMult:
+        return isinstance(found, str | int | float) and fnmatch.fnmatchcase(str(found), values[0])
+    if sign in _ORDERS:
+        has_order = isinstance(found, str) or (is_number(found) and is_number(values[0]))
+        return has_order and _ORDERS[sign](found, values[0])
+    known = None if found is MISSING else found
+    is_one = any(known == value and isinstance(known, bool) == isinstance(value, bool) for value in values)
+    return is_one if sign in (ast.Eq, ast.In) else not is_one and (sign is ast.NotIn or found is not MISSING)
 
 
-def _equal(found: Any, value: _Value) -> bool:
-    if isinstance(found, str):
-        return found == value.text
-    if found is MISSING or found is None:
-        return value.value is None
-    if isinstance(found, bool) or isinstance(value.value, bool):
-        return found is value.value
-    return bool(found == value.value)
-
-
-def _ordered(compare: Callable[[Any, Any], bool], found: Any, value: _Value) -> bool:
-    """False for what has no order: a text and a number, a run without the key."""
-    if isinstance(found, str):
-        return compare(found, value.text)
-    return is_number(found) and is_number(value.value) and compare(found, value.value)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str | int | float)
+def _value(text: str) -> Any:
+    if text[0] in "'\"":
+        return text[1:-1]
+    return _WORDS.get(text, float(text) if _NUMBER.fullmatch(text) else text)

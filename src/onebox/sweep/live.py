@@ -13,6 +13,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from onebox.text import duration
+
 REFRESH_S = 0.5
 COLOURS = {"done": "green", "failed": "red", "stopped": "yellow"}
 
@@ -92,7 +94,7 @@ class View:
         self._ended[status] += 1
         if status == "done":
             self._seconds.append(seconds)
-        line = f"#{number} {label}: {status} after {clock(seconds)}{told and f', {told}'}"
+        line = f"#{number} {label}: {status} after {duration(seconds)}{told and f', {told}'}"
         if self._live is None and self._ended.total() < self._total:
             line += f" ({self._ended.total()}/{self._total}{self._left([0.0] * running)})"
         self.note(line, COLOURS[status])
@@ -110,7 +112,11 @@ class View:
         for job in running:
             progress = read_progress(job.folder, job.monitor)
             epochs = f"epoch {progress.epochs}/{'?' if job.max_epochs is None else job.max_epochs}"
-            values = [f"loss {_number(progress.loss)}", f"{job.monitor} {_number(progress.metric)}", clock(job.seconds)]
+            values = [
+                f"loss {_number(progress.loss)}",
+                f"{job.monitor} {_number(progress.metric)}",
+                duration(job.seconds),
+            ]
             table.add_row(f"#{job.number}", job.label, epochs, *values)
         counts = {**self._ended, "running": len(running)}
         counts["pending"] = self._total - sum(counts.values())
@@ -126,7 +132,7 @@ class View:
         pending = self._total - self._ended.total() - len(running)
         rest = [max(mean - seconds, 0.0) for seconds in running]
         seconds = max([*rest, (sum(rest) + pending * mean) / self._at_once])
-        return f", about {clock(seconds)} left" if seconds >= 1 else ""
+        return f", about {duration(seconds)} left" if seconds >= 1 else ""
 
 
 class Progress(NamedTuple):
@@ -156,14 +162,6 @@ def read_progress(folder: Path, monitor: str) -> Progress:
         loss=last.get("train/loss"),
         metric=next((row[monitor] for row in reversed(rows) if row.get(monitor)), None),
     )
-
-
-def clock(seconds: float) -> str:
-    """A duration, as short as it makes sense."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"
 
 
 def _number(value: str | None) -> str:

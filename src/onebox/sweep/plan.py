@@ -17,9 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 from onebox.errors import BadInput
 from onebox.files import alone, write_json
 from onebox.runs.composition import choices, without_hydra
-from onebox.runs.find import MISSING, Run, near_keys
+from onebox.runs.find import Run
 from onebox.runs.fingerprint import fingerprints
-from onebox.runs.where import parse
+from onebox.runs.where import select
 from onebox.spelling import check_options, explain
 from onebox.sweep.plan_file import FILE, read_plan
 
@@ -128,15 +128,9 @@ def without_excluded(jobs: Sequence[Job], expression: str | None) -> list[Job]:
     """
     if expression is None:
         return list(jobs)
-    try:
-        where = parse(expression)
-    except BadInput as error:
-        raise BadInput(str(error).replace("--where", "sweep.exclude", 1)) from error
     runs = [Run(job.folder, {"config": job.config, "choices": job.choices}) for job in jobs]
-    for key in where.keys:
-        if all(run.value(key) is MISSING for run in runs):
-            raise BadInput(f"sweep.exclude: {near_keys(key, runs)}")
-    kept = [job for job, run in zip(jobs, runs, strict=True) if not where.test(run)]
+    left_out = {run.path for run in select(runs, expression, "sweep.exclude")[0]}
+    kept = [job for job in jobs if job.folder not in left_out]
     if not kept:
         raise BadInput(f"sweep.exclude='{expression}' leaves no job")
     return kept

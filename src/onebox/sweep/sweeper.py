@@ -151,10 +151,9 @@ def report(folder: Path) -> None:
     """Print the table of all jobs in a sweep's folder."""
     from rich.console import Console
 
-    from onebox.sweep.table import read_sweep
-    from onebox.sweep.table_view import show
+    from onebox.sweep.table import list_sweep, read_sweep
 
-    show(read_sweep(folder), Console(highlight=False))
+    list_sweep(read_sweep(folder)).show(Console(highlight=False))
 
 
 @contextlib.contextmanager

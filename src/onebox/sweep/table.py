@@ -1,61 +1,32 @@
 """A sweep as it lies on disk: its jobs, what was varied, how each ended and what it reached."""
 
 import json
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
-from onebox.errors import BadInput, is_number
+import numpy as np
+import pandas as pd
+
+from onebox.errors import BadInput
 from onebox.runs.changes import compare
+from onebox.runs.diff_view import Line
 from onebox.runs.find import MISSING, Run, find_runs, near_keys
-from onebox.runs.noise import interval, lower_is_better
+from onebox.runs.noise import lower_is_better, t95
 from onebox.runs.provenance import source_fingerprint
+from onebox.runs.table import STYLES, Listing, cell, check_metrics, ordered, scalar, usual_metrics
 from onebox.sweep.job import is_stale
 from onebox.sweep.plan_file import FILE, read_plan
+from onebox.text import duration
 
-METRICS = ("test/joint_acc", "test/acc", "test/iou")  # shown beside the objective
-STATUSES = ("completed", "running", "pending", "interrupted", "died", "failed", "stale")
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """One job of a sweep.
-
-    Attributes:
-        run: what it left; None while it has no directory.
-        number: in the order of the plan, from 0; after the planned ones, by start.
-        status: that of run.json, where `running` is `died` when no process holds the directory; `stale` for a run that
-            completed under other code or data; `pending` for one that is planned only.
-        note: why it failed, or what is other about a stale one; else empty.
-        fingerprint: of its config.
-        group: equal for jobs that differ by the seed alone.
-        seed: its seed.
-        varied: each varied key -> its value, `MISSING` where it has none or it is not known.
-        seconds: spent on it in all attempts, until now for a running one; None when it was not begun.
-    """
-
-    run: Run | None
-    number: int
-    status: str
-    note: str
-    fingerprint: str
-    group: str
-    seed: Any
-    varied: Mapping[str, Any]
-    seconds: float | None
-
-    @property
-    def tags(self) -> Mapping[str, float]:
-        """Its metrics; empty when it did not complete."""
-        return self.run.tags if self.run is not None and self.status in ("completed", "stale") else {}
-
-    def floor(self, tag: str) -> float | None:
-        """See `onebox.runs.find.Run.floor`."""
-        return self.run.floor(tag) if self.run is not None else None
+STATUSES = ("completed", "running", "pending", "interrupted", "died", "failed", "stale")  # the worst last
+FACTS = ("status", "note", "fingerprint", "group", "seed", "run", "seconds")
+MAX_NOTES = 10  # jobs that did not complete; the rest is counted
+MAX_NOTE = 160  # characters
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,106 +35,21 @@ class Sweep:
 
     Attributes:
         folder: where they lie.
-        objective: the tags that it optimises, the first one sorts the table.
-        mode: tag -> `max` or `min`.
+        mode: each tag that it optimises -> `max` or `min`; the first one sorts the table.
         varied: keys and groups that differ between the jobs, without the seed.
-        jobs: in the order of their numbers.
+        runs: of the jobs that have a result.
+        jobs: a row for each, in the order of the plan, then by start. `status` is that of run.json, `died` where it
+            says `running` and no process holds the directory, `stale` for a run that completed under other code or
+            data, `pending` for one that is only planned; `note` says why it failed or is stale; `group` is equal for
+            jobs that differ by the seed alone; `seconds` are of all attempts until now. The others are `fingerprint`,
+            `seed`, `run`, each varied key, each metric of the jobs that have a result, and `floor/NAME`.
     """
 
     folder: Path
-    objective: tuple[str, ...]
     mode: Mapping[str, str]
-    varied: tuple[str, ...]
-    jobs: tuple[Job, ...]
-
-    @property
-    def totals(self) -> dict[str, int]:
-        """How many jobs have each status that occurs."""
-        count = Counter(job.status for job in self.jobs)
-        return {status: count[status] for status in sorted(count, key=_status_order)}
-
-    @property
-    def seconds(self) -> float:
-        """Time of all jobs together, as if they had run one after another."""
-        return sum(job.seconds or 0.0 for job in self.jobs)
-
-    @property
-    def seconds_left(self) -> float | None:
-        """What the rest takes at the pace until now; None when no job is running or none has completed."""
-        known = [job.seconds for job in self.jobs if job.status == "completed" and job.seconds]
-        running = [job.seconds or 0.0 for job in self.jobs if job.status == "running"]
-        if not known or not running:
-            return None
-        waiting = sum(job.status == "pending" for job in self.jobs) * mean(known)
-        return (waiting + sum(max(0.0, mean(known) - spent) for spent in running)) / len(running)
-
-    def lower_is_better(self, tag: str) -> bool:
-        """Whether a smaller value of a metric is the better one."""
-        return self.mode[tag] == "min" if tag in self.mode else lower_is_better(tag)
-
-    def metrics(self, wanted: Sequence[str] = ()) -> list[str]:
-        """The tags to show: the objective, and those that are wanted or else the usual ones.
-
-        Raises:
-            BadInput: jobs completed, but none has a metric that is wanted.
-        """
-        done = [job for job in self.jobs if job.tags]
-        for tag in wanted:
-            if done and not any(tag in job.tags for job in done):
-                raise BadInput(near_keys(tag, [job.run for job in done if job.run is not None]))
-        usual = [tag for tag in METRICS if any(tag in job.tags for job in done)]
-        return list(dict.fromkeys([*self.objective, *(wanted or usual)]))
-
-
-@dataclass(frozen=True)
-class Value:
-    """A metric over the seeds of a row.
-
-    Attributes:
-        mean: of those that completed.
-        interval: half-width of the 95 % interval of the mean; None for a single seed.
-        seeds: how many.
-    """
-
-    mean: float
-    interval: float | None
-    seeds: int
-
-
-@dataclass(frozen=True, eq=False)
-class Row:
-    """One row of the table: a job, or the jobs that differ by the seed alone.
-
-    Attributes:
-        jobs: one for each seed.
-        values: tag -> value, without those that no job has.
-        is_best: whether no other row is better: in the objective, or with several of them on the Pareto front.
-    """
-
-    jobs: tuple[Job, ...]
-    values: Mapping[str, Value]
-    is_best: bool = False
-
-    @property
-    def varied(self) -> Mapping[str, Any]:
-        """Each varied key -> its value; of a job that ran, if there is one, as then all are known."""
-        return next((job for job in self.jobs if job.run is not None), self.jobs[0]).varied
-
-    @property
-    def statuses(self) -> dict[str, int]:
-        """How many of its jobs have each status that occurs."""
-        count = Counter(job.status for job in self.jobs)
-        return {status: count[status] for status in sorted(count, key=_status_order)}
-
-    @property
-    def seconds(self) -> float | None:
-        """Mean time of a job that was begun."""
-        known = [job.seconds for job in self.jobs if job.seconds is not None]
-        return mean(known) if known else None
-
-    def floor(self, tag: str) -> float | None:
-        """See `Job.floor`."""
-        return next((floor for job in self.jobs if (floor := job.floor(tag)) is not None), None)
+    varied: Sequence[str]
+    runs: Sequence[Run]
+    jobs: pd.DataFrame
 
 
 def read_sweep(folder: Path) -> Sweep:
@@ -175,111 +61,89 @@ def read_sweep(folder: Path) -> Sweep:
     plan = read_plan(folder)
     # The same config twice, in folders of other layouts: the one that completed counts, else the newest.
     found: dict[str, Run] = {}
-    for one in sorted(find_runs(folder), key=lambda run: run.record.get("status") != "completed"):
-        found.setdefault(str(one.record.get("fingerprint") or one.path), one)
+    for run in sorted(find_runs(folder), key=lambda run: run.record.get("status") != "completed"):
+        found.setdefault(str(run.record.get("fingerprint") or run.path), run)
     planned = {str(job["fingerprint"]): job for job in plan.get("jobs", [])}
     if not found and not planned:
         raise BadInput(f"{folder}: holds neither runs nor {FILE}, so it is no sweep")
-    by_start = sorted(found.values(), key=lambda run: run.started)
-    columns = _varied(by_start, list(planned.values()))
-    positions = {run: position for position, run in enumerate(by_start)}
+    found = dict(sorted(found.items(), key=lambda item: item[1].started))
+    varied = _varied(found, planned)
     source = source_fingerprint()
-    jobs = []
-    others = [name for name, run in sorted(found.items(), key=lambda item: item[1].started) if name not in planned]
-    for number, name in enumerate([*planned, *others]):
-        job = planned.get(name, {})
-        run = found.get(name)
-        if run is None:
-            typed = _typed(job)
-            values = {key: typed.get(key, MISSING) for key in columns}
-        else:
-            values = {key: column[positions[run]] if column else run.value(key) for key, column in columns.items()}
-        jobs.append(_job(run, job, number, values, source))
-    objective, mode = _objective(plan, by_start)
-    return Sweep(folder, objective, mode, tuple(columns), tuple(jobs))
+    jobs, done = [], []
+    results: list[dict[str, float]] = []
+    for name in [*planned, *(name for name in found if name not in planned)]:
+        left = found.get(name)
+        job = _job(left, planned.get(name, {}), source)
+        jobs.append(job | {key: values.get(name, math.nan) for key, values in varied.items()})
+        results.append({})
+        if left is not None and job["status"] in ("completed", "stale"):
+            floor = left.metrics.get("floor", {})
+            results[-1] = {**left.tags, **{f"floor/{tag}": value for tag, value in floor.items()}}
+            done.append(left)
+    frame = pd.DataFrame(jobs, dtype=object).join(pd.DataFrame(results, index=range(len(jobs)), dtype=float))
+    return Sweep(folder, _mode(plan, list(found.values())), list(varied), done, frame.astype({"seconds": float}))
 
 
-def rows(sweep: Sweep, tags: Iterable[str], *, seeds: bool = False, sort: str | None = None) -> list[Row]:
-    """The rows of the table, the best first.
+def list_sweep(sweep: Sweep, *, metrics: Sequence[str] = (), seeds: bool = False, sort: str | None = None) -> Listing:
+    """The table, the best row first.
 
     Args:
         sweep: the sweep.
-        tags: which metrics.
+        metrics: to show beside the objective in place of the usual ones.
         seeds: one row a job, instead of one for all jobs that differ by the seed alone.
         sort: a metric (the best first), a varied key, `seed`, `status`, `number` or `time` instead of the objective.
 
     Raises:
-        BadInput: nothing is called `sort`.
+        BadInput: nothing is called `sort`, or no job has one of the metrics.
     """
-    tags = list(dict.fromkeys([*tags, *([sort] if sort and any(sort in job.tags for job in sweep.jobs) else [])]))
-    groups: dict[Any, list[Job]] = {}
-    for job in sweep.jobs:
-        groups.setdefault(job.number if seeds else job.group, []).append(job)
-    found = [Row(tuple(jobs), _values(jobs, tags)) for jobs in groups.values()]
-    best = _front(sweep, found)
-    found = [replace(row, is_best=row in best) for row in found]
-    return sorted(found, key=lambda row: _rank(sweep, row, sort))
+    check_metrics(metrics, sweep.runs)
+    objectives = list(sweep.mode)
+    tags = list(dict.fromkeys([*objectives, *(metrics or usual_metrics(sweep.runs))]))
+    facts = [*sweep.varied, "seed", "status", "number"]
+    if sort and sort not in (*facts, "time", *tags):
+        if not any(sort in run.tags for run in sweep.runs):
+            raise BadInput(f"--sort {sort}: {near_keys(sort, sweep.runs)}; or one of {', '.join([*facts, 'time'])}")
+        tags.append(sort)
+    rows = _rows(sweep, tags, by="number" if seeds else "group")
+    rows = rows.iloc[_places(sweep, rows, sort)]
+
+    several = bool((rows["jobs"] > 1).any())
+    counted = ["seeds"] if several else ["seed"] if seeds or sweep.jobs["seed"].nunique() > 1 else []
+    status = ["status"] if set(rows["status"]) != {"completed"} else []
+    front = ["best"] if len(objectives) > 1 else []
+    last = ["seconds"] if several else ["seconds", "fingerprint"]
+    notes = [_order(sweep, sort, with_interval=several), *_notes(sweep), [(_totals(sweep), "")]]
+    return Listing(
+        rows,
+        shown=[*sweep.varied, *counted, *status, *front, *tags, *last],
+        metrics=tags,
+        wrapped=sweep.varied,
+        title=str(sweep.folder),
+        notes=notes,
+        facts={
+            "sweep": str(sweep.folder),
+            "objective": dict(sweep.mode),
+            "varied": list(sweep.varied),
+            "totals": _counts(sweep.jobs["status"]),
+        },
+    )
 
 
-def as_json(sweep: Sweep, found: Sequence[Row], tags: Sequence[str]) -> dict[str, Any]:
-    """The table as one document."""
-
-    def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: None if value is MISSING else value for key, value in values.items()}
-
-    return {
-        "schema": 1,
-        "sweep": str(sweep.folder),
-        "objective": list(sweep.objective),
-        "mode": dict(sweep.mode),
-        "jobs": len(sweep.jobs),
-        "totals": sweep.totals,
-        "seconds": sweep.seconds,
-        "seconds_left": sweep.seconds_left,
-        "rows": [
-            {
-                "varied": plain(row.varied),
-                "best": row.is_best,
-                "statuses": row.statuses,
-                "metrics": {tag: vars(value) for tag, value in row.values.items()},
-                "floor": {tag: floor for tag in tags if (floor := row.floor(tag)) is not None},
-                "seconds": row.seconds,
-                "jobs": [
-                    {
-                        "run": str(job.run.path) if job.run is not None else None,
-                        **{name: getattr(job, name) for name in ("number", "fingerprint", "seed", "status", "note")},
-                        "metrics": {tag: job.tags[tag] for tag in tags if tag in job.tags},
-                        "seconds": job.seconds,
-                    }
-                    for job in row.jobs
-                ],
-            }
-            for row in found
-        ],
-    }
-
-
-def _objective(plan: Mapping[str, Any], runs: Sequence[Run]) -> tuple[tuple[str, ...], dict[str, str]]:
-    config = runs[-1].config if runs else {}
-    objective = plan.get("objective") or config.get("objective") or config.get("monitor") or METRICS[0]
-    modes = {str(config["monitor"]): str(config["monitor_mode"])} if "monitor_mode" in config else {}
-    return tuple([objective] if isinstance(objective, str) else objective), {**modes, **plan.get("mode", {})}
-
-
-def _varied(runs: Sequence[Run], planned: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
-    """Varied key or group -> the value of each run; none for one that only differs in the plan until now."""
+def _varied(found: Mapping[str, Run], planned: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Key or group that differs between the jobs -> its value in each job where it is known."""
     changes = {
-        item.key: item.values
-        for item in compare(runs)
+        item.key: {name: scalar(value) for name, value in zip(found, item.values, strict=True)}
+        for item in compare(list(found.values()))
         if item.key != "seed" and (item.matters or item.origin == "override")
     }
-    typed = [_typed(job) for job in planned]
+    typed = {name: _typed(job) for name, job in planned.items()}
     columns = {}
-    for key in dict.fromkeys(key for one in typed for key in one):
-        several = len({repr(one.get(key, MISSING)) for one in typed}) > 1
+    for key in dict.fromkeys(key for values in typed.values() for key in values):
+        several = len({repr(values.get(key, MISSING)) for values in typed.values()}) > 1
         if key != "seed" and (several or key in changes):
-            columns[key] = changes.get(key, ())
-    return {**columns, **changes}
+            known = changes.get(key) or {name: scalar(run.value(key)) for name, run in found.items()}
+            columns[key] = {name: scalar(values[key]) for name, values in typed.items() if key in values} | known
+    return columns | {key: values for key, values in changes.items() if key not in columns}
 
 
 def _typed(planned: Mapping[str, Any]) -> dict[str, Any]:
@@ -294,20 +158,30 @@ def _typed(planned: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _job(run: Run | None, planned: Mapping[str, Any], number: int, varied: Mapping[str, Any], source: str) -> Job:
+def _job(run: Run | None, planned: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The facts of a job, see `Sweep.jobs`."""
     record = run.record if run is not None else planned
-    status = str(record.get("status", "pending"))
-    note = ""
+    status, note = str(record.get("status", "pending")), ""
     if status == "completed" and (stale := _stale(record, planned, source)):
         status, note = "stale", stale
     elif status == "died":
         note = "killed, out of memory, or the machine went down"
     elif status == "failed":
-        error = record.get("error") or {}
+        error = record.get("error", {})
         note = " ".join(f"{error.get('type', 'error')}: {error.get('message', '')}".split())
+    spent = [part["seconds"] for part in (record, *record.get("attempts", ())) if part.get("seconds") is not None]
+    if status == "running":
+        spent.append((datetime.now(UTC) - datetime.fromisoformat(record["started"])).total_seconds())
     fingerprint = str(record.get("fingerprint", ""))
-    group = f"{record.get('fingerprint_seedless') or fingerprint} {note if status == 'stale' else ''}"
-    return Job(run, number, status, note, fingerprint, group, record.get("seed"), varied, _seconds(record, status))
+    return {
+        "status": status,
+        "note": note,
+        "fingerprint": fingerprint,
+        "group": f"{record.get('fingerprint_seedless') or fingerprint} {note if status == 'stale' else ''}",
+        "seed": scalar(record.get("seed", MISSING)),
+        "run": str(run.path) if run is not None else None,
+        "seconds": sum(spent) if spent else math.nan,
+    }
 
 
 def _stale(record: Mapping[str, Any], planned: Mapping[str, Any], source: str) -> str:
@@ -319,52 +193,130 @@ def _stale(record: Mapping[str, Any], planned: Mapping[str, Any], source: str) -
     return f"other data ({', '.join(part for part, value in now.items() if before.get(part) != value)})"
 
 
-def _seconds(record: Mapping[str, Any], status: str) -> float | None:
-    spent = [attempt.get("seconds") for attempt in record.get("attempts", [])] + [record.get("seconds")]
-    if status == "running":
-        spent[-1] = (datetime.now(UTC) - datetime.fromisoformat(record["started"])).total_seconds()
-    known = [seconds for seconds in spent if seconds is not None]
-    return sum(known) if known else None
+def _mode(plan: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, str]:
+    """Each tag of the objective, with the direction that the plan or the newest run says or else the usual one."""
+    config = runs[-1].config if runs else {}
+    objective = plan.get("objective") or config.get("objective") or config.get("monitor") or "val/joint_acc"
+    known = {str(config.get("monitor")): str(config.get("monitor_mode", "max")), **plan.get("mode", {})}
+    tags = [objective] if isinstance(objective, str) else objective
+    return {tag: known.get(tag, "min" if lower_is_better(tag) else "max") for tag in tags}
 
 
-def _values(jobs: Sequence[Job], tags: Iterable[str]) -> dict[str, Value]:
-    found = {tag: [job.tags[tag] for job in jobs if tag in job.tags] for tag in tags}
-    return {tag: Value(mean(values), interval(values), len(values)) for tag, values in found.items() if values}
+def _rows(sweep: Sweep, tags: Sequence[str], by: str) -> pd.DataFrame:
+    """One row for all jobs that are equal in `by`: means, 95 % intervals of the means, and the facts of all of them."""
+    floored = [f"floor/{tag.removeprefix('test/')}" for tag in tags if tag.startswith("test/")]
+    jobs = sweep.jobs.reindex(columns=list(dict.fromkeys([*FACTS, *sweep.varied, *tags, *floored])))
+    jobs = jobs.rename_axis("number").reset_index()
+    jobs = jobs.assign(seeds=jobs["status"].isin(["completed", "stale"]), jobs=1)
+    groups = jobs.groupby(jobs[by], sort=False)
+    counts = groups[list(tags)].count()
+    half = counts.map(lambda n: t95(n - 1) / n**0.5 if n > 1 else math.nan)
+    means, intervals = groups[list(tags)].mean(), (groups[list(tags)].std() * half).add_suffix("_interval")
+    # Of a job that ran all that varied is known.
+    varied = jobs.sort_values("run", key=pd.Series.isna, kind="stable").drop_duplicates(by).set_index(by)
+    facts = {name: groups[name].agg(_joined) for name in ("seed", "fingerprint", "note", "run")}
+    points = pd.DataFrame({tag: means[tag] * (-1 if mode == "min" else 1) for tag, mode in sweep.mode.items()})
+    return pd.concat(
+        [
+            varied.reindex(means.index)[list(sweep.varied)],
+            groups["status"].agg(_status).rename("status"),
+            means,
+            intervals,
+            groups[floored].first().dropna(axis=1, how="all"),
+            groups["seconds"].mean(),
+            groups[["jobs", "seeds"]].sum(),
+            _is_best(points).rename("best"),
+            pd.DataFrame(facts),
+            groups["number"].min().rename("number"),
+        ],
+        axis=1,
+    )
 
 
-def _front(sweep: Sweep, found: Sequence[Row]) -> list[Row]:
-    """The rows that no other beats: at least as good in every objective and better in one."""
-    points = {
-        row: [row.values[tag].mean * (-1 if sweep.lower_is_better(tag) else 1) for tag in sweep.objective]
-        for row in found
-        if all(tag in row.values for tag in sweep.objective)
-    }
-    front: list[Row] = []
-    for row in sorted(points, key=points.__getitem__, reverse=True):  # so that what beats a row comes before it
-        above = [points[other] for other in front if points[other] != points[row]]
-        if not any(all(b >= a for a, b in zip(points[row], point, strict=True)) for point in above):
-            front.append(row)
-    return front
+def _is_best(points: pd.DataFrame) -> "pd.Series[bool]":
+    """Whether no other row beats it: is at least as large in every column, and larger in one."""
+    values = points.to_numpy(dtype=float)
+    beaten = [bool(((values >= row).all(axis=1) & (values > row).any(axis=1)).any()) for row in values]
+    return points.notna().all(axis=1) & ~np.array(beaten, dtype=bool)
 
 
-def _rank(sweep: Sweep, row: Row, sort: str | None) -> tuple[Any, ...]:
-    number = row.jobs[0].number
-    tag = sort or sweep.objective[0]
-    if sort in ("number", "status", "seed", "time"):
-        by = {"number": number, "status": -_status_order([*row.statuses][-1]), "time": row.seconds}
-        value = by.get(sort, row.jobs[0].seed)
-    elif sort in sweep.varied:
-        value = row.varied[sort]
-    elif sort is not None and not any(sort in job.tags for job in sweep.jobs):
-        known = [*sweep.varied, "seed", "status", "number", "time"]
-        near = near_keys(sort, [job.run for job in sweep.jobs if job.tags and job.run is not None])
-        raise BadInput(f"--sort {sort}: {near}; or one of {', '.join(known)}")
+def _places(sweep: Sweep, rows: pd.DataFrame, sort: str | None) -> list[int]:
+    """The order of the rows."""
+    key = sort or next(iter(sweep.mode))
+    if key == "status":  # the worst first
+        values = rows[key].map(lambda text: -STATUSES.index(text.rpartition(" ")[2]))
     else:
-        value = row.values[tag].mean * (1 if sweep.lower_is_better(tag) else -1) if tag in row.values else None
-    on_front = sort is None and len(sweep.objective) > 1 and row.is_best
-    missing = value is MISSING or value is None
-    return (not on_front, missing, not is_number(value), value if is_number(value) else str(value), number)
+        values = ordered(rows["seconds" if key == "time" else key])
+    mode = sweep.mode.get(key, "min" if lower_is_better(key) else "max")
+    is_metric = f"{key}_interval" in rows
+    if is_metric and mode == "max":
+        values = -values
+    later = ~rows["best"] if len(sweep.mode) > 1 and sort is None else pd.Series(False, rows.index)
+    table = pd.DataFrame({"later": later, "value": values, "number": rows["number"]}).reset_index(drop=True)
+    return table.sort_values(["later", "value", "number"], na_position="last").index.tolist()
 
 
-def _status_order(status: str) -> int:
+def _joined(values: "pd.Series[Any]") -> Any:
+    """The value of a single job, or those of several as a text."""
+    return (
+        values.iloc[0]
+        if len(values) == 1
+        else " ".join(str(value) for value in values.dropna().unique() if value != "")
+    )
+
+
+def _counts(statuses: "pd.Series[str]") -> dict[str, int]:
+    count = Counter(statuses)
+    return {status: count[status] for status in sorted(count, key=_badness)}
+
+
+def _badness(status: str) -> int:
     return STATUSES.index(status) if status in STATUSES else len(STATUSES)
+
+
+def _status(statuses: "pd.Series[str]") -> str:
+    counts = _counts(statuses)
+    return (
+        next(iter(counts)) if len(counts) == 1 else ", ".join(f"{count} {status}" for status, count in counts.items())
+    )
+
+
+def _order(sweep: Sweep, sort: str | None, *, with_interval: bool) -> Line:
+    objective = ", ".join(f"{tag} ({mode})" for tag, mode in sweep.mode.items())
+    if len(sweep.mode) > 1:
+        text = f"● on the Pareto front of {objective}" + (f"; sorted by {sort}" if sort else "")
+    else:
+        text = f"sorted by {sort}" if sort else f"best first by {objective}"
+    return [(text + ("; mean ± 95 % interval over seeds" if with_interval else ""), "dim")]
+
+
+def _notes(sweep: Sweep) -> Iterator[Line]:
+    """One line for each job that failed or died, and one for each way in which others are stale."""
+    ended = sweep.jobs[sweep.jobs["status"].isin(["failed", "died"])]
+    seed = ["seed"] if sweep.jobs["seed"].nunique() > 1 else []
+    for _, job in ended.head(MAX_NOTES).iterrows():
+        parts = [f"{key}={cell(job[key])}" for key in [*sweep.varied, *seed] if cell(job[key]) != "-"]
+        note = job["note"] if len(job["note"]) <= MAX_NOTE else f"{job['note'][: MAX_NOTE - 1]}…"
+        name = " ".join(parts) or job["fingerprint"]
+        yield [(f"{job['status']} ", STYLES[job["status"]]), (f"{name}: {note} ({Path(job['run']).name})", "")]
+    if len(ended) > MAX_NOTES:
+        yield [(f"and {len(ended) - MAX_NOTES} more that failed or died (--seeds shows them)", "dim")]
+    for note, count in Counter(sweep.jobs["note"][sweep.jobs["status"] == "stale"]).items():
+        text = f"{_jobs(count)} completed under {note}; rerun=stale runs them again"
+        yield [("stale ", STYLES["stale"]), (text, "")]
+
+
+def _totals(sweep: Sweep) -> str:
+    """How many jobs ended how, their time as if they had run one after another, and what is left at that pace."""
+    counts, seconds = _counts(sweep.jobs["status"]), sweep.jobs["seconds"]
+    text = ", ".join(f"{count} {status}" for status, count in counts.items())
+    text = f"{_jobs(len(sweep.jobs))}: {text}; {duration(seconds.sum())} of work"
+    running, mean = seconds[sweep.jobs["status"] == "running"], seconds[sweep.jobs["status"] == "completed"].mean()
+    if running.empty or math.isnan(mean):
+        return text
+    left = counts.get("pending", 0) * mean + (mean - running).clip(lower=0).sum()
+    return f"{text}; about {duration(left / len(running))} left"
+
+
+def _jobs(count: int) -> str:
+    return f"{count:,} job{'s' if count != 1 else ''}"

@@ -1,0 +1,196 @@
+"""`onebox runs`, `sweep`, `diff` and `explain`: they only read. Nothing heavy is imported at the top."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onebox.errors import BadInput
+
+Outputs = Annotated[Path, typer.Option(metavar="FOLDER", help="Where runs are looked for.")]
+Metric = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TAG", help="Such as test/iou, in place of the usual ones; may be given several times."),
+]
+Csv = Annotated[str | None, typer.Option(metavar="FILE|-", help="Write CSV to a file, or print it.")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+RUNS_HELP = """List runs, the newest first, and find some of them.
+
+--where compares metrics (val/joint_acc of the best epoch, test/iou), values of the config (optimizer.lr), choices of
+groups (model/backbone) and facts of run.json (status, seed, started, git.branch) by == != < <= > >=, by ~ with a
+pattern, or by in [A, B]; with and, or, not and parentheses.
+
+\\b
+Examples
+  onebox runs
+  onebox runs --where 'val/joint_acc > .3 and model/backbone == tiny_cnn' --sort test/joint_acc
+  onebox runs --where 'status in [failed, interrupted] and started > 2026-11-01' --limit 0
+  onebox runs --where 'name ~ base* and not seed == 0' --metric test/loc_l1 --csv runs.csv
+"""
+SWEEP_HELP = """Show the table of a sweep: what varied, how each job ended, what it reached, the best first.
+
+It is made from what is on disk, also while the sweep runs or after it died. DIR is a folder, or a name below
+outputs/sweeps; without it the newest sweep is shown. Jobs that differ by the seed alone are one row: mean ± 95 %
+interval. A job that completed under other code or data is stale.
+
+\\b
+Examples
+  onebox sweep
+  onebox sweep loss_weights --seeds --sort seed
+  onebox sweep loss_weights --metric test/loc_l1 --metric test/loss --markdown >> notes.md
+  onebox sweep outputs/sweeps/loss_weights --csv loss_weights.csv
+"""
+DIFF_HELP = """Say what differs between runs: config, code, environment, data, and what it did to the metrics.
+
+A RUN is a run directory, latest, latest~1, or the first digits of a fingerprint. Each run after the first is compared
+with the first. A choice (loss/loc: l1 → giou) stands above the keys that it brought along; defaults that moved with the
+code stand apart. Where other seeds of the same configs are found, a difference of metrics is held against their noise.
+
+\b
+Examples
+  onebox diff latest~1 latest
+  onebox diff outputs/baseline/2026-11-23_16-27-44-386692 3f2a --all
+  onebox diff 3f2a 77c0 --markdown >> notes.md
+"""
+EXPLAIN_HELP = """Say what each key did to the metrics, from pairs of runs that differ in nothing else.
+
+RUNS are folders of runs (a sweep), or runs named as for onebox diff. A choice counts with all that it brings along, the
+seed counts as noise. Each change of a value is given with its mean effect, the 95 % interval over the pairs and their
+number, what mattered most first. What never changed alone is named, as its effect cannot be
+told from that of others.
+
+\b
+Examples
+  onebox explain outputs/sweeps/loss_weights
+  onebox explain outputs/baseline outputs/giou --metric test/iou --metric test/loc_l1
+  onebox explain outputs --json
+"""
+DIFF_EPILOG = (
+    "Exit codes: 0 nothing that can change a result differs, nor do the metrics; 1 something does; 2 bad input."
+)
+
+
+def register(app: typer.Typer, epilog: str) -> None:
+    """Add the commands to `onebox`."""
+    app.command("runs", help=RUNS_HELP, epilog=epilog)(runs)
+    app.command("sweep", help=SWEEP_HELP, epilog=epilog)(sweep)
+    app.command("diff", help=DIFF_HELP, epilog=DIFF_EPILOG)(diff)
+    app.command("explain", help=EXPLAIN_HELP, epilog=epilog)(explain)
+
+
+def runs(
+    where: Annotated[str | None, typer.Option(metavar="EXPR", help="Only runs that meet this.")] = None,
+    metric: Metric = None,
+    sort: Annotated[str | None, typer.Option(metavar="KEY", help="The largest first, instead of the newest.")] = None,
+    ascending: Annotated[bool, typer.Option("--ascending", help="The smallest or oldest first.")] = False,
+    limit: Annotated[int, typer.Option(min=0, help="At most so many; 0 shows all.")] = 30,
+    csv: Csv = None,
+    markdown: Markdown = False,
+    json_: Json = False,
+    outputs: Outputs = Path("outputs"),
+) -> None:
+    """List them."""
+    from onebox.runs.table import list_runs
+
+    found = list_runs(outputs, where=where, sort=sort, ascending=ascending, limit=limit, metrics=metric or [])
+    if found.frame.empty and not (json_ or csv or markdown):
+        print(f"no run in {outputs.resolve()}" + (f" meets {where}" if where else ""))
+    else:
+        found.print(csv=csv, markdown=markdown, as_json=json_)
+
+
+def sweep(
+    name: Annotated[
+        str | None, typer.Argument(metavar="DIR", help="A sweep. [default: the newest one]", show_default=False)
+    ] = None,
+    metric: Metric = None,
+    sort: Annotated[
+        str | None, typer.Option(metavar="KEY", help="A metric, a varied key, seed, status, number or time.")
+    ] = None,
+    seeds: Annotated[bool, typer.Option("--seeds", help="One row for each seed.")] = False,
+    csv: Csv = None,
+    markdown: Markdown = False,
+    json_: Json = False,
+    outputs: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where sweeps are looked for, in its folder sweeps.")
+    ] = Path("outputs"),
+) -> None:
+    """Read it, then print."""
+    from onebox.sweep.table import list_sweep, read_sweep
+
+    found = list_sweep(read_sweep(_sweep_folder(name, outputs)), metrics=metric or [], seeds=seeds, sort=sort)
+    found.print(csv=csv, markdown=markdown, as_json=json_)
+
+
+def _sweep_folder(name: str | None, outputs: Path) -> Path:
+    sweeps = outputs / "sweeps"
+    known = sorted((path for path in sweeps.glob("[!.]*") if path.is_dir()), key=lambda path: path.stat().st_mtime)
+    if name is None:
+        if not known:
+            raise BadInput(f"{sweeps}: there is no sweep yet; give a folder, or look elsewhere with --outputs")
+        return known[-1]  # its time changes when a job is begun in it
+    for folder in (Path(name), sweeps / name):
+        if folder.is_dir():
+            return folder
+    there = ", ".join(path.name for path in known[:-6:-1])
+    raise BadInput(f"{name}: no such folder, nor one in {sweeps}" + (f"; the newest there: {there}" if there else ""))
+
+
+def diff(
+    names: Annotated[list[str], typer.Argument(metavar="RUN RUN...", show_default=False, help="Two or more.")],
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also what cannot change a result, all metrics, hosts and times.")
+    ] = False,
+    markdown: Markdown = False,
+    outputs: Outputs = Path("outputs"),
+    json_: Json = False,
+) -> None:
+    """Compare them."""
+    from onebox.runs import diff_view
+    from onebox.runs.diff import diff as compare
+    from onebox.runs.find import find_run
+
+    if len(names) < 2:
+        raise BadInput(f"{names[0]}: name two runs or more, such as latest~1 latest")
+    if markdown and json_:
+        raise BadInput("--json and --markdown: choose one")
+    document = compare([find_run(name, outputs) for name in names], outputs, everything=everything)
+    if json_:
+        print(json.dumps(document, indent=2, ensure_ascii=False))
+    elif markdown:
+        print(diff_view.markdown(document, everything=everything))
+    else:
+        from rich.console import Console
+
+        diff_view.show(document, Console(highlight=False), everything=everything)
+    raise typer.Exit(0 if document["same"] else 1)
+
+
+def explain(
+    names: Annotated[
+        list[str], typer.Argument(metavar="RUNS...", show_default=False, help="Folders of runs, or runs.")
+    ],
+    metric: Metric = None,
+    outputs: Outputs = Path("outputs"),
+    json_: Json = False,
+) -> None:
+    """Explain them."""
+    from onebox.runs.explain import explain as explain_runs
+    from onebox.runs.explain import lines
+    from onebox.runs.find import find_all
+
+    document = explain_runs(find_all(names, outputs), metric or [])
+    if json_:
+        print(json.dumps(document, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    from onebox.text import printable
+
+    console = Console(highlight=False)
+    for line in lines(document):
+        console.print(Text.assemble(*((printable(text), style) for text, style in line)), soft_wrap=True)

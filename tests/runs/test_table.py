@@ -1,0 +1,101 @@
+"""How `onebox runs` lists runs, and the table that a notebook gets."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+import onebox
+from onebox.cli import app
+from onebox.errors import BadInput
+from onebox.files import write_json
+from onebox.runs.table import list_runs
+
+ALL = {"where": None, "sort": None, "ascending": False, "limit": 0, "metrics": ()}
+
+
+def command(outputs, *arguments):
+    done = CliRunner().invoke(app, ["runs", "--outputs", str(outputs), *arguments])
+    if done.exception is not None:
+        raise done.exception
+    return done.stdout
+
+
+def test_a_notebook_gets_one_table(outputs, tmp_path):
+    frame = onebox.runs(outputs)
+    assert [path.removeprefix(f"{outputs}/") for path in frame.index] == ["sweeps/x/1", "sweeps/x/0", "base/second", "base/first"]  # fmt: skip
+    assert list(frame["status"]) == ["failed", *["completed"] * 3]
+    assert frame["optimizer.lr"].tolist() == [0.001, 0.001, 0.01, 0.001]
+    assert frame["loss/loc"].iloc[0] == "giou" and frame["floor/joint_acc"].count() == 3
+    assert frame.query("`val/joint_acc` > .5")["seed"].tolist() == [0, 1]
+    assert onebox.runs(tmp_path / "empty").empty
+
+
+@pytest.mark.parametrize(
+    ("ascending", "expected"), [(False, ["0", "second", "first", "1"]), (True, ["first", "second", "0", "1"])]
+)
+def test_sorting_puts_what_is_unknown_last(outputs, ascending, expected):
+    frame = list_runs(outputs, **ALL | {"sort": "val/joint_acc", "ascending": ascending}).frame
+    assert [path.rpartition("/")[2] for path in frame["run"]] == expected
+
+
+def test_all_formats_have_the_same_rows(outputs, tmp_path):
+    chosen = ("--where", "seed == 1 or loss.loc == giou", "--sort", "optimizer.lr", "--metric", "val/iou")
+    document = json.loads(command(outputs, "--json", *chosen[:-1], "val/joint_acc"))
+    assert document["runs"] == 3
+    best = document["rows"][0]
+    assert (best["optimizer.lr"], best["val/joint_acc"], best["status"]) == (0.01, 0.6, "completed")
+    assert document["rows"][1]["val/joint_acc"] is None
+    lines = list(csv.DictReader(io.StringIO(command(outputs, "--csv", "-", *chosen))))
+    assert lines[0]["overrides"] == "optimizer.lr=0.01 seed=1"
+    assert command(outputs, "--csv", str(tmp_path / "x.csv"), *chosen) == ""
+    assert list(csv.DictReader((tmp_path / "x.csv").read_text().splitlines())) == lines
+    assert list(csv.DictReader(io.StringIO(command(outputs, *chosen)), delimiter="\t")) == lines
+    text = command(outputs, "--markdown", "--limit", "3")
+    assert "| fingerprint | test/joint_acc |" in text and "- 1 more (--limit 0 shows all 4)" in text
+    assert "no run in" in command(outputs, "--where", "seed == 5")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--sort", "sed"], "--sort: no run has a key sed, did you mean seed"),
+        (["--metric", "test/oiu"], "no run has a key test/oiu"),
+        (["--csv", "-", "--json"], "choose one"),
+    ],
+)
+def test_a_mistake_is_one_line_that_says_what_to_do(outputs, arguments, told):
+    with pytest.raises(BadInput, match=told):
+        command(outputs, *arguments)
+
+
+def test_what_others_have_written_does_not_steer_the_terminal(make_run, tmp_path):
+    make_run("[red]x[/red]", "name='\\x1b[2J\\x07'", metrics={"joint_acc": 0.5})
+    make_run("other", metrics={"loss": 2})  # a run unlike it
+    path = tmp_path / "outputs" / "other" / "run.json"
+    record = json.loads(path.read_text())
+    write_json(path, record | {"config": record["config"] | {"monitor": "val/loss"}, "started": "\x1b]0;x\x07"})
+    console = Console(file=io.StringIO(), width=500, force_terminal=True, color_system=None)
+    list_runs(tmp_path / "outputs", **ALL | {"sort": "name"}).show(console)
+    text = console.file.getvalue()
+    assert "\x1b" not in text and "\x07" not in text
+    assert "[red]x[/red]" in text and "\ufffd[2J\ufffd" in text and "\ufffd]0;x" in text
+    assert "2.000" in text and "0.500" in text  # the metrics of both
+
+
+def test_what_is_done_with_records_imports_nothing_heavy(outputs):
+    (outputs / "x.py").write_text(
+        "import atexit, sys; from onebox.cli import main\n"
+        "heavy = {'torch', 'lightning', 'torchvision', 'albumentations', 'matplotlib', 'cv2', 'scipy', 'hydra'}\n"
+        "atexit.register(lambda: print('HEAVY', heavy & set(sys.modules)))\n"
+        "assert 'pandas' not in sys.modules\n"
+        "main()"
+    )
+    for arguments in (["runs", "--where", "seed == 1", "--outputs", outputs], ["sweep", outputs / "sweeps" / "x"]):
+        done = subprocess.run([sys.executable, outputs / "x.py", *arguments], capture_output=True, text=True)
+        assert done.stdout.splitlines()[-1] == "HEAVY set()", done.stderr
