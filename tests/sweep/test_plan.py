@@ -91,7 +91,7 @@ def test_an_expression_leaves_jobs_out():
     [
         ("optimizer.rl == 1", "did you mean optimizer.lr"),
         ("seed >= 0", "leaves no job"),
-        ("seed >", "sweep.exclude.*expected a value"),
+        ("seed >", "sweep.exclude.*cannot be read"),
     ],
 )
 def test_an_expression_that_cannot_be_meant_is_refused(expression, told):

@@ -23,14 +23,9 @@ from onebox.errors import BadInput
 from onebox.files import write_json
 from onebox.runs.claim import claim, is_held, release
 from onebox.runs.find import find_runs, read_run
-<<<<<<< HEAD
 from onebox.runs.hparams import session
-from onebox.sweep import table, table_view
-from onebox.sweep.table import read_sweep, rows
-=======
 from onebox.sweep import table
 from onebox.sweep.table import list_sweep, read_sweep
->>>>>>> b887139 (Runs and sweeps are one pandas table with one view and one shape for programs; onebox.runs gives it to a notebook)
 from onebox.train import RESULT_TAGS
 
 make_run = runpy.run_path(str(Path(__file__).parents[1] / "runs" / "conftest.py"))["make_run"]

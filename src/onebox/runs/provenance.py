@@ -34,10 +34,9 @@ _PRIVATE_KEY = b"PRIVATE KEY-----"
 
 # Code that only looks at runs and data, or tries steps of which nothing is kept, and has no part in training.
 READERS = re.compile(
-    r"onebox/(cli\w*|fit_batch|lr_find|trial|data/check\w*|"
-    r"runs/(changes|commands|diff|diff_view|explain|explain_view|find|listing|load|noise|report|reproduce|"
-    r"where)|"
-    r"sweep/(command|table|table_view))\.py"
+    r"onebox/(cli\w*|fit_batch|lr_find|text|trial|data/check\w*|"
+    r"runs/(changes|diff|diff_view|explain|explain_view|find|load|noise|report|reproduce|table|where)|"
+    r"sweep/table)\.py"
 )
 
 # What can change numbers, or say which job it was. Values of other variables are nobody's business.
