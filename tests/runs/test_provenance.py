@@ -123,7 +123,7 @@ def test_every_reader_exists_and_training_imports_none():
     }
     listed = provenance.READERS.pattern.partition("runs/(")[2].partition(")")[0].split("|")
     assert {package / "runs" / f"{name}.py" for name in listed} <= readers
-    assert {package / f"{name}.py" for name in ("fit_batch", "lr_find", "trial")} <= readers
+    assert {package / f"{name}.py" for name in ("lr_find", "text")} <= readers
     code = "import sys, onebox.train, onebox.module, onebox.data.datamodule, onebox.runs.record; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     modules = {".".join(path.relative_to(package.parent).with_suffix("").parts) for path in readers}

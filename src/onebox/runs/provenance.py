@@ -34,8 +34,8 @@ _PRIVATE_KEY = b"PRIVATE KEY-----"
 
 # Code that only looks at runs and data, or tries steps of which nothing is kept, and has no part in training.
 READERS = re.compile(
-    r"onebox/(cli\w*|fit_batch|lr_find|text|trial|data/check\w*|"
-    r"runs/(changes|diff|diff_view|explain|explain_view|find|load|noise|report|reproduce|table|where)|"
+    r"onebox/(cli\w*|lr_find|text|data/check\w*|"
+    r"runs/(changes|diff|diff_view|explain|find|load|noise|report|reproduce|table|where)|"
     r"sweep/table)\.py"
 )
 
