@@ -1,16 +1,20 @@
 """Two configs that cannot give different results have one fingerprint; any other change gives another."""
 
 import copy
+import json
+import sys
+from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from onebox.runs.fingerprint import COUNT_OR_SHARE, Ignored, fingerprint, fingerprints, flatten, same
+
+sys.path.insert(0, str(Path(__file__).parent))
+import locked
 
 CHOICES = [
     [],
@@ -21,10 +25,7 @@ CHOICES = [
 
 
 def composed(*overrides):
-    GlobalHydra.instance().clear()
-    with initialize_config_module("onebox.conf", version_base="1.3"):
-        root = ["data.root=cards"] if "data=folder" in overrides else []
-        cfg = compose("train", overrides=[*root, *overrides, "run_dir=x"], return_hydra_config=True)
+    cfg = locked.composed(*(["data.root=cards"] if "data=folder" in overrides else []), *overrides)
     del cfg._get_node("hydra")._content["callbacks"]
     return cfg
 
@@ -44,11 +45,45 @@ def configs():
 
 
 def of(config):
-    return fingerprint(config, config["fingerprint_ignore"])
+    return fingerprint(config, config["fingerprint_ignore"], config["fingerprint_neutral"])
 
 
 def short(*overrides):
     return of(plain(composed(*overrides)))
+
+
+RECORD = (
+    "finished sweeps would no longer be found. Give a new key its neutral value in fingerprint_neutral (conf/train.yaml), a "
+    "class that moved its old name in MOVED (runs/fingerprint.py); or, on purpose: python tests/runs/locked.py"
+)
+
+
+def test_the_fingerprints_of_all_experiments_and_of_a_sweep_are_those_that_were_recorded():
+    stored = json.loads(locked.FILE.read_text())
+    shown = [text for text in stored if text.startswith(("experiment=", "sweep=box_loss")) or not text]
+    changed = [text for text in shown if locked.fingerprint_of(*text.split()) != stored[text]]
+    assert not changed, RECORD
+
+
+@pytest.mark.long
+def test_the_fingerprints_of_all_jobs_of_all_sweeps_are_those_that_were_recorded():
+    assert locked.current() == json.loads(locked.FILE.read_text()), RECORD
+
+
+def test_a_key_at_its_neutral_value_counts_as_absent_and_any_other_value_counts():
+    added = "+optimizer.later={warm:0,kind:none}"
+    assert short(added) != short()
+    assert short(added, "+fingerprint_neutral.optimizer.later={warm:0,kind:none}") == short()
+    assert short(added, "+fingerprint_neutral.optimizer.later={warm:0.0}") != short()
+    assert short(added, "+fingerprint_neutral.optimizer.later={warm:1,kind:none}") != short()
+    assert short("optimizer.lr=0.1", "+fingerprint_neutral.optimizer.lr=0.2") == short("optimizer.lr=0.1")
+    assert short("+fingerprint_neutral.data.any=1") == short()
+
+
+def test_a_class_that_moved_keeps_its_fingerprint():
+    one = short("callbacks/early_stopping=default")
+    old = "callbacks.early_stopping._target_=lightning.pytorch.callbacks.EarlyStopping"
+    assert one == short("callbacks/early_stopping=default", old)
 
 
 def test_what_cannot_change_a_result_does_not_change_the_fingerprint():
@@ -125,10 +160,11 @@ def test_any_key_of_any_real_config_counts_unless_it_is_listed(configs, data):
     node[last] = changed(value, data.draw)
     rules = config["fingerprint_ignore"]
     listed = Ignored(config, rules)(tuple(key.split(".")))
-    assert (fingerprint(other, rules) == of(config)) is listed, (key, value, node[last])
+    neutral = config["fingerprint_neutral"]
+    assert (fingerprint(other, rules, neutral) == of(config)) is listed, (key, value, node[last])
     assert not same(key, value, node[last])
     del node[last]
-    assert (fingerprint(other, rules) == of(config)) is listed, key
+    assert (fingerprint(other, rules, neutral) == of(config)) is listed, key
 
 
 VALUES = st.recursive(

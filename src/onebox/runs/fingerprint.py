@@ -19,6 +19,8 @@ COUNT_OR_SHARE = {
     "val_check_interval",
 }
 PATHS = {("data", "root")}  # two spellings of one place are the same
+# New name of a class -> the one it had: a run of before a move has the fingerprint that it would get now.
+MOVED = {"onebox.callbacks.early_stopping.EarlyStopping": "lightning.pytorch.callbacks.EarlyStopping"}
 
 Path = tuple[Any, ...]
 
@@ -31,10 +33,11 @@ def fingerprints(cfg: "DictConfig") -> dict[str, str]:
     seedless.seed = None
     configs = {"fingerprint": cfg, "fingerprint_seedless": seedless}
     plain: dict[str, Any] = {name: OmegaConf.to_container(config, resolve=True) for name, config in configs.items()}
-    return {name: fingerprint(config, cfg.fingerprint_ignore) for name, config in plain.items()}
+    neutral = plain["fingerprint"].get("fingerprint_neutral") or {}
+    return {name: fingerprint(config, cfg.fingerprint_ignore, neutral) for name, config in plain.items()}
 
 
-def fingerprint(config: Mapping[str, Any], ignore: Sequence[str]) -> str:
+def fingerprint(config: Mapping[str, Any], ignore: Sequence[str], neutral: Mapping[str, Any] | None = None) -> str:
     """Hash of a resolved config, as 12 hexadecimal digits.
 
     Neither the order of keys nor 10.0 in place of 10 changes it (but for the few keys where the type has a meaning).
@@ -42,7 +45,9 @@ def fingerprint(config: Mapping[str, Any], ignore: Sequence[str]) -> str:
     Args:
         config: plain dicts, lists and scalars.
         ignore: what cannot change the result, see `Ignored`.
+        neutral: nested like `config`; a key that has its neutral value counts as absent.
     """
+    config = _without_neutral(config, neutral or {})
     return hashlib.sha256(_text(_canonical(config, (), Ignored(config, ignore))).encode()).hexdigest()[:12]
 
 
@@ -91,6 +96,19 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
+def _without_neutral(config: Mapping[str, Any], neutral: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {}
+    for key, value in config.items():
+        if key in neutral and isinstance(value, Mapping) and isinstance(neutral[key], Mapping):
+            value = _without_neutral(value, neutral[key])
+            if not value:
+                continue  # all of it is new
+        elif key in neutral and same(key, value, neutral[key]):
+            continue
+        kept[key] = value
+    return kept
+
+
 def _canonical(value: Any, path: Path, ignored: Ignored | None) -> Any:
     """Equal for values that mean the same."""
     if isinstance(value, Mapping):
@@ -101,6 +119,8 @@ def _canonical(value: Any, path: Path, ignored: Ignored | None) -> Any:
         return [_canonical(item, path, None) for item in value]
     if isinstance(value, str) and path in PATHS:
         return os.path.realpath(value)
+    if isinstance(value, str) and path and path[-1] == "_target_":
+        return MOVED.get(value, value)
     if path and path[-1] in COUNT_OR_SHARE and not isinstance(value, bool):
         return repr(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
