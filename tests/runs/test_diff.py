@@ -165,6 +165,14 @@ def test_code_environment_and_outside_git_are_told(make_run, tmp_path):
     assert not document["same"]
 
 
+def test_git_gets_no_option_from_a_record(make_run, tmp_path):
+    git = {"sha": f"--output={tmp_path / 'victim'}", "dirty": False}
+    a, b = make_run("a", source="bbbbbbbbbbbb", git=git), make_run("b", git={**git, "sha": "HEAD"})
+    document, _ = text(a, b, outputs=tmp_path)
+    assert document["code"]["files"] == document["code"]["between"] == []
+    assert not list(tmp_path.glob("victim*"))
+
+
 def test_the_command_answers_as_diff_does(make_run, tmp_path):
     a, same, b = make_run("a"), make_run("b", "data.num_workers=2"), make_run("c", "optimizer.lr=0.1")
 
@@ -178,7 +186,8 @@ def test_the_command_answers_as_diff_does(make_run, tmp_path):
     assert isinstance(invoke(a).exception, BadInput)
     document = json.loads(invoke(a, b, "--json").stdout)
     assert document["config"][0]["key"] == "optimizer.lr" and document["config"][0]["values"] == [0.001, 0.1]
-    assert "- `optimizer.lr` 0.001 → 0.1" in invoke(a, b, "--markdown").stdout
+    lines = invoke(a, b, "--markdown").stdout.splitlines()
+    assert (lines[0], lines[-1]) == ("```text", "```") and "  optimizer.lr  0.001 → 0.1" in lines
 
 
 def test_neither_torch_nor_omegaconf_is_imported(make_run, tmp_path):

@@ -9,6 +9,7 @@ from onebox.runs.find import MISSING, Run
 from onebox.runs.fingerprint import Ignored, flatten, same
 
 Origin = Literal["override", "default", "follows"]
+Values = tuple[Any, ...]  # of each run
 
 _NAMES = re.compile(r"\$\{([\w.]+)\}")
 _GLOBAL = ("debug", "sweep", "experiment")  # composed last, the first of these after the others
@@ -22,7 +23,7 @@ class Change:
         key: a dotted key (`optimizer.lr`) or a group (`loss/loc`).
         is_choice: whether it is a group.
         values: of each run; `MISSING` where the config has no such key.
-        origin: `override` if it was typed for one of the runs at least; `default` if for none, so that it moved with
+        origin: `override` if it was typed for at least one of the runs; `default` if for none, so that it moved with
             the code; `follows` if another difference brought it along.
         matters: whether it can change a result.
         follows: what it brought along.
@@ -30,7 +31,7 @@ class Change:
 
     key: str
     is_choice: bool
-    values: tuple[Any, ...]
+    values: Values
     origin: Origin
     matters: bool
     follows: tuple["Change", ...] = ()
@@ -42,30 +43,23 @@ def compare(runs: Sequence[Run]) -> list[Change]:
     Values are compared as fingerprints compare them: resolved, and 10 is 10.0.
     """
     flats = [dict(flatten(dict(run.config))) for run in runs]
-    keys = _varied_keys(flats)
-    choices = _varied_choices(runs)
-    owners = _owners(runs, keys, choices)
-
+    keys, choices = _varied_keys(flats), _varied_choices(runs)
+    given = {_key(text) for run in runs for text in run.record.get("overrides", ())}
+    typed = {name for name in [*keys, *choices] if _is_typed(name, given)}
+    owners = {name: _owner(name, keys, choices, runs) for name in [*keys, *choices] if name not in typed}
     ignored = [Ignored(run.config, run.config.get("fingerprint_ignore", ())) for run in runs]
-    typed = [_typed(run) for run in runs]
-    children: dict[str, list[str]] = {}
-    for name, owner in owners.items():
-        children.setdefault(owner, []).append(name)
 
     def change(name: str) -> Change:
-        follows = tuple(change(child) for child in children.get(name, ()))
+        follows = tuple(change(child) for child, owner in owners.items() if owner == name)
         if name in choices:
             matters = any(item.matters for item in follows)
         else:
             path = tuple(name.split("."))
             matters = not all(rule(path) for rule, flat in zip(ignored, flats, strict=True) if name in flat)
-        origin: Origin = "override" if any(_is_typed(name, given) for given in typed) else "default"
-        if name in owners:
-            origin = "follows"
-        values = choices[name] if name in choices else keys[name]
-        return Change(name, name in choices, values, origin, matters, follows)
+        origin: Origin = "follows" if owners.get(name) else "override" if name in typed else "default"
+        return Change(name, name in choices, {**keys, **choices}[name], origin, matters, follows)
 
-    tops = [change(name) for name in [*choices, *keys] if name not in owners]
+    tops = [change(name) for name in [*choices, *keys] if not owners.get(name)]
     # A choice that brought nothing along is the same thing under another name; a group only lists what counts in it.
     return [item for item in tops if not item.is_choice or item.follows]
 
@@ -83,82 +77,65 @@ def without_harmless(changes: Sequence[Change]) -> tuple[list[Change], int]:
     return kept, hidden
 
 
-def _varied_keys(flats: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
+def _varied_keys(flats: Sequence[Mapping[str, Any]]) -> dict[str, Values]:
     varied = {}
     for key in dict.fromkeys(key for flat in flats for key in flat):
         values = tuple(flat.get(key, MISSING) for flat in flats)
-        known = [value for value in values if value is not MISSING]
-        if len(known) < len(values) or not all(_same(key, known[0], value) for value in known):
+        if len(set(map(repr, values))) > 1 and (
+            MISSING in values or not all(same(key, values[0], value) for value in values)
+        ):
             varied[key] = values
     # `scheduler: null` is not worth a line where the other run has a whole scheduler.
     parents = {key[:position] for key in varied for position, sign in enumerate(key) if sign == "."}
     return {key: values for key, values in varied.items() if key not in parents}
 
 
-def _same(key: str, one: Any, other: Any) -> bool:
-    # Most values are the same text, number or list; only the others are worth the closer look.
-    alike = repr(one) == repr(other) if isinstance(one, list) else one == other
-    return (type(one) is type(other) and alike) or same(key, one, other)
-
-
-def _varied_choices(runs: Sequence[Run]) -> dict[str, tuple[Any, ...]]:
+def _varied_choices(runs: Sequence[Run]) -> dict[str, Values]:
     chosen = [run.record.get("choices", {}) for run in runs]
     found = {
-        group: tuple(item.get(group) for item in chosen) for group in dict.fromkeys(g for item in chosen for g in item)
+        group: tuple(item.get(group) for item in chosen) for group in sorted({name for one in chosen for name in one})
     }
-    return {group: values for group, values in sorted(found.items()) if len(set(values)) > 1}
+    return {group: values for group, values in found.items() if len(set(values)) > 1}
 
 
-def _owners(
-    runs: Sequence[Run], keys: Mapping[str, tuple[Any, ...]], choices: Mapping[str, tuple[Any, ...]]
-) -> dict[str, str]:
-    """Key or group -> the difference that it follows from; what stands for itself is not in it."""
-    typed = [_typed(run) for run in runs]
-    sets = [run.record.get("sets", {}) for run in runs]
+def _owner(name: str, keys: Mapping[str, Values], choices: Mapping[str, Values], runs: Sequence[Run]) -> str | None:
+    """The difference that a key or group follows from; None for what stands for itself."""
     values = {**keys, **choices}
-
-    def candidates(name: str) -> Iterator[str]:
-        """What may have brought a difference along, the likeliest first."""
-        what = "groups" if name in choices else "keys"
-        for group in [*_GLOBAL, *choices]:
-            if group in choices and any(name in item.get(group, {}).get(what, ()) for item in sets):
-                yield group
-        if name in keys:
-            pairs = zip(runs, keys[name], strict=True)
-            texts = {run.record.get("interpolated", {}).get(name) for run, value in pairs if value is not MISSING}
-            if len(texts) == 1 and (text := texts.pop()):
-                yield from (source for source in _NAMES.findall(text) if source in keys)
-        path = name.replace("/", ".") + "."
-        above = [group for group in choices if group != name and path.startswith(group.replace("/", ".") + ".")]
-        yield from sorted(above, key=len, reverse=True)
-
-    found = {}
-    for name in values:
-        if any(_is_typed(name, given) for given in typed):
-            continue
-        # What takes several values while the choice stays the same does not follow from it.
-        for above in candidates(name):
-            if above != name and _is_function(values[above], values[name]):
-                found[name] = above
-                break
-    return found
+    # What takes several values while the choice stays the same does not follow from it.
+    found = (above for above in _candidates(name, keys, choices, runs) if _is_function(values[above], values[name]))
+    return next(found, None)
 
 
-def _is_function(causes: Sequence[Any], effects: Sequence[Any]) -> bool:
+def _candidates(
+    name: str, keys: Mapping[str, Values], choices: Mapping[str, Values], runs: Sequence[Run]
+) -> Iterator[str]:
+    """What may have brought a difference along, the likeliest first."""
+    what = "groups" if name in choices else "keys"
+    sets = [run.record.get("sets", {}) for run in runs]
+    for group in [*_GLOBAL, *choices]:
+        if group != name and group in choices and any(name in item.get(group, {}).get(what, ()) for item in sets):
+            yield group
+    if name in keys:
+        pairs = zip(runs, keys[name], strict=True)
+        texts = {run.record.get("interpolated", {}).get(name) for run, value in pairs if value is not MISSING}
+        text = texts.pop() if len(texts) == 1 else None
+        yield from (source for source in _NAMES.findall(text or "") if source in keys and source != name)
+    path = name.replace("/", ".") + "."
+    above = [group for group in choices if group != name and path.startswith(group.replace("/", ".") + ".")]
+    yield from sorted(above, key=len, reverse=True)
+
+
+def _is_function(causes: Values, effects: Values) -> bool:
     seen: dict[str, str] = {}
-    return all(
-        seen.setdefault(repr(cause), repr(effect)) == repr(effect)
-        for cause, effect in zip(causes, effects, strict=True)
-    )
+    pairs = zip(map(repr, causes), map(repr, effects), strict=True)
+    return all(seen.setdefault(cause, effect) == effect for cause, effect in pairs)
 
 
-def _typed(run: Run) -> set[str]:
-    """The keys and groups that the command line of a run names."""
-    return {text.partition("=")[0].lstrip("+~").partition("@")[0] for text in run.record.get("overrides", ())}
+def _key(override: str) -> str:
+    """The key or group that an override names."""
+    return override.partition("=")[0].lstrip("+~").partition("@")[0]
 
 
-def _is_typed(name: str, typed: set[str]) -> bool:
-    if name in typed:
-        return True
+def _is_typed(name: str, given: set[str]) -> bool:
     # `data={limit: 5}` names data.limit; `data=voc2007` has the same key, but is a choice.
-    return any(name.startswith(f"{key}.") for key in typed if "." in key)
+    return name in given or any(name.startswith(f"{key}.") for key in given if "." in key)

@@ -8,12 +8,19 @@ from typing import Any
 
 from onebox.runs.changes import Change, compare, without_harmless
 from onebox.runs.find import MISSING, Run
-from onebox.runs.noise import SAME, Verdict, band, judge, other_seeds
+from onebox.runs.noise import SAME, band, judge, other_seeds
 
 SCHEMA = 1
 HEADLINE = ("joint_acc", "acc", "iou", "loc_acc", "loc_l1", "loss")
-RUN = ("src", "conf")  # the folders that a run is made of
-WHERE_AND_WHEN = ("host", "started", "seconds", "command")
+FOLDERS = ("src", "conf")  # what a run is made of
+ENVIRONMENT = {
+    "python": "{}",
+    "system": "{}",
+    "hardware": "hardware.{}",
+    "environment": "${}",
+    "packages": "{} (package)",
+}
+WHERE_AND_WHEN = {"host": "{}", "started": "{}", "seconds": "{}", "command": "{}"}
 ABSENT = {"absent": True}  # how JSON says that a run has no such key
 
 Document = dict[str, Any]
@@ -32,33 +39,48 @@ def diff(runs: Sequence[Run], outputs: Path, *, everything: bool) -> Document:
     """
     changes = compare(runs)
     relevant, hidden = without_harmless(changes)
-    code = _code(runs)
-    environment = _environment(runs, everything=everything)
-    data = _data(runs)
+    code, data = _code(runs), _data(runs)
+    environment = differing_facts([run.record for run in runs])
     metrics = _metrics(runs, outputs, data, everything=everything)
-    same = (
-        not relevant
-        and code["same"]
-        and all(row["what"] in WHERE_AND_WHEN for row in environment)
-        and data["same"]
-        and all(verdict == "same" for row in metrics for verdict in row["verdicts"])
-    )
+    is_same_config = not relevant and not environment and code["same"] and data["same"]
+    facts = ("name", "fingerprint", "status", "started", "seconds", "seed")
     return {
         "schema": SCHEMA,
-        "same": same,
-        "runs": [_run(run) for run in runs],
+        "same": is_same_config and all(verdict == "same" for row in metrics for verdict in row["verdicts"]),
+        "runs": [{"run": str(run.path), **{name: run.record.get(name) for name in facts}} for run in runs],
         "config": [_change(item) for item in (changes if everything else relevant)],
         "hidden": 0 if everything else hidden,
         "code": code,
-        "environment": environment,
+        "environment": environment
+        + (differing_facts([run.record for run in runs], WHERE_AND_WHEN) if everything else []),
         "data": data,
         "metrics": metrics,
     }
 
 
-def _run(run: Run) -> Document:
-    facts = ("name", "fingerprint", "status", "started", "seconds", "seed")
-    return {"run": str(run.path), **{name: run.record.get(name) for name in facts}}
+def differing_facts(
+    records: Sequence[Mapping[str, Any]],
+    parts: Mapping[str, str] = ENVIRONMENT,
+) -> list[Document]:
+    """Facts of run.json that differ, by default those of the environment; a part that some run lacks is left out.
+
+    Args:
+        records: what run.json holds.
+        parts: key of run.json -> how its facts are called: `{}` stands for the key itself, or where the key holds
+            several facts, for the name of each.
+
+    Returns:
+        For each fact that differs: `what`, and `values`, one a run.
+    """
+    known = {part: name for part, name in parts.items() if all(record.get(part) is not None for record in records)}
+    facts: list[Document] = [{} for _ in records]
+    for found, record in zip(facts, records, strict=True):
+        for part, name in known.items():
+            held = record[part] if isinstance(record[part], Mapping) else {part: record[part]}
+            found |= {name.format(key): value for key, value in held.items()}
+    names = dict.fromkeys(name for found in facts for name in found)
+    rows = [{"what": name, "values": [found.get(name) for found in facts]} for name in names]
+    return [row for row in rows if any(value != row["values"][0] for value in row["values"])]
 
 
 def _change(item: Change) -> Document:
@@ -73,36 +95,36 @@ def _change(item: Change) -> Document:
 
 
 def _code(runs: Sequence[Run]) -> Document:
-    """Whether the source is the same, and if not what git knows of it."""
+    """Whether the source is the same, and if not, what git knows of the first two."""
     gits: list[Mapping[str, Any]] = [run.record.get("git") or {} for run in runs]
+    commits = [git.get("sha") for git in gits]
     sources = [run.record.get("source") for run in runs]
     found: Document = {
         "same": len(set(sources)) == 1,
         "sources": sources,
-        "commits": [git.get("sha") for git in gits],
+        "commits": commits,
         "dirty": [bool(git.get("dirty")) for git in gits],
-        "between": [],  # of the first two
+        "between": [],
         "files": [],
         "uncommitted": [],
     }
-    if found["same"] or not all(found["commits"]):
+    # A record may be somebody else's, and git takes options where it expects a commit.
+    if found["same"] or not all(re.fullmatch("[0-9a-f]{7,64}", str(commit)) for commit in commits):
         return found
     from onebox.runs.provenance import patch
 
-    first, second = found["commits"][:2]
+    first, second = map(str, commits[:2])
     if first != second:
-        found["between"] = _git("log", "--oneline", "--no-decorate", f"{first}..{second}")
-        found["between"] += [f"(not in the second) {line}" for line in _git("log", "--oneline", f"{second}..{first}")]
-        found["files"] = [
-            line.replace("\t", " ")
-            for line in _git("diff", "--name-status", first, second, "--", *(f":(top){folder}" for folder in RUN))
-        ]
-    patches = [_patched_files(patch(run.path) or "") for run in runs[:2]]
-    found["uncommitted"] = [
-        name
-        for name in dict.fromkeys([*patches[0], *patches[1]])
-        if name.startswith(RUN) and patches[0].get(name) != patches[1].get(name)
-    ]
+        log = _git("log", "--oneline", "--no-decorate", "--left-right", "--end-of-options", f"{first}...{second}", "--")
+        missing = "(not in the second) "
+        found["between"] = [line[2:] for line in log if line[0] == ">"]
+        found["between"] += [missing + line[2:] for line in log if line[0] == "<"]
+        folders = [f":(top){folder}" for folder in FOLDERS]
+        files = _git("diff", "--name-status", "--end-of-options", first, second, "--", *folders)
+        found["files"] = [line.replace("\t", " ") for line in files]
+    one, other = (_patched_files(patch(run.path) or "") for run in runs[:2])
+    names = dict.fromkeys([*one, *other])
+    found["uncommitted"] = [name for name in names if name.startswith(FOLDERS) and one.get(name) != other.get(name)]
     return found
 
 
@@ -112,32 +134,12 @@ def _patched_files(text: str) -> dict[str, str]:
 
 
 def _git(*arguments: str) -> list[str]:
-    """Lines of git in `repository`; none when it does not know."""
+    """Lines of git in the checkout of onebox; none when it does not know."""
     from onebox.runs.provenance import repository
 
-    done = subprocess.run(
-        ["git", "-C", str(repository()), *arguments], capture_output=True, text=True, errors="replace"
-    )
+    command = ["git", "-C", str(repository()), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     return done.stdout.splitlines() if done.returncode == 0 else []
-
-
-def _environment(runs: Sequence[Run], *, everything: bool) -> list[Document]:
-    """Python, packages, hardware and variables that differ."""
-    facts: list[dict[str, Any]] = []
-    for run in runs:
-        record = run.record
-        one = {name: record.get(name) for name in ("python", "system")}
-        one |= {f"hardware.{name}": value for name, value in (record.get("hardware") or {}).items()}
-        one |= {f"${name}": value for name, value in (record.get("environment") or {}).items()}
-        one |= {f"{name} (package)": version for name, version in (record.get("packages") or {}).items()}
-        if everything:
-            one |= {name: record.get(name) for name in WHERE_AND_WHEN} | {
-                "command": " ".join(record.get("command", []))
-            }
-        facts.append(one)
-    names = dict.fromkeys(name for one in facts for name in one)
-    rows = [{"what": name, "values": [one.get(name) for one in facts]} for name in names]
-    return [row for row in rows if any(value != row["values"][0] for value in row["values"])]
 
 
 def _data(runs: Sequence[Run]) -> Document:
@@ -167,21 +169,19 @@ def _metrics(runs: Sequence[Run], outputs: Path, data: Document, *, everything: 
     """The metrics that all runs have, with what other seeds say of their noise."""
     tags = [tag for tag in runs[0].tags if "/" in tag and all(tag in run.tags for run in runs)]
     if not everything:
-        split = "test" if any(tag.startswith("test/") for tag in tags) else "val"
-        split = split if any(tag.startswith(f"{split}/") for tag in tags) else "train"
-        monitor = runs[0].config.get("monitor")
-        tags = [tag for tag in dict.fromkeys([*(f"{split}/{name}" for name in HEADLINE), monitor]) if tag in tags]
+        splits = {tag.partition("/")[0] for tag in tags}
+        split = next((name for name in ("test", "val") if name in splits), "train")
+        wanted = [*(f"{split}/{name}" for name in HEADLINE), runs[0].config.get("monitor")]
+        tags = [tag for tag in dict.fromkeys(wanted) if tag in tags]
     groups = other_seeds(runs, outputs) if tags else []
-    # Runs of one group differ by their seed alone, which is what noise is.
-    one_group = [{run.path.resolve() for run in group} == {run.path.resolve() for run in groups[0]} for group in groups]
     rows = []
     for tag in tags:
         values = [run.tags[tag] for run in runs]
-        bands = [item for group in groups if (item := band(tag, group)) is not None]
-        verdicts: list[Verdict] = [judge(tag, bands[0], item) for item in bands[1:]]
-        for number, value in enumerate(values[1:]):
-            if one_group[number + 1] or verdicts[number] == "same":
-                verdicts[number] = "same" if abs(value - values[0]) <= SAME else "within noise"
+        bands = [band(tag, group) for group in groups]
+        verdicts: list[str] = [judge(tag, bands[0], other) for other in bands[1:]]
+        for number, other in enumerate(runs[1:]):
+            if verdicts[number] == "same" or _differ_by_seed(runs[0], other):
+                verdicts[number] = "same" if abs(values[number + 1] - values[0]) <= SAME else "within noise"
             elif tag.partition("/")[0] in data["parts_of"][number]:
                 verdicts[number] = "other images"
         rows.append(
@@ -197,3 +197,11 @@ def _metrics(runs: Sequence[Run], outputs: Path, data: Document, *, everything: 
             }
         )
     return rows
+
+
+def _differ_by_seed(one: Run, other: Run) -> bool:
+    """Whether two completed runs differ by nothing else than their seed, which is what noise is."""
+    if one.record.get("seed") == other.record.get("seed") or one.record.get("fingerprint_seedless") is None:
+        return False
+    facts = [[run.record.get(key) for key in ("fingerprint_seedless", "source")] for run in (one, other)]
+    return facts[0] == facts[1] and all(run.record.get("status") == "completed" for run in (one, other))

@@ -1,7 +1,7 @@
 """How much a metric moves when nothing but the seed changes, and what that says of a difference."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -59,13 +59,21 @@ def other_seeds(runs: Sequence[Run], outputs: Path) -> list[list[Run]]:
     found: dict[Path, Run] = {}
     for folder in dict.fromkeys([outputs, *(run.path.parent for run in runs)]):
         found |= {run.path.resolve(): run for run in find_runs(folder)}
-    return [_group(run, found.values()) for run in runs]
+    completed = [run for run in found.values() if run.record.get("status") == "completed"]
+    groups = []
+    for run in runs:
+        group = {run.record.get("seed"): run}
+        for other in completed if run.record.get("fingerprint_seedless") else ():
+            if all(other.record.get(key) == run.record.get(key) for key in ("fingerprint_seedless", "source")):
+                group.setdefault(other.record.get("seed"), other)
+        groups.append(list(group.values()))
+    return groups
 
 
-def band(tag: str, group: Sequence[Run]) -> Band | None:
-    """Mean and deviation of a metric over the runs of `other_seeds`; None when none of them has it."""
+def band(tag: str, group: Sequence[Run]) -> Band:
+    """Mean and deviation of a metric over the runs of `other_seeds`, of which the first at least has it."""
     values = [run.tags[tag] for run in group if tag in run.tags]
-    return Band(len(values), mean(values), stdev(values) if len(values) > 1 else None) if values else None
+    return Band(len(values), mean(values), stdev(values) if len(values) > 1 else None)
 
 
 def judge(tag: str, one: Band, other: Band) -> Verdict:
@@ -87,12 +95,3 @@ def judge(tag: str, one: Band, other: Band) -> Verdict:
     if abs(difference) <= t95(degrees) * error:
         return "within noise"
     return "worse" if (difference > 0) == lower_is_better(tag) else "better"
-
-
-def _group(run: Run, candidates: Iterable[Run]) -> list[Run]:
-    group = {run.record.get("seed"): run}
-    for other in candidates:
-        alike = all(other.record.get(key) == run.record.get(key) for key in ("fingerprint_seedless", "source"))
-        if alike and other.record.get("status") == "completed" and run.record.get("fingerprint_seedless"):
-            group.setdefault(other.record.get("seed"), other)
-    return list(group.values())

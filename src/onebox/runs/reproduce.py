@@ -15,6 +15,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]  # PyYAML has no type
 
 from onebox.errors import BadInput, check
 from onebox.files import read_json
+from onebox.runs.diff import ENVIRONMENT, differing_facts
 from onebox.trust import check_paths, stored_file
 
 TRACE = "trace.csv"
@@ -23,7 +24,6 @@ RENAMED = {  # classes of callbacks that older runs know by another name
     "onebox.callbacks.epoch_lines.EpochLines": "onebox.callbacks.progress.EpochLines",
     "lightning.pytorch.callbacks.EarlyStopping": "onebox.callbacks.early_stopping.EarlyStopping",
 }
-FACTS = {"packages": "package", "hardware": "hardware", "data_fingerprint": "data"}  # of run.json: what they are called
 
 
 @dataclass(frozen=True)
@@ -125,31 +125,23 @@ def _moved(value: Any, old: str, new: str) -> Any:
     return new + value.removeprefix(old) if is_inside else value
 
 
-def differences(recorded: Mapping[str, Any], again: Mapping[str, Any]) -> list[dict[str, str | None]]:
+def differences(recorded: Mapping[str, Any], again: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What run.json says differently of code, environment, machine and data; only what both know of is compared.
 
     Returns:
         For each fact that differs: `what`, `recorded` and `again`.
     """
-    before, after = _facts(recorded, again), _facts(again, recorded)
-    names = dict.fromkeys([*before, *after])
-    return [
-        {"what": name, "recorded": before.get(name), "again": after.get(name)}
-        for name in names
-        if before.get(name) != after.get(name)
-    ]
+    records = [{**record, "code": _code(record)} for record in (recorded, again)]
+    parts = {"code": "{}", **ENVIRONMENT, "data_fingerprint": "data {}"}
+    del parts["environment"]  # the second run has variables of its own, such as those that Lightning sets
+    rows = differing_facts(records, parts)
+    return [{"what": row["what"], "recorded": row["values"][0], "again": row["values"][1]} for row in rows]
 
 
-def _facts(record: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, str]:
-    """What is compared, of the parts that the other run knows too."""
-    found = {key: str(record[key]) for key in ("python", "system") if record.get(key) and other.get(key)}
-    if record.get("git") and other.get("git"):
-        git = record["git"]
-        found["code"] = git["sha"][:9] + (f" with changes {git['patch']}" if git.get("patch") else "")
-    for part, name in FACTS.items():
-        if record.get(part) and other.get(part):
-            found |= {f"{name} {key}": str(value) for key, value in record[part].items()}
-    return found
+def _code(record: Mapping[str, Any]) -> str | None:
+    """The commit, and the hash of what was changed since."""
+    git = record.get("git")
+    return git["sha"][:9] + (f" with changes {git['patch']}" if git.get("patch") else "") if git else None
 
 
 def compare(recorded: Recorded, again: Recorded, *, steps: int | None, tolerance: float | None) -> dict[str, Any]:
