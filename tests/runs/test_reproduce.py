@@ -241,9 +241,9 @@ def test_code_packages_and_machine_that_differ_are_named():
     }
     assert [tuple(item.values()) for item in differences(recorded, now)] == [
         ("code", "aaaaaaaaa", "aaaaaaaaa with changes bbbbbbbbbbbb"),
-        ("package numpy", "2.0", "2.1"),
-        ("package old-one", "1", None),
-        ("hardware threads", "2", "8"),
+        ("hardware.threads", 2, 8),
+        ("numpy (package)", "2.0", "2.1"),
+        ("old-one (package)", "1", None),
     ]
 
 
