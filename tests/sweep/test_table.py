@@ -93,7 +93,6 @@ def test_the_table_tells_how_each_job_ended(sweep):
     plan(sweep)
     text = shown(sweep)
     assert "0.600 ± 1.271" in text
-    assert "1 of 2" in text
     assert "failed optimizer.lr=0.001 seed=1: ValueError: no such thing (3)" in text
     assert "5 jobs: 3 completed, 1 pending, 1 failed; 48 s of work" in text
     assert re.search(r"floor .* 0\.010", text)

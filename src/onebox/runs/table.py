@@ -5,13 +5,14 @@ import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from itertools import zip_longest
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from onebox.errors import BadInput
+from onebox.errors import BadInput, check
+from onebox.files import write_text
 from onebox.runs.diff_view import Line, value_text
 from onebox.runs.find import MISSING, Run, find_runs, near_keys
 from onebox.runs.fingerprint import flatten
@@ -28,9 +29,7 @@ STYLES = {
     **{"completed": "green", "running": "cyan", "pending": "dim", "interrupted": "yellow"},
     **{"died": "red", "failed": "red", "stale": "yellow"},
 }
-TITLES = {"seconds": "time", "best": "front"}
 PLACES = ("run_dir=", "hydra", "data_dir=")  # overrides that say where a run lies, not what it is
-MIN_WIDTH = 14  # characters of a column that may take several lines
 
 
 def runs(folder: str | Path = "outputs") -> pd.DataFrame:
@@ -63,11 +62,10 @@ class Listing:
     """A table to be printed.
 
     Attributes:
-        frame: all values. Beside the column of a metric there may be `TAG_interval` and `floor/NAME`; rows are printed
+        frame: all values, for programs. Beside a metric there may be `TAG_interval` and `floor/NAME`; rows are printed
             in bold where `best` is true.
-        shown: the columns for people, in order; programs get all.
+        shown: the columns for people, in order.
         metrics: those of them that are metrics.
-        wrapped: those that may take several lines of a narrow terminal.
         title: stands above it on a terminal.
         notes: lines that stand below it.
         facts: what JSON says beside the rows.
@@ -76,8 +74,7 @@ class Listing:
     frame: pd.DataFrame
     shown: Sequence[str]
     metrics: Sequence[str]
-    wrapped: Sequence[str]
-    title: str = ""
+    title: str | None = None
     notes: Sequence[Line] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -92,45 +89,33 @@ class Listing:
         Raises:
             BadInput: more than one of them is asked for.
         """
-        if (csv is not None) + markdown + as_json > 1:
-            raise BadInput("--csv, --markdown and --json: choose one")
+        check((csv is not None) + markdown + as_json <= 1, "--csv, --markdown and --json: choose one")
         if as_json:
             rows = self.frame.astype(object).where(self.frame.notna(), None).to_dict("records")
             print(json.dumps({"schema": SCHEMA, **self.facts, "rows": rows}, indent=2, ensure_ascii=False))
         elif markdown:
             print(*self.markdown(), sep="\n")
         elif csv not in (None, "-"):
-            from onebox.files import replacing
-
-            with replacing(str(csv)) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-                self.write(file, ",")
+            write_text(str(csv), self.csv(","))
         elif csv == "-" or not sys.stdout.isatty():
-            self.write(sys.stdout, "," if csv == "-" else "\t")
+            print(self.csv("," if csv == "-" else "\t"), end="")
         else:
             from rich.console import Console
 
             self.show(Console(highlight=False))
 
-    def write(self, file: IO[str], delimiter: str) -> None:
-        """Write a line for each row, with all digits."""
-        texts = self.frame.map(lambda value: value if isinstance(value, int | float) else printable(value_text(value)))
-        texts.where(self.frame.notna()).to_csv(file, sep=delimiter, index=False, lineterminator="\n")
+    def csv(self, delimiter: str) -> str:
+        """A line for each row, with all digits."""
+        texts = self.frame.map(lambda value: value if isinstance(value, int | float) else printable(str(value)))
+        return texts.where(self.frame.notna()).to_csv(sep=delimiter, index=False, lineterminator="\n")
 
     def markdown(self) -> list[str]:
         """Lines of Markdown."""
-        columns = self._texts()
-        floor = self._floor()
-        rows = [
-            [TITLES.get(name, name) for name in columns],
-            *zip(*columns.values(), strict=True),
-            *([floor] if floor else []),
-        ]
-        lines = [f"| {' | '.join(text.replace('|', chr(92) + '|') for text in row)} |" for row in rows]
-        lines.insert(1, "|" + "|".join("---:" if self._is_number(name) else "---" for name in self.shown) + "|")
-        return [
-            *lines,
-            *(["", *("- " + "".join(text for text, _ in line) for line in self.notes)] if self.notes else []),
-        ]
+        texts = self._texts()
+        lines = [f"| {' | '.join(text.replace('|', chr(92) + '|') for text in row)} |" for row in texts]
+        marks = ["---:" if self._is_number(name) else "---" for name in self.shown]
+        notes = ["- " + printable("".join(text for text, _ in line)) for line in self.notes]
+        return [f"| {' | '.join(self.shown)} |", f"|{'|'.join(marks)}|", *lines, "", *notes]
 
     def show(self, console: "Console") -> None:
         """Print it for people."""
@@ -138,31 +123,24 @@ class Listing:
         from rich.table import Table
         from rich.text import Text
 
-        def styled(name: str, text: str) -> Text:
-            colour = STYLES.get(text.rpartition(" ")[2], "") if name == "status" else ""
-            return Text(text, "dim" if name == "fingerprint" else colour)
-
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
         table.title = Text(printable(self.title)) if self.title else None
-        columns = self._texts()
-        for name, cells in columns.items():
-            wraps = name in (*self.metrics, *self.wrapped)
-            title = TITLES.get(name, name.replace("/", "/\n").replace(".", ".\n") if wraps else name)
+        for name in self.shown:
+            lines = name.replace("/", "/\n").replace(".", ".\n").split("\n")
             # Where a terminal is narrow, an interval goes below its mean.
-            width = max(map(len, [*title.split("\n"), *(cells if name not in self.metrics else [])]))
-            table.add_column(
-                Text(title),
-                justify="right" if self._is_number(name) else "left",
-                no_wrap=not wraps,
-                min_width=min(MIN_WIDTH, width) if name in self.wrapped else width,
-            )
-        bold = self.frame["best"] if "best" in self.frame else [False] * len(self.frame)
-        for is_best, *row in zip(bold, *columns.values(), strict=True):
-            texts = [styled(name, text) for name, text in zip(columns, row, strict=True)]
-            table.add_row(*texts, style="bold" if is_best else "")
-        if floor := self._floor():
-            table.add_section()
-            table.add_row(*(Text(text, "dim") for text in floor))
+            wraps = name in (*self.metrics, "run", "overrides")
+            justify: Literal["left", "right"] = "right" if self._is_number(name) else "left"
+            least = max(map(len, lines)) if name in self.metrics else None
+            title = Text("\n".join(lines))
+            table.add_column(title, justify=justify, no_wrap=not wraps, min_width=least, overflow="fold")
+        best = self.frame["best"] if "best" in self.frame else [False] * len(self.frame)
+        for row, is_best in zip_longest(self._texts(), best):
+            # Of several statuses the last one is the worst.
+            cells = [
+                Text(text, STYLES.get(text.rpartition(" ")[2], "") if name == "status" else "")
+                for name, text in zip(self.shown, row, strict=True)
+            ]
+            table.add_row(*cells, style="dim" if is_best is None else "bold" if is_best else "")
         console.print(table)
         for line in self.notes:
             console.print(Text.assemble(*((printable(text), style) for text, style in line)), soft_wrap=True)
@@ -170,45 +148,33 @@ class Listing:
     def _is_number(self, name: str) -> bool:
         return name in self.metrics or pd.api.types.is_numeric_dtype(self.frame[name])
 
-    def _texts(self) -> dict[str, list[str]]:
-        """The column for people -> its cells."""
-        return {name: [printable(text) for text in self._column(name)] for name in self.shown}
+    def _texts(self) -> list[list[str]]:
+        """The rows for people, and if any metric of the test has a floor a last row with it."""
+        columns = [map(printable, self._column(name)) for name in self.shown]
+        rows = list(map(list, zip(*columns, strict=True)))
+        floors = [self._floor(name) for name in self.shown]
+        if any(floors):
+            floors[self.shown.index("status") if "status" in self.shown else 0] = "floor"
+            rows.append(floors)
+        return rows
+
+    def _floor(self, name: str) -> str:
+        """The floor of a metric, or its range where the rows have different data."""
+        key = name.replace("test/", "floor/")
+        if key == name or key not in self.frame:
+            return ""
+        return " to ".join(dict.fromkeys(f"{value:.3f}" for value in self.frame[key].agg(["min", "max"])))
 
     def _column(self, name: str) -> Iterable[str]:
         values = self.frame[name]
         if name in self.metrics:
-            empty = pd.Series(math.nan, self.frame.index)
-            floors = self._floors(name)
-            low = floors if floors.nunique() > 1 else empty  # of several data sets
-            return map(_metric, values, self.frame.get(f"{name}_interval", empty), low)
-        if name == "seeds":
-            jobs = self.frame["jobs"]
-            return [
-                f"{done}" if done == count else f"{done} of {count}" for done, count in zip(values, jobs, strict=True)
-            ]
-        if name in ("seconds", "started"):
-            text = duration if name == "seconds" else _local
-            return ["-" if pd.isna(value) else text(value) for value in values]
-        if name == "best":
-            return ["●" if is_best else "" for is_best in values]
-        return map(str if name in ("run", "by hand") else cell, values)
-
-    def _floors(self, name: str) -> "pd.Series[float]":
-        """The floor of a metric in each row; only those of the test have one."""
-        split, _, metric = name.partition("/")
-        empty = pd.Series(math.nan, self.frame.index)
-        return self.frame.get(f"floor/{metric}", empty) if split == "test" else empty
-
-    def _floor(self) -> list[str]:
-        """A row with the floor of each metric; empty when no column has one that is the same for all rows."""
-        row = []
-        for name in self.shown:
-            known = self._floors(name).dropna().unique()
-            row.append(f"{known[0]:.3f}" if len(known) == 1 else "")
-        if any(row):
-            row[self.shown.index("status") if "status" in self.shown else 0] = "floor"
-            return row
-        return []
+            intervals = self.frame.get(f"{name}_interval", pd.Series(math.nan, self.frame.index))
+            return map(_metric, values, intervals)
+        if name == "seconds":
+            return ["-" if math.isnan(value) else duration(value) for value in values]
+        if name == "started":
+            return [cell(value)[:19].replace("T", " ") for value in values]
+        return ["●" if value else "" for value in values] if name == "best" else map(cell, values)
 
 
 def list_runs(
@@ -228,7 +194,6 @@ def list_runs(
         BadInput: the expression cannot be read, or no run has one of the keys or metrics.
     """
     every = find_runs(outputs)
-    check_metrics(metrics, every)
     found, keys = select(every, where) if where else (every, [])
     if sort:
         keys = list(dict.fromkeys([*keys, sort]))
@@ -240,49 +205,34 @@ def list_runs(
     elif ascending:
         found = found[::-1]
     total, found = len(found), found[: limit or None]
-    tags = list(metrics) or usual_metrics(found)
-    typed = [[text for text in run.record.get("overrides", []) if not text.startswith(PLACES)] for run in found]
-    # What was typed for all of them says nothing of any.
-    shared = [text for text in typed[0] if all(text in texts for texts in typed)] if len(found) > 1 else []
-    facts = {key: [run.record.get(key, math.nan) for run in found] for key in FACTS}
-    columns = {"run": [str(run.path) for run in found], **facts}
+    tags = choose_metrics(metrics, every, found)
+    columns: dict[str, list[Any]] = {"run": [str(run.path) for run in found]}
+    columns |= {key: [run.record.get(key, math.nan) for run in found] for key in FACTS}
     columns |= {key: [scalar(run.value(key)) for run in found] for key in keys if key not in (*columns, *tags)}
-    columns["overrides"] = [" ".join(run.record.get("overrides", [])) for run in found]
-    columns["by hand"] = [" ".join(text for text in texts if text not in shared) for texts in typed]
-    frame = pd.DataFrame(columns, dtype=object)
+    typed = [[text for text in run.record.get("overrides", []) if not text.startswith(PLACES)] for run in found]
+    columns["overrides"] = [" ".join(texts) for texts in typed]
     results = pd.DataFrame([[run.tags.get(tag, math.nan) for tag in tags] for run in found], columns=tags, dtype=float)
-    notes: list[Line] = [[(f"all of them: {' '.join(shared)}", "dim")]] if shared else []
-    if len(found) < total:
-        notes.append([(f"{total - len(found):,} more (--limit 0 shows all {total:,})", "")])
+    more: list[Line] = [[(f"{total - len(found):,} more (--limit 0 shows all {total:,})", "")]]
     return Listing(
-        frame.join(results),
-        shown=[
-            "run",
-            "started",
-            "status",
-            "fingerprint",
-            *tags,
-            *(key for key in keys if key not in (*tags, "started", "status", "fingerprint")),
-            "by hand",
-        ],
+        pd.DataFrame(columns, dtype=object).join(results),
+        shown=list(dict.fromkeys(["run", "started", "status", "fingerprint", *tags, *keys, "overrides"])),
         metrics=tags,
-        wrapped=("run", "by hand"),
-        notes=notes,
+        notes=more if len(found) < total else (),
         facts={"outputs": str(outputs), "runs": total},
     )
 
 
-def usual_metrics(found: Sequence[Run]) -> list[str]:
-    """The metrics that any of the runs has, of `METRICS` and of those that runs monitor."""
-    monitored = {str(run.config.get("monitor")) for run in found}
-    return [tag for tag in dict.fromkeys([*METRICS, *sorted(monitored)]) if any(tag in run.tags for run in found)]
+def choose_metrics(wanted: Sequence[str], every: Sequence[Run], found: Sequence[Run]) -> list[str]:
+    """The metrics to show: those wanted, or what any of `found` has of `METRICS` and of what the runs monitor.
 
-
-def check_metrics(tags: Iterable[str], found: Sequence[Run]) -> None:
-    """Raise `BadInput` for a metric that none of the runs has, if there are any runs."""
-    for tag in tags:
-        if found and not any(tag in run.tags for run in found):
-            raise BadInput(near_keys(tag, found))
+    Raises:
+        BadInput: there are runs, but none has one that is wanted.
+    """
+    for tag in wanted:
+        if every and not any(tag in run.tags for run in every):
+            raise BadInput(near_keys(tag, every))
+    usual = dict.fromkeys([*METRICS, *sorted({str(run.config.get("monitor")) for run in found})])
+    return list(wanted) or [tag for tag in usual if any(tag in run.tags for run in found)]
 
 
 def ordered(values: "pd.Series[Any]") -> "pd.Series[Any]":
@@ -302,16 +252,8 @@ def cell(value: Any) -> str:
     """A value as people read it; `-` for NaN, which stands for what a run does not have."""
     if isinstance(value, float):
         return "-" if math.isnan(value) else f"{value:g}"
-    return value_text(value)
+    return value if isinstance(value, str) else value_text(value)
 
 
-def _metric(mean: float, interval: float, floor: float) -> str:
-    spread = "" if math.isnan(interval) else f" ± {interval:.3f}"
-    return "-" if math.isnan(mean) else f"{mean:.3f}{spread}" + ("" if math.isnan(floor) else f" (floor {floor:.3f})")
-
-
-def _local(started: str) -> str:
-    try:
-        return datetime.fromisoformat(started).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    except ValueError:
-        return started
+def _metric(mean: float, interval: float) -> str:
+    return "-" if math.isnan(mean) else f"{mean:.3f}" + ("" if math.isnan(interval) else f" ± {interval:.3f}")

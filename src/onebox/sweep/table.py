@@ -5,7 +5,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from onebox.runs.diff_view import Line
 from onebox.runs.find import MISSING, Run, find_runs, near_keys
 from onebox.runs.noise import lower_is_better, t95
 from onebox.runs.provenance import source_fingerprint
-from onebox.runs.table import STYLES, Listing, cell, check_metrics, ordered, scalar, usual_metrics
+from onebox.runs.table import STYLES, Listing, cell, choose_metrics, ordered, scalar
 from onebox.sweep.job import is_stale
 from onebox.sweep.plan_file import FILE, read_plan
 from onebox.text import duration
@@ -96,9 +95,7 @@ def list_sweep(sweep: Sweep, *, metrics: Sequence[str] = (), seeds: bool = False
     Raises:
         BadInput: nothing is called `sort`, or no job has one of the metrics.
     """
-    check_metrics(metrics, sweep.runs)
-    objectives = list(sweep.mode)
-    tags = list(dict.fromkeys([*objectives, *(metrics or usual_metrics(sweep.runs))]))
+    tags = list(dict.fromkeys([*sweep.mode, *choose_metrics(metrics, sweep.runs, sweep.runs)]))
     facts = [*sweep.varied, "seed", "status", "number"]
     if sort and sort not in (*facts, "time", *tags):
         if not any(sort in run.tags for run in sweep.runs):
@@ -110,14 +107,13 @@ def list_sweep(sweep: Sweep, *, metrics: Sequence[str] = (), seeds: bool = False
     several = bool((rows["jobs"] > 1).any())
     counted = ["seeds"] if several else ["seed"] if seeds or sweep.jobs["seed"].nunique() > 1 else []
     status = ["status"] if set(rows["status"]) != {"completed"} else []
-    front = ["best"] if len(objectives) > 1 else []
+    front = ["best"] if len(sweep.mode) > 1 else []
     last = ["seconds"] if several else ["seconds", "fingerprint"]
     notes = [_order(sweep, sort, with_interval=several), *_notes(sweep), [(_totals(sweep), "")]]
     return Listing(
         rows,
         shown=[*sweep.varied, *counted, *status, *front, *tags, *last],
         metrics=tags,
-        wrapped=sweep.varied,
         title=str(sweep.folder),
         notes=notes,
         facts={
@@ -171,7 +167,7 @@ def _job(run: Run | None, planned: Mapping[str, Any], source: str) -> dict[str, 
         note = " ".join(f"{error.get('type', 'error')}: {error.get('message', '')}".split())
     spent = [part["seconds"] for part in (record, *record.get("attempts", ())) if part.get("seconds") is not None]
     if status == "running":
-        spent.append((datetime.now(UTC) - datetime.fromisoformat(record["started"])).total_seconds())
+        spent.append((pd.Timestamp.now("UTC") - pd.to_datetime(record["started"], errors="coerce")).total_seconds())
     fingerprint = str(record.get("fingerprint", ""))
     return {
         "status": status,
