@@ -3,10 +3,10 @@
 import contextlib
 import json
 import logging
+import math
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -90,8 +90,11 @@ def reproduce(
     check(not (folder / "run.json").exists(), f"{folder}: holds a run already; choose another --out")
     check_config(recorded.config, recorded.folder / "config.yaml", trust or [])
     config = config_again(recorded, folder.resolve(), steps=steps, force=force, overrides=overrides or [])
+    for handler in logging.getLogger().handlers if json_ else ():  # what is printed on the way is not to be in the JSON
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+            handler.setStream(sys.stderr)
     try:
-        with _stdout_is_stderr() if json_ else contextlib.nullcontext():
+        with contextlib.redirect_stdout(sys.stderr) if json_ else contextlib.nullcontext():
             print(f"{recorded.folder} again, in {folder}")
             _train(recorded, config)
     except KeyboardInterrupt:
@@ -152,44 +155,27 @@ def _train(recorded: "Recorded", config: dict[str, Any]) -> None:
         HydraConfig.instance().cfg = None
 
 
-@contextlib.contextmanager
-def _stdout_is_stderr() -> Iterator[None]:
-    """What is printed on the way is not to be in the JSON."""
-    handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.StreamHandler)]
-    printing = [handler for handler in handlers if handler.stream is sys.stdout]
-    with contextlib.redirect_stdout(sys.stderr):
-        before = [(handler, handler.setStream(sys.stderr)) for handler in printing]
-        try:
-            yield
-        finally:
-            for handler, stream in before:
-                handler.setStream(stream)
-
-
 def _print(recorded: "Recorded", differences: list[dict[str, Any]], result: dict[str, Any]) -> None:
-    def row(name: str, values: Iterable[Any]) -> None:
-        print(f"  {name:34}", *(f"{'none' if value is None else value!s:>16}" for value in values))
-
+    rows: list[tuple[str, Any, Any]] = [("", "recorded", "again")]
+    first, largest, line = result["divergence"], result["largest_deviation"], result["verdict"]
+    if first:
+        rows += [(name, *values) for name, values in first["values"].items()]
+        what = f"first in {rows[1][0]}" if first["values"] else "which only one of the runs has made"
+        line += f" at step {first['step']} (epoch {first['epoch']}), {what}" if line == "diverges" else ""
+    if result["final_weights"]:
+        rows += [("final weights", *result["final_weights"])]
+        rows += [(row["where"], row["recorded"], row["again"]) for row in result["metrics"][:MAX_SHOWN]]
+    if largest and line != "identical":
+        far = math.inf if largest["relative"] is None else largest["relative"]
+        line += f"; largest deviation {far:.1e} ({largest['where']})"
     for item in differences:
         print(f"{item['what']}: {item['recorded'] or 'none'} → {item['again'] or 'none'}")
-    row("", ["recorded", "again"])
     if recorded.trace is None:
-        print("  steps: not compared, as the run has no trace.csv (one of an older version has another file)")
-    for name, values in (result["divergence"] or {"values": {}})["values"].items():
-        row(name, values)
-    if result["final_weights"]:
-        row("final weights", result["final_weights"])
-    for metric in (result["metrics"] or [])[:MAX_SHOWN]:
-        row(metric["where"], (metric["recorded"], metric["again"]))
+        print("steps: not compared, as the run has no trace.csv (one of an older version has another file)")
+    for name, *values in rows:
+        print(f"  {name:34}", *(f"{'none' if value is None else value!s:>16}" for value in values))
     if len(result["metrics"] or []) > MAX_SHOWN:
         print(f"  and {len(result['metrics']) - MAX_SHOWN} more metrics")
-    line = result["verdict"]
-    if (first := result["divergence"]) and line == "diverges":
-        what = f"first in {next(iter(first['values']))}" if first["values"] else "which only one of the runs has made"
-        line += f" at step {first['step']} (epoch {first['epoch']}), {what}"
-    if (largest := result["largest_deviation"]) and line != "identical":
-        far = "infinite" if largest["relative"] is None else f"{largest['relative']:.1e}"
-        line += f"; largest deviation {far} ({largest['where']})"
     print(line)
 
 
@@ -199,24 +185,16 @@ def _checkout(recorded: "Recorded") -> str:
     Raises:
         BadInput: the run does not say which commit that is.
     """
-    from onebox.runs.provenance import PATCH_FILE
-
     git = recorded.record.get("git") or {}
     sha = str(git.get("sha"))
     # git takes options where it expects a commit.
     check(bool(re.fullmatch("[0-9a-f]{7,64}", sha)), f"{recorded.folder}: the run was not made from a git checkout")
-    check(
-        not git.get("patch_too_large"),
-        f"{recorded.folder}: the run's uncommitted changes were too large to be stored; commit {sha} is not its code",
-    )
-    folder = f"onebox-{sha[:9]}"
-    lines = [f"git worktree add --detach {folder} {sha}"]
+    lost = f"{recorded.folder}: the run's uncommitted changes were too large to be stored; commit {sha} is not its code"
+    check(not git.get("patch_too_large"), lost)
+    code, run = f"onebox-{sha[:9]}", recorded.folder.resolve()
+    lines = [f"git worktree add --detach {code} {sha}"]
     if git.get("patch"):
-        patch = shlex.quote(str(recorded.folder.resolve() / PATCH_FILE))
-        lines.append(f"gzip -dc {patch} | git -C {folder} apply --whitespace=nowarn")
-    return "\n".join(
-        [
-            *lines,
-            f"cd {folder} && make setup && .venv/bin/onebox reproduce {shlex.quote(str(recorded.folder.resolve()))}",
-        ]
-    )
+        patch = shlex.quote(f"{run}/changes.patch.gz")
+        lines.append(f"gzip -dc {patch} | git -C {code} apply --whitespace=nowarn")
+    lines.append(f"cd {code} && make setup && .venv/bin/onebox reproduce {shlex.quote(str(run))}")
+    return "\n".join(lines)

@@ -1,16 +1,15 @@
 """`onebox reproduce`: what is the same is called identical, and what differs is named where it differs first."""
 
-import contextlib
+import functools
 import gzip
 import json
-import os
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -79,12 +78,6 @@ def test_a_finished_run_comes_out_identical_and_nothing_is_written_but_the_new_r
     assert one["fingerprint"] == other["fingerprint"]
 
 
-def test_a_finished_run_on_voc_comes_out_identical(voc_root, tmp_path):
-    run = train(tmp_path / "run", "data=voc2007", f"voc_root={voc_root}", "data.limit=32")
-    exit_code, told = reproduce(run, tmp_path / "again")
-    assert (exit_code, told["verdict"], told["steps"]) == (0, "identical", 8)
-
-
 def test_a_few_steps_prove_it_without_checkpoints_or_test(shapes_run, tmp_path):
     exit_code, told = reproduce(shapes_run, tmp_path / "again", "--steps", "5")
     assert (exit_code, told["verdict"], told["steps"], told["metrics"]) == (0, "identical", 5, None)
@@ -93,18 +86,14 @@ def test_a_few_steps_prove_it_without_checkpoints_or_test(shapes_run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "step", "name"),
-    [
-        ("model.backbone.dropout=0.1", 0, "loss"),
-        ("optimizer.lr=0.00101", 1, "loss"),
-        ("loss.weights.loc=10.00001", 0, "loss"),
-    ],
+    ("override", "step"),
+    [("model.backbone.dropout=0.1", 0), ("optimizer.lr=0.00101", 1), ("loss.weights.loc=10.00001", 0)],
 )
-def test_one_changed_value_is_named_at_its_first_step(shapes_run, tmp_path, override, step, name):
+def test_one_changed_value_is_named_at_its_first_step(shapes_run, tmp_path, override, step):
     exit_code, told = reproduce(shapes_run, tmp_path / "again", "--steps", "3", override)
     assert (exit_code, told["verdict"]) == (1, "diverges")
-    assert (told["divergence"]["step"], next(iter(told["divergence"]["values"]))) == (step, name)
-    recorded, again = told["divergence"]["values"][name]
+    assert (told["divergence"]["step"], next(iter(told["divergence"]["values"]))) == (step, "loss")
+    recorded, again = told["divergence"]["values"]["loss"]
     assert recorded != again
 
 
@@ -157,23 +146,24 @@ def test_of_a_run_of_an_older_version_metrics_and_weights_are_compared(shapes_ru
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("override", "told"),
     [
-        (["optimizer.learning_rate=1"], "optimizer.learning_rate=1: the run's config.yaml has no such key"),
-        (["optimizer"], "write KEY=VALUE"),
-        (["optimizer.lr=[1"], "optimizer.lr="),
+        ("optimizer.learning_rate=1", "optimizer.learning_rate=1: the run's config.yaml has no such key"),
+        ("optimizer", "write KEY=VALUE"),
+        ("optimizer.lr=[1", r"optimizer.lr=\[1: "),
     ],
 )
-def test_a_bad_override_is_refused(shapes_run, tmp_path, arguments, told):
-    with pytest.raises(BadInput) as error:
-        reproduce(shapes_run, tmp_path / "again", *arguments)
-    assert told in str(error.value)
+def test_a_bad_override_is_refused(shapes_run, tmp_path, override, told):
+    with pytest.raises(BadInput, match=told):
+        reproduce(shapes_run, tmp_path / "again", override)
     assert not (tmp_path / "again").exists()
 
 
 def test_what_is_no_finished_run_is_refused(shapes_run, tmp_path):
     with pytest.raises(BadInput, match="no such run"):
         reproduce(tmp_path / "nowhere", tmp_path / "again")
+    with pytest.raises(BadInput, match="holds a run already"):
+        reproduce(shapes_run, shapes_run)
     run = shutil.copytree(shapes_run, tmp_path / "run")
     (run / "run.json").write_text((run / "run.json").read_text().replace('"completed"', '"interrupted"'))
     with pytest.raises(BadInput, match="interrupted after 8 steps; --steps 8 compares those"):
@@ -181,67 +171,50 @@ def test_what_is_no_finished_run_is_refused(shapes_run, tmp_path):
     (run / "run.json").write_text("{")
     with pytest.raises(BadInput, match="cannot be read"):
         reproduce(run, tmp_path / "again")
-    with pytest.raises(BadInput, match="holds a run already"):
-        reproduce(shapes_run, shapes_run)
 
 
-def foreign(run: Path, folder: Path, key: str, value: object) -> Path:
-    """A copy of a run with another value in its config."""
-    shutil.copytree(run, folder)
-    config = OmegaConf.load(folder / "config.yaml")
-    OmegaConf.update(config, key, value, force_add=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
-    return folder
+PICTURES = {"_target_": "onebox.callbacks.pictures.BoxPictures"}
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("callbacks.trace.path", "{}/taken/file"),
-        ("callbacks.pictures.path", "{}/taken/file"),
-        ("logger.csv.path", "{}/taken/file"),
-        ("trainer.default_root_dir", "{}/taken"),
+        ("callbacks.trace.path", "/taken/file"),
+        ("callbacks.pictures.path", "/taken/file"),
+        ("logger.csv.path", "/taken/file"),
+        ("trainer.default_root_dir", "/taken"),
         ("callbacks.checkpoint_best.filename", "../../taken/file"),
-        ("data.cache_dir", "{}/taken"),
+        ("data.cache_dir", "/taken"),
         ("data.source", {"_target_": "onebox.data.shapes.ShapesSource", "num_train": 1}),
-        ("callbacks.more", {"_target_": "onebox.callbacks.pictures.BoxPictures", "path": "taken/file"}),
-        ("callbacks.more", {"_target_": "onebox.callbacks.pictures.BoxPictures", "path": "{}/taken/file"}),
+        ("callbacks.more", {**PICTURES, "path": "taken/file"}),
+        ("callbacks.more", {**PICTURES, "path": "/taken/file"}),
+        ("name", "${oc.env:HOME}"),
     ],
 )
 def test_no_path_of_a_run_directory_is_written_to(shapes_run, tmp_path, monkeypatch, key, value):
     monkeypatch.chdir(tmp_path)
-    value = value.format(tmp_path) if isinstance(value, str) else value
-    if isinstance(value, dict) and "path" in value:
-        value = {**value, "path": value["path"].format(tmp_path)}
-    run = foreign(shapes_run, tmp_path / "run", key, value)
-    with contextlib.suppress(BadInput):  # refused, or left out
-        reproduce(run, tmp_path / "again")
+    run = shutil.copytree(shapes_run, tmp_path / "run")
+    config = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    *parents, last = key.split(".")
+    functools.reduce(dict.__getitem__, parents, config)[last] = value
+    (run / "config.yaml").write_text(yaml.safe_dump(config).replace("/taken", str(tmp_path / "taken")))
+    if key in ("callbacks.more", "callbacks.checkpoint_best.filename", "trainer.default_root_dir", "name"):
+        with pytest.raises(BadInput, match=r"outside of|holds the interpolation"):
+            reproduce(run, tmp_path / "again")
+    else:
+        assert reproduce(run, tmp_path / "again")[0] == 0
     assert not (tmp_path / "taken").exists()
 
 
-def test_a_config_that_is_not_resolved_is_refused(shapes_run, tmp_path):
-    run = foreign(shapes_run, tmp_path / "run", "name", "${oc.env:HOME}")
-    with pytest.raises(BadInput, match="holds the interpolation"):
-        reproduce(run, tmp_path / "again")
-
-
 def test_code_packages_and_machine_that_differ_are_named():
-    recorded = {
-        "git": {"sha": "a" * 40, "patch": None},
-        "python": "3.11.1",
-        "packages": {"numpy": "2.0", "old-one": "1"},
-        "hardware": {"cpu": "A", "threads": 2},
-    }
+    recorded = {"git": {"sha": "a" * 40, "patch": None}, "packages": {"numpy": "2.0", "old-one": "1"}}
     now = {
         "git": {"sha": "a" * 40, "patch": "b" * 12},
-        "python": "3.11.1",
         "packages": {"numpy": "2.1"},
-        "hardware": {"cpu": "A", "threads": 8},
         "data_fingerprint": {"train": "c"},  # not known of the recorded run
     }
     assert [tuple(item.values()) for item in differences(recorded, now)] == [
         ("code", "aaaaaaaaa", "aaaaaaaaa with changes bbbbbbbbbbbb"),
-        ("hardware.threads", 2, 8),
         ("numpy (package)", "2.0", "2.1"),
         ("old-one (package)", "1", None),
     ]
@@ -266,25 +239,22 @@ def test_the_code_of_a_run_is_had_by_the_commands_that_checkout_prints(shapes_ru
 
     def checkout(facts: dict | None) -> str:
         (run / "run.json").write_text(json.dumps({**record, "git": facts}))
-        result = CliRunner().invoke(app, ["reproduce", str(run), "--checkout"])
-        if result.exception:
-            raise result.exception
-        return result.stdout
+        return CliRunner().invoke(app, ["reproduce", str(run), "--checkout"], catch_exceptions=False).stdout
 
     *commands, last = checkout({"sha": git("rev-parse", "HEAD").strip(), "patch": "x"}).splitlines()
     subprocess.run(["sh", "-ec", "\n".join(commands)], cwd=repository, check=True, capture_output=True)
-    (folder,) = repository.glob("onebox-*")
-    assert (folder / "code.py").read_text() == "changed = 2\n"
+    assert [path.read_text() for path in repository.glob("onebox-*/code.py")] == ["changed = 2\n"]
     assert last.endswith(f"onebox reproduce {shlex.quote(str(run))}")
     for bad in (None, {"sha": "--output=/tmp/x"}, {"sha": "HEAD"}):
         with pytest.raises(BadInput, match="not made from a git checkout"):
             checkout(bad)
 
 
-def test_the_installed_command_says_so_in_one_word(shapes_run, tmp_path):
-    command = [str(Path(sys.executable).parent / "onebox"), "reproduce", str(shapes_run), "--steps", "3"]
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-1] == "identical"
-    (trace,) = tmp_path.glob("outputs/reproduced/run/*/trace.csv")
-    assert len(trace.read_text().splitlines()) == 1 + 3
+def test_without_json_the_last_line_is_the_verdict(shapes_run, tmp_path):
+    def lines(*arguments: str) -> list[str]:
+        return CliRunner().invoke(app, ["reproduce", str(shapes_run), *arguments]).stdout.splitlines()
+
+    *_, weights, last = lines("--out", str(tmp_path / "again"))
+    assert weights.split()[:2] == ["final", "weights"] and last == "identical"
+    other = lines("--out", str(tmp_path / "other"), "--steps", "3", "optimizer.lr=0.01")
+    assert other[-1].startswith("diverges at step 1 (epoch 0), first in loss; largest deviation ")
