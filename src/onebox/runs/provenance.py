@@ -18,6 +18,7 @@ from typing import Any
 
 import onebox
 from onebox.files import replacing
+from onebox.trust import stored_file
 
 PATCH_FILE = "changes.patch.gz"
 MAX_PATCH_BYTES = 2_000_000
@@ -31,13 +32,7 @@ SECRET = (
     *("*.token", "token.*", "*[_-]token.*"),
 )
 _PRIVATE_KEY = b"PRIVATE KEY-----"
-
-# Code that only looks at runs and data, or tries steps of which nothing is kept, and has no part in training.
-READERS = re.compile(
-    r"onebox/(cli\w*|lr_find|text|data/check\w*|"
-    r"runs/(changes|diff|diff_view|explain|find|load|noise|report|reproduce|table|where)|"
-    r"sweep/table)\.py"
-)
+READING = ("cli", "reading")  # folders of what only looks at runs, and has no part in training
 
 # What can change numbers, or say which job it was. Values of other variables are nobody's business.
 VARIABLES = re.compile(
@@ -67,37 +62,32 @@ def repository() -> Path:
     return Path.cwd() if "site-packages" in source.parts else source
 
 
-def git_state(run_dir: Path | None) -> dict[str, Any] | None:
-    """Commit, branch and uncommitted changes of `repository`.
+def git_state(run_dir: Path) -> dict[str, Any] | None:
+    """Commit, branch and uncommitted changes of `repository`; None outside git.
 
     The changes of tracked and untracked source, but nothing that git ignores or that looks like a secret, are written
     to `PATCH_FILE` in `run_dir`; `changed` names their files, `left_out` those that are not in it.
-
-    None outside git. Without `run_dir` nothing is written.
     """
     try:
         head = _git(repository(), "rev-parse", "--show-toplevel", "HEAD", "--abbrev-ref", "HEAD").decode().splitlines()
         top, sha, branch = Path(head[0]), head[1], head[2]
         status = _git(top, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all")
-        lines = [os.fsdecode(line) for line in status.split(b"\0") if line]
-        tracked, untracked = ([line[3:] for line in lines if line.startswith("??") is new] for new in (False, True))
-        secret = [name for name in tracked if _is_secret(name)]
-        new = [name for name in untracked if _is_source(top, name)]
-        patch = _patch(top, secret, new) if len(tracked) > len(secret) or new else b""
+        is_new = {os.fsdecode(line[3:]): line.startswith(b"??") for line in status.split(b"\0") if line}
+        kept = [name for name, new in is_new.items() if _is_kept(top, name, new=new)]
+        patch = _patch(top, kept, [name for name in kept if is_new[name]]) if kept else b""
     except (OSError, subprocess.SubprocessError, IndexError):
         return None
-    too_large = len(patch) > MAX_PATCH_BYTES
-    if patch and not too_large and run_dir is not None:
+    too_large = len(patch) > MAX_PATCH_BYTES  # one that is cut could not be applied
+    if patch and not too_large:
         with replacing(run_dir / PATCH_FILE) as temporary:
             temporary.write_bytes(gzip.compress(patch, mtime=0))
     return {
         "sha": sha,
         "branch": branch,
-        "dirty": bool(lines),
-        "changed": [_printable(name) for name in sorted({*tracked, *new} - {*secret})],
-        "left_out": [_printable(name) for name in sorted({*secret, *untracked} - {*new})[:MAX_LEFT_OUT]],
+        "dirty": bool(is_new),
+        "changed": [_printable(name) for name in sorted(kept)],
+        "left_out": [_printable(name) for name in sorted({*is_new} - {*kept})[:MAX_LEFT_OUT]],
         "patch": hashlib.sha256(patch).hexdigest()[:12] if patch else None,
-        # One that is cut could not be applied.
         "patch_too_large": len(patch) if too_large else None,
     }
 
@@ -107,20 +97,21 @@ def patch(run_dir: Path) -> str | None:
 
     Its text is UTF-8 with surrogates for other bytes: write it with `errors="surrogateescape"`.
     """
-    path = run_dir / PATCH_FILE
-    return gzip.decompress(path.read_bytes()).decode("utf-8", "surrogateescape") if path.exists() else None
+    if not (run_dir / PATCH_FILE).exists():
+        return None
+    with gzip.open(stored_file(run_dir, PATCH_FILE)) as file:
+        return file.read(MAX_PATCH_BYTES).decode("utf-8", "surrogateescape")  # of one that unpacks to more, a part
 
 
 def source_fingerprint() -> str:
     """Hash of onebox's own code and configs as they are run, in a checkout or from a wheel, whatever git says.
 
-    Without `READERS`: a better table of runs does not make older runs another thing.
+    Without the folders of `READING`: a better table of runs does not make older runs another thing.
     """
     found = [*_source_files(files("onebox"), "onebox"), *_source_files(files("onebox.conf"), "onebox/conf")]
     digest = hashlib.sha256()
     for name, content in sorted(dict(found).items()):  # in a wheel, conf lies in onebox
-        if not READERS.fullmatch(name):
-            digest.update(f"{name}\0{len(content)}\0".encode() + content)
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()[:12]
 
 
@@ -164,43 +155,44 @@ def hardware() -> dict[str, Any]:
 
 def _git(folder: Path, *arguments: str, stdin: bytes = b"", **variables: str) -> bytes:
     command = ["git", "-C", str(folder), *arguments]
-    variables = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", **variables}
+    variables = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_LITERAL_PATHSPECS": "1", **variables}
     return subprocess.run(command, check=True, input=stdin, capture_output=True, timeout=20, env=variables).stdout
 
 
-def _patch(top: Path, secret: list[str], new: list[str]) -> bytes:
+def _patch(top: Path, names: list[str], new: list[str]) -> bytes:
+    """What `git diff HEAD` says of some files, without parts that show a private key."""
+    index = Path(os.fsdecode(_git(top, "rev-parse", "--path-format=absolute", "--git-path", "index").rstrip(b"\n")))
     options = ["--binary", "--no-ext-diff", "--no-textconv", "--no-color", "--no-renames"]
     options += ["--src-prefix=a/", "--dst-prefix=b/"]
-    diff = ["diff", "HEAD", *options, "--", ".", *(f":(exclude,literal){name}" for name in secret)]
-    if not new:
-        return _git(top, *diff)
-    # Untracked files take part in a diff once they are in the index: here, in a copy of it.
-    index = Path(os.fsdecode(_git(top, "rev-parse", "--path-format=absolute", "--git-path", "index").rstrip(b"\n")))
-    names = b"\0".join(map(os.fsencode, new))
     with tempfile.TemporaryDirectory() as folder:
+        # Untracked files take part in a diff once they are in the index: here, in a copy of it.
         copied = str(Path(folder) / "index")
         if index.exists():
             shutil.copy2(index, copied)
-        add = ["--literal-pathspecs", "add", "--intent-to-add", "--pathspec-from-file=-", "--pathspec-file-nul"]
-        _git(top, *add, stdin=names, GIT_INDEX_FILE=copied)
-        return _git(top, *diff, GIT_INDEX_FILE=copied)
+        if new:
+            add = ["add", "--intent-to-add", "--pathspec-from-file=-", "--pathspec-file-nul"]
+            _git(top, *add, stdin=b"\0".join(map(os.fsencode, new)), GIT_INDEX_FILE=copied)
+        found = _git(top, "diff", "HEAD", *options, "--", *names, GIT_INDEX_FILE=copied)
+    parts = re.split(rb"^(?=diff --git )", found, flags=re.M)
+    return b"".join(part for part in parts if _PRIVATE_KEY not in part)
 
 
-def _is_secret(name: str) -> bool:
-    return any(fnmatch.fnmatch(part.lower(), pattern) for part in Path(name).parts for pattern in SECRET)
-
-
-def _is_source(top: Path, name: str) -> bool:
-    path = top / name
-    known = path.suffix in SOURCE or path.name in ("Makefile", "Dockerfile")
-    if not known or _is_secret(name) or path.is_symlink() or not path.is_file():
+def _is_kept(top: Path, name: str, *, new: bool) -> bool:
+    """Whether the changes of a file may go into a patch: it is no secret, and if git does not track it, source."""
+    if any(fnmatch.fnmatch(part.lower(), pattern) for part in Path(name).parts for pattern in SECRET):
         return False
-    return path.stat().st_size <= MAX_UNTRACKED_BYTES and _PRIVATE_KEY not in path.read_bytes()
+    path = top / name
+    is_file = path.is_file() and not path.is_symlink()
+    if new:
+        is_source = path.suffix in SOURCE or path.name in ("Makefile", "Dockerfile")
+        if not is_source or not is_file or path.stat().st_size > MAX_UNTRACKED_BYTES:
+            return False
+    return not is_file or _PRIVATE_KEY not in path.read_bytes()
 
 
 def _source_files(folder: Traversable, name: str) -> Iterator[tuple[str, bytes]]:
     for item in folder.iterdir():
-        if item.is_dir():
+        if item.is_dir() and item.name not in READING:
             yield from _source_files(item, f"{name}/{item.name}")
         elif item.name.endswith((".py", ".yaml")):
             yield f"{name}/{item.name}", item.read_bytes()
