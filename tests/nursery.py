@@ -25,7 +25,7 @@ def serve() -> None:
 
     import onebox.module
     import onebox.runs.checkpoint
-    import onebox.runs.report
+    import onebox.runs.reading.report
     import onebox.sweep.process
     import onebox.train  # noqa: F401
 

@@ -9,7 +9,7 @@ import torch
 
 from onebox.model.staged_net import StagedNet
 from onebox.model.tiny_cnn import TinyCnn
-from onebox.runs.load import load_run
+from onebox.runs.reading.load import load_run
 from onebox.train import train
 
 COMMON = [

@@ -5,8 +5,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from onebox.runs.load import load_run as load_run
-    from onebox.runs.table import runs as runs
+    from onebox.runs.reading.load import load_run as load_run
+    from onebox.runs.reading.table import runs as runs
 
 # albumentations asks the network for its newest version at import unless this is set beforehand.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> object:
     """`load_run` and `runs`, whose imports take seconds, only when they are asked for."""
     if name == "load_run":
-        from onebox.runs.load import load_run
+        from onebox.runs.reading.load import load_run
 
         return load_run
     if name == "runs":

@@ -259,7 +259,7 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord | RankRecord, finge
     from onebox.model.weights import weights_hash
     from onebox.runs.checkpoint import load_weights
     from onebox.runs.provenance import hardware
-    from onebox.runs.report import write_report
+    from onebox.runs.reading.report import write_report
     from onebox.runs.results import best_row, floor_metrics, metrics_json, print_results
     from onebox.runs.samples import write_samples
     from onebox.sweep.job import value_of

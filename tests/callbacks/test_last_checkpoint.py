@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from onebox.runs.load import load_run
+from onebox.runs.reading.load import load_run
 from onebox.train import train
 
 

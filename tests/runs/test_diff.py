@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 
 from onebox.cli import app
 from onebox.errors import BadInput
-from onebox.runs import diff_view
-from onebox.runs.changes import compare, without_harmless
-from onebox.runs.diff import diff
-from onebox.runs.find import read_run
-from onebox.runs.noise import Band, judge
+from onebox.runs.reading import diff_view
+from onebox.runs.reading.changes import compare, without_harmless
+from onebox.runs.reading.diff import diff
+from onebox.runs.reading.find import read_run
+from onebox.runs.reading.noise import Band, judge
 
 
 def changes(*paths):

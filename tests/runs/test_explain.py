@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from onebox.cli import app
 from onebox.errors import BadInput
-from onebox.runs.explain import explain, lines
-from onebox.runs.find import find_runs, read_run
+from onebox.runs.reading.explain import explain, lines
+from onebox.runs.reading.find import find_runs, read_run
 
 LOSS = {"l1": 0.0, "giou": 0.05}
 LR = {0.001: 0.0, 0.01: 0.08, 0.1: 0.16}  # 0.08 a factor of ten

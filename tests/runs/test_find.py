@@ -5,7 +5,7 @@ import json
 import pytest
 
 from onebox.errors import BadInput
-from onebox.runs.find import find_all, find_run, find_runs, read_run
+from onebox.runs.reading.find import find_all, find_run, find_runs, read_run
 
 
 def names(runs):

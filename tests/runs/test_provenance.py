@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -63,13 +62,22 @@ def test_secrets_data_and_what_git_ignores_stay_out(repository, tmp_path):
     (folder / "secret" / "x.py").write_text(secret)
     (folder / "inline.py").write_text(f"-----BEGIN RSA PRIVATE KEY-----\n{secret}")
     (folder / "large.py").write_text(secret * 20_000)
+    (folder / "model.py").write_text(f"# -----BEGIN RSA PRIVATE KEY-----\n{secret}")  # git tracks it
     (folder / "tokenizer.py").write_text("kept = 1\n")
     git("add", ".env")  # also when it is tracked
     state = provenance.git_state(tmp_path)
     text = provenance.patch(tmp_path)
     assert secret not in text and "kept = 1" in text
     assert state["changed"] == ["tokenizer.py"]
-    assert set(state["left_out"]) >= {*names, "secret/x.py", "inline.py", "large.py", "notes.txt", "weights.bin"}
+    assert set(state["left_out"]) >= {
+        *names,
+        "secret/x.py",
+        "inline.py",
+        "model.py",
+        "large.py",
+        "notes.txt",
+        "weights.bin",
+    }
     assert "ignored.py" not in state["left_out"]
 
 
@@ -116,26 +124,21 @@ def test_it_takes_milliseconds(tmp_path):
     assert min(seconds() for _ in range(5)) < 0.25  # 0.03 on an idle machine
 
 
-def test_every_reader_exists_and_training_imports_none():
-    package = Path(provenance.onebox.__file__).parent
-    readers = {
-        path for path in package.rglob("*.py") if provenance.READERS.fullmatch(f"onebox/{path.relative_to(package)}")
-    }
-    listed = provenance.READERS.pattern.partition("runs/(")[2].partition(")")[0].split("|")
-    assert {package / "runs" / f"{name}.py" for name in listed} <= readers
-    assert {package / f"{name}.py" for name in ("lr_find", "text")} <= readers
+def test_the_source_is_told_by_folder(tmp_path, monkeypatch):
+    package = tmp_path / "onebox"
+    for name in ("module.py", "runs/record.py", "runs/reading/diff.py", "cli/runs.py", "conf/train.yaml", "x.txt"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text("x = 1\n")
+    monkeypatch.setattr(provenance, "files", lambda name: tmp_path.joinpath(*name.split(".")))
+    before, counts = provenance.source_fingerprint(), {}
+    for path in package.rglob("*.*"):
+        path.write_text("x = 2\n")
+        counts[str(path.relative_to(package))] = provenance.source_fingerprint() != before
+        path.write_text("x = 1\n")
+    assert {name for name, does in counts.items() if does} == {"module.py", "runs/record.py", "conf/train.yaml"}
+
+
+def test_training_imports_nothing_that_only_reads():
     code = "import sys, onebox.train, onebox.module, onebox.data.datamodule, onebox.runs.record; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    modules = {".".join(path.relative_to(package.parent).with_suffix("").parts) for path in readers}
-    assert not modules & set(loaded)
-
-
-@pytest.mark.parametrize(("changed", "counts"), [("onebox/module.py", True), ("onebox/runs/diff.py", False)])
-def test_the_source_is_told_by_what_trains(monkeypatch, changed, counts):
-    before, files = provenance.source_fingerprint(), provenance._source_files
-
-    def edited(folder, name):
-        return ((path, content + b"#" * (path == changed)) for path, content in files(folder, name))
-
-    monkeypatch.setattr(provenance, "_source_files", edited)
-    assert (provenance.source_fingerprint() != before) is counts
+    assert not [name for name in loaded if {*name.split(".")} & {*provenance.READING} and name.startswith("onebox")]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from onebox.files import write_json, write_text
-from onebox.runs.report import METRICS, write_report
+from onebox.runs.reading.report import METRICS, write_report
 
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
@@ -291,7 +291,7 @@ def test_report_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_report_imports_neither_torch_nor_pyplot(tmp_path):
     run = make_run(tmp_path)
     code = (
-        "import json, pathlib, sys; from onebox.runs.report import write_report; "
+        "import json, pathlib, sys; from onebox.runs.reading.report import write_report; "
         "write_report(pathlib.Path(sys.argv[1])); "
         "print(json.dumps([m for m in ('torch', 'lightning', 'torchvision', 'matplotlib.pyplot') if m in sys.modules]))"
     )

@@ -14,7 +14,7 @@ import onebox
 from onebox.cli import app
 from onebox.errors import BadInput
 from onebox.files import write_json
-from onebox.runs.table import list_runs
+from onebox.runs.reading.table import list_runs
 
 ALL = {"where": None, "sort": None, "ascending": False, "limit": 0, "metrics": ()}
 

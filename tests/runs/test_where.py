@@ -3,8 +3,8 @@
 import pytest
 
 from onebox.errors import BadInput
-from onebox.runs.find import find_runs
-from onebox.runs.where import select
+from onebox.runs.reading.find import find_runs
+from onebox.runs.reading.where import select
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from onebox.data.shapes import write_shapes
 from onebox.runs.claim import is_held
-from onebox.runs.find import read_run
+from onebox.runs.reading.find import read_run
 
 BIN = Path(sys.executable).parent
 ARGUMENTS = [

@@ -22,10 +22,10 @@ from onebox.cli import app
 from onebox.errors import BadInput
 from onebox.files import write_json
 from onebox.runs.claim import claim, is_held, release
-from onebox.runs.find import find_runs, read_run
 from onebox.runs.hparams import session
-from onebox.sweep import table
-from onebox.sweep.table import list_sweep, read_sweep
+from onebox.runs.reading.find import find_runs, read_run
+from onebox.sweep.reading import table
+from onebox.sweep.reading.table import list_sweep, read_sweep
 from onebox.train import RESULT_TAGS
 
 make_run = runpy.run_path(str(Path(__file__).parents[1] / "runs" / "conftest.py"))["make_run"]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 class _Package(ModuleType):
     # A function `runs` in `onebox` would be replaced by this package as soon as any of its modules is imported.
     def __call__(self, folder: str | Path = "outputs") -> "pd.DataFrame":
-        from onebox.runs.table import runs
+        from onebox.runs.reading.table import runs
 
         return runs(folder)
 

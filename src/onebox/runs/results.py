@@ -9,7 +9,7 @@ from rich.table import Table
 
 from onebox.data.index import Index
 from onebox.files import read_json
-from onebox.runs.report import balance_line, read_metrics
+from onebox.runs.reading.report import balance_line, read_metrics
 
 SCHEMA = 1
 SAME = 1e-6  # what differs by less differs only in the rounding of float32

@@ -17,9 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 from onebox.errors import BadInput
 from onebox.files import alone, write_json
 from onebox.runs.composition import choices, without_hydra
-from onebox.runs.find import Run
 from onebox.runs.fingerprint import fingerprints
-from onebox.runs.where import select
+from onebox.runs.reading.find import Run
+from onebox.runs.reading.where import select
 from onebox.spelling import check_options, explain
 from onebox.sweep.plan_file import FILE, read_plan
 
@@ -121,7 +121,7 @@ def compose_jobs(combined: Sequence[tuple[str, ...]], compose: Compose) -> list[
 
 
 def without_excluded(jobs: Sequence[Job], expression: str | None) -> list[Job]:
-    """Leave out the jobs that meet an expression of `onebox.runs.where`.
+    """Leave out the jobs that meet an expression of `onebox.runs.reading.where`.
 
     Raises:
         BadInput: it cannot be parsed, no job has a key of it, or no job is left.

@@ -49,7 +49,7 @@ MODULES = (
     "onebox.runs.checkpoint",
     "onebox.runs.composition",
     "onebox.runs.record",
-    "onebox.runs.report",
+    "onebox.runs.reading.report",
     "onebox.runs.results",
     "onebox.runs.samples",
     "onebox.sweep.plan",

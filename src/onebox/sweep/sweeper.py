@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from onebox.errors import BadInput, SweepFailed
 from onebox.files import replacing
-from onebox.runs.find import read_run
 from onebox.runs.provenance import source_fingerprint
+from onebox.runs.reading.find import read_run
 from onebox.sweep.check import Build, check_jobs
 from onebox.sweep.job import RERUN, Step, is_stale, next_step, stored_objective
 from onebox.sweep.plan import Job, combinations, compose_jobs, without_excluded, write_plan
@@ -139,7 +139,7 @@ class GridSweeper(Sweeper):
 
 def objectives(config: DictConfig) -> dict[str, str]:
     """The tags that a sweep optimises, each with max or min."""
-    from onebox.runs.noise import lower_is_better
+    from onebox.runs.reading.noise import lower_is_better
 
     if isinstance(config.objective, str) and config.objective == config.monitor:
         return {config.monitor: config.monitor_mode}
@@ -151,7 +151,7 @@ def report(folder: Path) -> None:
     """Print the table of all jobs in a sweep's folder."""
     from rich.console import Console
 
-    from onebox.sweep.table import list_sweep, read_sweep
+    from onebox.sweep.reading.table import list_sweep, read_sweep
 
     list_sweep(read_sweep(folder)).show(Console(highlight=False))
 

@@ -16,7 +16,7 @@ import typer
 from onebox.errors import EXIT_INTERRUPTED, BadInput, Preempted, check, own_complaint
 
 if TYPE_CHECKING:
-    from onebox.runs.reproduce import Recorded
+    from onebox.runs.reading.reproduce import Recorded
 
 EXIT_DIVERGES = 1
 MAX_SHOWN = 12  # rows of a table
@@ -77,8 +77,8 @@ def reproduce(
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
 ) -> None:
     """Run again, compare, print."""
-    from onebox.runs.find import REPRODUCED, find_run
-    from onebox.runs.reproduce import Recorded, compare, config_again, differences
+    from onebox.runs.reading.find import REPRODUCED, find_run
+    from onebox.runs.reading.reproduce import Recorded, compare, config_again, differences
     from onebox.trust import check_config
 
     recorded = Recorded.read(Path(run) if Path(run, "run.json").exists() else find_run(run, outputs).path)

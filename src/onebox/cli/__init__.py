@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from onebox import cli_reproduce, cli_runs, lr_find
+from onebox.cli import lr_find, reproduce, runs
 from onebox.errors import BadInput
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ data_app = typer.Typer(
     help="Get the data, look at it, and see what is kept of it.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(data_app, name="data")
-app.command(help=cli_reproduce.HELP, epilog=cli_reproduce.EPILOG)(cli_reproduce.reproduce)
-cli_runs.register(app, EPILOG)
+app.command(help=reproduce.HELP, epilog=reproduce.EPILOG)(reproduce.reproduce)
+runs.register(app, EPILOG)
 app.command("lr-find", help=lr_find.HELP, epilog=EPILOG)(lr_find.lr_find)
 
 

@@ -93,7 +93,7 @@ def runs(
     outputs: Outputs = Path("outputs"),
 ) -> None:
     """List them."""
-    from onebox.runs.table import list_runs
+    from onebox.runs.reading.table import list_runs
 
     found = list_runs(outputs, where=where, sort=sort, ascending=ascending, limit=limit, metrics=metric or [])
     if found.frame.empty and not (json_ or csv or markdown):
@@ -119,7 +119,7 @@ def sweep(
     ] = Path("outputs"),
 ) -> None:
     """Read it, then print."""
-    from onebox.sweep.table import list_sweep, read_sweep
+    from onebox.sweep.reading.table import list_sweep, read_sweep
 
     found = list_sweep(read_sweep(_sweep_folder(name, outputs)), metrics=metric or [], seeds=seeds, sort=sort)
     found.print(csv=csv, markdown=markdown, as_json=json_)
@@ -149,9 +149,9 @@ def diff(
     json_: Json = False,
 ) -> None:
     """Compare them."""
-    from onebox.runs import diff_view
-    from onebox.runs.diff import diff as compare
-    from onebox.runs.find import find_run
+    from onebox.runs.reading import diff_view
+    from onebox.runs.reading.diff import diff as compare
+    from onebox.runs.reading.find import find_run
 
     if len(names) < 2:
         raise BadInput(f"{names[0]}: name two runs or more, such as latest~1 latest")
@@ -178,9 +178,9 @@ def explain(
     json_: Json = False,
 ) -> None:
     """Explain them."""
-    from onebox.runs.explain import explain as explain_runs
-    from onebox.runs.explain import lines
-    from onebox.runs.find import find_all
+    from onebox.runs.reading.explain import explain as explain_runs
+    from onebox.runs.reading.explain import lines
+    from onebox.runs.reading.find import find_all
 
     document = explain_runs(find_all(names, outputs), metric or [])
     if json_:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from onebox.errors import BadInput, is_number
-from onebox.runs.find import MISSING, Run, near_keys
+from onebox.runs.reading.find import MISSING, Run, near_keys
 
 Test = Callable[[Run], bool]
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onebox.runs.changes import Change, compare, without_harmless
-from onebox.runs.find import MISSING, Run
-from onebox.runs.noise import SAME, band, judge, other_seeds
+from onebox.runs.reading.changes import Change, compare, without_harmless
+from onebox.runs.reading.find import MISSING, Run
+from onebox.runs.reading.noise import SAME, band, judge, other_seeds
 
 SCHEMA = 1
 HEADLINE = ("joint_acc", "acc", "iou", "loc_acc", "loc_l1", "loss")

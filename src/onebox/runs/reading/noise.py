@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Literal
 
-from onebox.runs.find import Run, find_runs
+from onebox.runs.reading.find import Run, find_runs
 
 Verdict = Literal["same", "better", "worse", "within noise", "noise unknown", "other images"]
 

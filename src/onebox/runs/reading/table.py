@@ -13,10 +13,10 @@ import pandas as pd
 
 from onebox.errors import BadInput, check
 from onebox.files import write_text
-from onebox.runs.diff_view import Line, value_text
-from onebox.runs.find import MISSING, Run, find_runs, near_keys
 from onebox.runs.fingerprint import flatten
-from onebox.runs.where import select
+from onebox.runs.reading.diff_view import Line, value_text
+from onebox.runs.reading.find import MISSING, Run, find_runs, near_keys
+from onebox.runs.reading.where import select
 from onebox.text import duration, printable
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def list_runs(
 
     Args:
         outputs: the folder.
-        where: see `onebox.runs.where`.
+        where: see `onebox.runs.reading.where`.
         sort: a key of `Run.value`; runs that have no such value come last.
         ascending: the oldest or the smallest first.
         limit: how many at most; 0 for all.

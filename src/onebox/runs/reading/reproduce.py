@@ -15,7 +15,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]  # PyYAML has no type
 
 from onebox.errors import BadInput, check
 from onebox.files import read_json
-from onebox.runs.diff import ENVIRONMENT, differing_facts
+from onebox.runs.reading.diff import ENVIRONMENT, differing_facts
 from onebox.trust import check_paths, stored_file
 
 TRACE = "trace.csv"

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 import onebox
 from onebox.files import read_json, write_text
-from onebox.runs.noise import SAME, lower_is_better
+from onebox.runs.reading.noise import SAME, lower_is_better
 
 # In the order of the table, with what each one says to a reader who does not know it.
 METRICS = {
@@ -104,7 +104,7 @@ def write_report(run_dir: Path) -> Path:
     level, interval = judge(test, floor, images) if test else ("", (0.0, 0.0))
 
     environment = Environment(
-        loader=PackageLoader("onebox.runs", "."),
+        loader=PackageLoader("onebox.runs.reading", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -7,11 +7,11 @@ from typing import Any
 import pandas as pd
 
 from onebox.errors import BadInput, is_number
-from onebox.runs.changes import Change, compare, without_harmless
-from onebox.runs.diff import ABSENT, HEADLINE
-from onebox.runs.diff_view import Line, value_text
-from onebox.runs.find import MISSING, Run, near_keys
-from onebox.runs.noise import interval, lower_is_better
+from onebox.runs.reading.changes import Change, compare, without_harmless
+from onebox.runs.reading.diff import ABSENT, HEADLINE
+from onebox.runs.reading.diff_view import Line, value_text
+from onebox.runs.reading.find import MISSING, Run, near_keys
+from onebox.runs.reading.noise import interval, lower_is_better
 
 SCHEMA = 2
 CODE = "code"  # the key that stands for a changed source

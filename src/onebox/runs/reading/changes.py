@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from onebox.runs.find import MISSING, Run
 from onebox.runs.fingerprint import Ignored, flatten, same
+from onebox.runs.reading.find import MISSING, Run
 
 Origin = Literal["override", "default", "follows"]
 Values = tuple[Any, ...]  # of each run
