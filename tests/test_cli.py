@@ -240,7 +240,7 @@ def test_stopped_by_hand_it_leaves_with_130_and_keeps_what_it_has(tmp_path, tar,
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert err == "stopped by hand; the same command goes on where it stopped\n"
+    assert err == "stopped by hand; the same command keeps the archives that are whole\n"
 
 
 def test_caches_are_shown_and_cleared(tmp_path, tree):
