@@ -4,10 +4,12 @@ import pytest
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from torch import nn
 from torchvision.ops import generalized_box_iou_loss
 
 from onebox.losses import ClassLoss, LocLoss, WeightedLoss, balanced_cross_entropy
 from onebox.model.localizer import Prediction, Target
+from onebox.module import RunningResults, _tags
 from onebox.weighting import DynamicWeightAverage, FixedWeighting, UncertaintyWeighting
 
 
@@ -149,3 +151,31 @@ def test_rare_classes_count_by_their_effective_number():
     assert weights(1) == pytest.approx([0, 1.6, 0.4])
     ratio = (1 - 0.9**40) / (1 - 0.9**10)
     assert weights(0.9) == pytest.approx([0, 2 * ratio / (1 + ratio), 2 / (1 + ratio)])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_weighted_loss_of_an_epoch_is_that_of_all_images_whatever_the_batch_size(batch_size):
+    loss = WeightedLoss(
+        loc=LocLoss(criterion=nn.L1Loss(), space="boxes"),
+        cls=ClassLoss(nn.CrossEntropyLoss(weight=torch.tensor([0.1, 1.0, 5.0]), label_smoothing=0.1)),
+        weights={"loc": 2.0, "cls": 1.0},
+        weighting=FixedWeighting(),
+    ).eval()
+    generator = torch.Generator().manual_seed(0)
+    boxes, logits, labels = (
+        torch.rand(8, 4, generator=generator),
+        torch.randn(8, 3, generator=generator),
+        torch.arange(8) % 3,
+    )
+    results = RunningResults(["a", "b", "c"])
+    for rows in torch.arange(8).split(batch_size):
+        preds, targets = (
+            Prediction(boxes[rows], boxes[rows], logits[rows]),
+            Target(1 - boxes[rows], 1 - boxes[rows], labels[rows]),
+        )
+        results.add([_tags(loss(preds, targets))], [preds], [targets], loss.counts(targets))
+    whole = loss(Prediction(boxes, boxes, logits), Target(1 - boxes, 1 - boxes, labels))
+    found, _ = results.pop()
+    assert found["loss_cls"].item() == pytest.approx(whole.raw["cls"].item(), rel=1e-5)
+    assert found["loss"].item() == pytest.approx(whole.total.item(), rel=1e-5)
+    assert set(found) == set(_tags(whole))

@@ -91,3 +91,10 @@ def test_floor_is_median_box_and_majority_class():
     boxes, logits = floor_prediction(train_boxes, torch.tensor([2, 2, 1]), len(CLASSES), 5)
     torch.testing.assert_close(boxes, torch.tensor([[0.2, 0.1, 0.6, 0.7]]).expand(5, 4))
     assert logits.argmax(1).tolist() == [2] * 5
+
+
+def test_sums_are_exact_whatever_the_precision_of_the_trainer():
+    batches = [random_batch(33, seed) for seed in range(30)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lowered = measure(*batches)
+    assert lowered == measure(*batches)

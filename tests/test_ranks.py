@@ -210,6 +210,15 @@ def test_a_sweep_of_such_runs_gives_what_the_single_runs_give(by_hand, data, tmp
     assert not list((tmp_path / "outputs").glob("[!s]*"))  # and no run elsewhere
 
 
+@pytest.mark.parametrize(
+    "unread", [["loss.weights.cls=0"], ["model/loc_head=edges", "image_size=64", "loss.weights.loc=0"]]
+)
+def test_ranks_do_not_wait_for_gradients_that_never_come(by_hand, tmp_path, unread):
+    codes, texts = by_hand("run", *unread, "trainer.max_epochs=1")
+    assert codes == [0, 0], texts
+    assert facts(tmp_path / "run")["status"] == "completed"
+
+
 @pytest.mark.parametrize("num_rows", [2, 3, 5, 11, 12])
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 100])
 def test_evaluation_shares_each_image_once_in_the_same_number_of_batches(num_rows, batch_size):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import logging
 import os
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from onebox.data.datamodule import VocDataModule
     from onebox.module import LocalizationModule
 
+DDP = "ddp"  # the strategy for which what gets no gradient is looked for
 IRRELEVANT_WARNINGS = (
     ".*does not have many workers.*",  # with the cache of decoded images, workers only make it slower
     ".*smaller than the logging interval.*",  # the module reads what is left at the end of each epoch
@@ -159,8 +161,13 @@ def unread_levels(cfg: DictConfig, module: LocalizationModule) -> str | None:
     )
 
 
-def build_trainer(cfg: DictConfig, facts: Mapping[str, Any] | None = None) -> Trainer:
-    """The trainer with all callbacks and loggers that are not null; `facts` go into each checkpoint."""
+def build_trainer(
+    cfg: DictConfig, facts: Mapping[str, Any] | None = None, module: LocalizationModule | None = None
+) -> Trainer:
+    """The trainer with all callbacks and loggers that are not null; `facts` go into each checkpoint.
+
+    With `module`, ranks do not wait for the gradients of parameters that get none.
+    """
     import torch.utils.deterministic
     from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
@@ -180,11 +187,26 @@ def build_trainer(cfg: DictConfig, facts: Mapping[str, Any] | None = None) -> Tr
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),  # or it adds one
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         _convert_="all",
+        **({"strategy": f"{DDP}_find_unused_parameters_true"} if module and _waits_in_vain(cfg, module) else {}),
     )
     _keep_freed_memory()
     # Part of trainer.deterministic: writes NaN into all new memory, in case something reads it. Nothing here does.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch hides it
     return trainer
+
+
+def _waits_in_vain(cfg: DictConfig, module: LocalizationModule) -> bool:
+    """Whether ranks would wait for a gradient that never comes: of a term of weight 0, or of an unread layer."""
+    import torch
+
+    if cfg.trainer.strategy != DDP:
+        return False
+    trial = copy.deepcopy(module.localizer).eval()
+    with torch.random.fork_rng(devices=[]):
+        preds = trial(torch.zeros(1, 3, cfg.image_size, cfg.image_size))
+    targets = trial.encode(torch.tensor([[0.25, 0.25, 0.75, 0.75]]), torch.zeros(1, dtype=torch.int64))
+    copy.deepcopy(module.loss).train()(preds, targets).total.backward()
+    return any(parameter.requires_grad and parameter.grad is None for parameter in trial.parameters())
 
 
 def check_stages(trainer: Trainer, module: LocalizationModule) -> None:

@@ -45,6 +45,11 @@ class ClassLoss(nn.Module):
         """Scalar loss."""
         return self.criterion(preds.logits, targets.labels)
 
+    def count(self, targets: Target) -> Tensor | None:
+        """What the loss of a batch is a mean over, if not its images: the sum of the weights of their classes."""
+        weights = getattr(self.criterion, "weight", None)
+        return None if weights is None else weights[targets.labels].sum()
+
 
 def balanced_cross_entropy(*, class_counts: Sequence[int], beta: float, label_smoothing: float) -> nn.CrossEntropyLoss:
     """Cross-entropy in which rare classes count more, by their effective number (arXiv:1901.05555, equation 2).
@@ -133,6 +138,11 @@ class WeightedLoss(nn.Module):
         self.terms = nn.ModuleDict({"loc": loc, "cls": cls})
         self.weights = {name: float(weights[name]) for name in self.terms}
         self.weighting = weighting
+
+    def counts(self, targets: Target) -> dict[str, Tensor]:
+        """For each term whose value is no mean over images what it is a mean over: the sum of their weights, scalar."""
+        counts = {name: getattr(term, "count", lambda _: None)(targets) for name, term in self.terms.items()}
+        return {name: count for name, count in counts.items() if count is not None}
 
     def forward(self, preds: Prediction, targets: Target) -> Losses:
         """All terms and their weighted sum."""

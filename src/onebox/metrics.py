@@ -70,7 +70,10 @@ class LocalizationMetrics(Metric):
             true_boxes: [B, 4] xyxy in [0, 1].
             labels: [B] int64.
         """
-        values = _per_image(boxes, logits, true_boxes, labels).float()
+        with torch.autocast(boxes.device.type, enabled=False):  # sums are float32 whatever the trainer's precision
+            self._add(_per_image(boxes.float(), logits.float(), true_boxes, labels), labels)
+
+    def _add(self, values: Tensor, labels: Tensor) -> None:
         # A matrix product, as index_add_ sums in no fixed order on a GPU.
         one_hot = torch.nn.functional.one_hot(labels, len(self.class_names)).float()
         self.sums += one_hot.T @ values

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,9 +101,11 @@ class LocalizationModule(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Make what the step draws a function of (seed, epoch, step, rank), whatever was drawn before."""
         draw = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, self.global_rank])
-        # torch.manual_seed takes a millisecond to keep a stack trace for each kind of device that is not there.
-        manual_seed = torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed
-        manual_seed(int(draw.generate_state(1)[0]))
+        seed = int(draw.generate_state(1)[0])
+        # torch.manual_seed takes a millisecond, as it keeps a stack trace for each kind of device that is not there.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch; returns the weighted loss."""
@@ -154,7 +156,7 @@ class LocalizationModule(LightningModule):
         checkpoint["unfinished_epoch"] = {"results": self.train_results.state(), "pending": pending}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore what the unfinished epoch has gathered."""
         kept = move_data_to_device(checkpoint["unfinished_epoch"], self.trainer.strategy.root_device)
         self.train_results.restore(kept["results"])
         self._pending = [(losses, Prediction(*preds), Target(*targets)) for losses, preds, targets in kept["pending"]]
@@ -186,7 +188,7 @@ class LocalizationModule(LightningModule):
 
     def _eval_step(self, batch: Batch) -> None:
         preds, targets, losses = self._predict(batch)
-        self.eval_results.add([_tags(losses)], [preds], [targets])
+        self.eval_results.add([_tags(losses)], [preds], [targets], self.loss.counts(targets))
 
     def _log(self, split: str, values: dict[str, Any]) -> None:
         self.log_dict({f"{split}/{name}": value for name, value in values.items()}, sync_dist=True)
@@ -218,9 +220,29 @@ class RunningResults(nn.Module):
         self._loss_sums: dict[str, Tensor] = {}
         self._num_images = 0
 
-    def add(self, losses: Sequence[dict[str, Tensor]], preds: Sequence[Prediction], targets: Sequence[Target]) -> None:
-        """Add steps, each with the means of its losses (scalars)."""
+    def add(
+        self,
+        losses: Sequence[dict[str, Tensor]],
+        preds: Sequence[Prediction],
+        targets: Sequence[Target],
+        counts: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Add steps, each with the means of its losses (scalars).
+
+        Args:
+            losses: of each step, by tag.
+            preds: of each step.
+            targets: of each step.
+            counts: of a single step, what the loss of a term is a mean over where that is not its images.
+        """
         sizes = [len(target.labels) for target in targets]
+        if counts:
+            # Sums over what the term is a mean over; `pop` divides by the sum of the counts.
+            scales = {
+                f"loss_{name}{kind}": count / sizes[0] for name, count in counts.items() for kind in ("", "_weighted")
+            }
+            row = {tag: value * scales.get(tag, 1.0) for tag, value in losses[0].items()}
+            losses = [row | {f"count_{name}": count / sizes[0] for name, count in counts.items()}]
         for name in losses[0]:
             total = sum(row[name] * size for row, size in zip(losses, sizes, strict=True))
             self._loss_sums[name] = self._loss_sums.get(name, torch.tensor(0.0)) + total
@@ -242,7 +264,7 @@ class RunningResults(nn.Module):
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`."""
+        """Continue from a `state`."""
         self._loss_sums, self._num_images = dict(state["loss_sums"]), state["num_images"]
         self.metrics.sums, self.metrics.count = state["sums"], state["count"]
 
@@ -254,6 +276,10 @@ class RunningResults(nn.Module):
             torch.distributed.all_reduce(everything)  # the metrics do the same by themselves
             *totals, num_images = everything
         losses = {name: total / num_images for name, total in zip(self._loss_sums, totals, strict=True)}
+        for name in [tag.removeprefix("count_") for tag in losses if tag.startswith("count_")]:
+            count = losses.pop(f"count_{name}")
+            losses |= {tag: losses[tag] / count for tag in (f"loss_{name}", f"loss_{name}_weighted")}
+            losses["loss"] = torch.stack([losses[f"loss_{term}_weighted"] for term in TERMS]).sum()
         results = self.metrics.compute()
         self._loss_sums, self._num_images = {}, 0
         self.metrics.reset()

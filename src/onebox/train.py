@@ -280,7 +280,7 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord | RankRecord, finge
     counts = data.class_counts
     module = build_module(cfg, data)
     facts: dict[str, Any] = {"fingerprint": fingerprint, "class_names": data.class_names}
-    trainer = build_trainer(cfg, facts)
+    trainer = build_trainer(cfg, facts, module)
     check_stages(trainer, module)
     unread = unread_levels(cfg, module)
     if unread is not None:

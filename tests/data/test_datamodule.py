@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ from hydra.utils import instantiate
 from PIL import Image
 
 from onebox.build import build_data
+from onebox.data.dataset import UndecodableImages
 from onebox.errors import BadInput
 
 DOG = ("dog", (1, 1, 30, 20))
@@ -42,7 +45,7 @@ def batches(data, epoch=0, loader="train_dataloader"):
 def test_a_plain_folder_gives_its_own_classes_and_a_seeded_split(folder_data, tree):
     for number in range(20):
         tree.add(f"image{number:02}", DOG if number % 2 else CAT)
-    first, again, other = folder_data(), folder_data(), folder_data("seed=1")
+    first, again, other = folder_data(), folder_data(), folder_data("data.split_seed=1")
     assert first.class_names == ["background", "cat", "dog"]
     assert {split: len(index) for split, index in first.indexes.items()} == {"train": 16, "val": 2, "test": 2}
     ids = [set(index.ids) for index in first.indexes.values()]
@@ -214,3 +217,22 @@ def test_real_voc_gives_the_known_numbers(composed, voc_root):
     assert data.num_classes == 21
     assert data.class_names[15] == "person"
     assert instantiate(cfg.data.classes) == data.class_names[1:]
+
+
+def test_held_out_images_do_not_depend_on_the_seed_of_the_run(composed, tree):
+    for number in range(40):
+        tree.add(f"image{number:02}", DOG if number % 2 else CAT)
+
+    def held_out(*overrides):
+        data = build_data(composed("data=folder", f"data.root={tree.folder}", *overrides, small=False))
+        data.setup()
+        return data.indexes["test"].ids
+
+    assert held_out("seed=0") == held_out("seed=1")
+    assert held_out("data.split_seed=1") != held_out("data.split_seed=0")
+
+
+def test_an_error_of_undecodable_images_reaches_another_process():
+    error = UndecodableImages({3: "cut short", 5: "no image"}, "three.jpg")
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error) and again.reasons == error.reasons

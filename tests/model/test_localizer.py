@@ -69,3 +69,13 @@ def test_flip_averaging_shows_the_box_of_the_class_that_both_looks_together_find
         for look in (images, images.flip(-1))
     )
     torch.testing.assert_close(preds.boxes, (boxes + mirror(others)) / 2)
+
+
+@pytest.mark.parametrize("loc_head", ["linear", "spatial", "dense", "edges"])
+def test_boxes_and_logits_are_float32_whatever_the_precision_of_the_trainer(composed, loc_head):
+    localizer = instantiate(composed(f"model/loc_head={loc_head}", "model.num_classes=3").model, _convert_="all").eval()
+    images = torch.randint(0, 256, (8, 3, 100, 100), dtype=torch.uint8)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        preds = localizer(images)
+    assert {part.dtype for part in preds} == {torch.float32}
+    assert not torch.equal(preds.boxes, preds.boxes.bfloat16().float())  # finer than steps of 1/256

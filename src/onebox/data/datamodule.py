@@ -67,7 +67,8 @@ class VocDataModule(LightningDataModule):
         eval_batch_size: images a validation or test step, on each device.
         num_workers: loader processes; 0 loads in the main process, which is fastest with the cache.
         drop_last: whether an incomplete last training batch is left out.
-        seed: seed of holdout, order and augmentation.
+        split_seed: seed of holdout. Not the run's: seeds are to measure the noise of training on the same images.
+        seed: seed of order and augmentation.
         views: augment each training image in so many ways, and show every one equally often; None draws anew in each
             epoch.
         views_seed: seed of these views; `seed` says which of them an epoch shows.
@@ -99,6 +100,7 @@ class VocDataModule(LightningDataModule):
         eval_batch_size: int,
         num_workers: int,
         drop_last: bool,
+        split_seed: int,
         seed: int,
         views: int | None,
         views_seed: int,
@@ -132,6 +134,7 @@ class VocDataModule(LightningDataModule):
                 f"data.views must be a number >= 1 or null, not {views}": views is not None
                 and not is_integer(views, 1),
                 f"data.views_seed must be a number >= 0, not {views_seed}": not is_integer(views_seed, 0),
+                f"data.split_seed must be a number >= 0, not {split_seed}": not is_integer(split_seed, 0),
                 f"data.features must be auto or off, not {features}": features not in ("auto", "off"),
             }
         )
@@ -157,7 +160,7 @@ class VocDataModule(LightningDataModule):
         self._eval_batch_size = eval_batch_size
         self._num_workers = num_workers
         self._drop_last = drop_last
-        self._seed = seed
+        self._seed, self._split_seed = seed, split_seed
         self._views_seed = seed if views is None else views_seed
         self.views = views if transform.is_random else 1
         self.features = features
@@ -358,7 +361,7 @@ class VocDataModule(LightningDataModule):
     def _hold_out(self, rows: dict[str, Ints]) -> None:
         """Move a share of the training rows to the splits that name no list."""
         train = rows["train"]
-        order = np.random.default_rng(self._seed).permutation(len(train))
+        order = np.random.default_rng(self._split_seed).permutation(len(train))
         for split in ("val", "test"):
             if not self._splits[split]:
                 count = math.floor(self._holdout.get(split, 0.0) * len(train))

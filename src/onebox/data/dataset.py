@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -83,9 +83,13 @@ class UndecodableImages(BadInput):
     """
 
     def __init__(self, reasons: Mapping[int, str], first: str) -> None:
-        self.reasons = reasons
+        self.reasons, self.first = reasons, first
         others = f" (and {len(reasons) - 1:,} other images; data.on_error=skip leaves them out)" * (len(reasons) > 1)
         super().__init__(f"{first}: {reasons[min(reasons)]}{others}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Made again from its own arguments: jobs and workers send it between processes."""
+        return type(self), (self.reasons, self.first)
 
 
 def pixel_source(resize: Resize) -> str:

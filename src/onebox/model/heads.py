@@ -166,8 +166,8 @@ class DenseHead(nn.Module):
     def forward(self, features: Features) -> Tensor:
         """Features to [B, 4] boxes; x1 <= x2 and y1 <= y2."""
         maps = self.trunk(features.maps)
-        share = self.score(maps).flatten(2).softmax(-1)  # [B, 1, H * W]
-        left_top, right_bottom = nn.functional.softplus(self.distances(maps).flatten(2)).chunk(2, dim=1)
+        share = self.score(maps).float().flatten(2).softmax(-1)  # [B, 1, H * W]
+        left_top, right_bottom = nn.functional.softplus(self.distances(maps).float().flatten(2)).chunk(2, dim=1)
         boxes = torch.cat((self.centres - left_top, self.centres + right_bottom), dim=1)  # [B, 4, H * W]
         return (boxes * share).sum(-1)
 
@@ -206,7 +206,8 @@ class EdgesHead(nn.Module):
 
     def forward(self, features: Features) -> Tensor:
         """Features to [B, 4] boxes in [0, 1]; x1 <= x2 and y1 <= y2."""
-        left, top, right, bottom = self.upsample(self.heatmaps(self.trunk(features.maps))).unbind(1)  # [B, H, W] each
+        heatmaps = self.heatmaps(self.trunk(features.maps)).float()  # coordinates need more than bfloat16
+        left, top, right, bottom = self.upsample(heatmaps).unbind(1)  # [B, H, W] each
         x1, x2 = ((heat.logsumexp(1).softmax(-1) * self.x).sum(-1) for heat in (left, right))
         y1, y2 = ((heat.logsumexp(2).softmax(-1) * self.y).sum(-1) for heat in (top, bottom))
         # In order, as GIoU's paper does it (arXiv:1902.09630, algorithm 1): of boxes turned inside out, which these are

@@ -150,11 +150,12 @@ class Localizer(nn.Module):
 
     def predict(self, features: Features, mirrored: Features | None = None, *, labels: Tensor | None) -> Prediction:
         """The heads' part of `forward`: for images, or the mean over them and their mirror images."""
-        out, logits = self.loc_head(features), self.cls_head(features)
+        # float32 whatever the trainer's precision: in bfloat16 a box moves in steps of 1/256 of the image.
+        out, logits = self.loc_head(features).float(), self.cls_head(features).float()
         if mirrored is None:
             loc = self._codes(out, logits, labels)
             return Prediction(loc, self.box_coder.decode(loc), logits)
-        other_out, other_logits = self.loc_head(mirrored), self.cls_head(mirrored)
+        other_out, other_logits = self.loc_head(mirrored).float(), self.cls_head(mirrored).float()
         log_probabilities = torch.stack([logits.log_softmax(1), other_logits.log_softmax(1)])
         logits = log_probabilities.logsumexp(0) - math.log(2)  # those that give the mean of the probabilities
         boxes, others = (self.box_coder.decode(self._codes(item, logits, labels)) for item in (out, other_out))
