@@ -155,12 +155,12 @@ class LastCheckpoint(Checkpoint):
         if not trainer.is_global_zero:
             return
         (self._folder / "previous.ckpt").unlink(missing_ok=True)
-        if best.exists() and not best.samefile(last):
+        # Without hard links there are two files, and a best checkpoint that is damaged is told where it is loaded.
+        with suppress(Exception):
             step = torch.load(best, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-            if step == trainer.global_step:
-                with suppress(OSError):  # a file system without hard links
-                    os.link(last, link)
-                    link.replace(best)
+            if step == trainer.global_step and not best.samefile(last):
+                os.link(last, link)
+                link.replace(best)
 
     def _is_due(self, trainer: Trainer) -> bool:
         # With several devices the sums of an unfinished epoch lie on each of them, and only one writes.
