@@ -82,6 +82,26 @@ def test_stored_overrides_hold_no_options_of_hydra_and_nothing_that_is_called(tm
     ]
 
 
+def test_a_run_directory_from_which_links_lead_is_not_resumed(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    for name, make in {"checkpoints": lambda path: path.symlink_to(tmp_path / "elsewhere"), ".lock": os.mkfifo}.items():
+        make(tmp_path / "run" / name)
+        with pytest.raises(BadInput, match=f"{name}: is a link that leads out"):
+            stored_overrides(tmp_path / "run", [])
+        (tmp_path / "run" / name).unlink()
+
+
+def test_commands_pass_over_records_that_are_links_or_pipes(tmp_path):
+    for name in ("link", "pipe"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "secret.json").write_text(json.dumps({"schema": 1, "status": "completed", "name": "secret"}))
+    (tmp_path / "link" / "run.json").symlink_to(tmp_path / "secret.json")
+    os.mkfifo(tmp_path / "pipe" / "run.json")
+    done = CliRunner().invoke(app, ["runs", "--outputs", str(tmp_path)])
+    assert done.exit_code == 0 and "secret" not in done.stdout
+
+
 def test_links_out_of_the_folder_pipes_and_giants_are_no_files_of_a_run(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()

@@ -108,8 +108,12 @@ def stored_overrides(folder: Path, overrides: Sequence[Any]) -> list[str]:
         overrides: what `.hydra/overrides.yaml` holds.
 
     Raises:
-        BadInput: they hold options of Hydra, or interpolations that call something.
+        BadInput: they hold options of Hydra, or interpolations that call something; or what is written into the
+            directory would go elsewhere, by a link.
     """
+    for path in folder.rglob("*"):
+        is_inside = path.resolve().is_relative_to(folder.resolve()) and (path.is_file() or path.is_dir())
+        check(is_inside, f"{path}: is a link that leads out of the run directory, or no file; remove it")
     where = folder / ".hydra" / "overrides.yaml"
     found = []
     for text in overrides:

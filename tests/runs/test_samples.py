@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from onebox.errors import BadInput
 from onebox.runs import samples
 from onebox.runs.samples import compare_samples, write_samples
 
@@ -57,3 +58,14 @@ def test_too_many_are_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(samples, "MAX_SAMPLES", 3)
     assert not write_samples(tmp_path, {"train": index()}, NAMES)
     assert compare_samples(tmp_path, tmp_path) is None
+
+
+def test_a_file_that_no_run_has_written_is_refused(tmp_path):
+    write_samples(tmp_path / "a", {"train": index()}, NAMES)
+    (tmp_path / "b").mkdir()
+    np.savez_compressed(tmp_path / "b" / "samples.npz", zeros=np.zeros(2**26, np.int64))
+    with pytest.raises(BadInput, match="unpacks to a giant"):
+        compare_samples(tmp_path / "a", tmp_path / "b")
+    np.savez_compressed(tmp_path / "b" / "samples.npz", code=np.array([print], dtype=object))
+    with pytest.raises(BadInput, match="not the samples of a run"):
+        compare_samples(tmp_path / "a", tmp_path / "b")

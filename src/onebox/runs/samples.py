@@ -1,8 +1,8 @@
 """samples.npz: which images a run was trained and tested on, with their boxes and labels. N = images of a split."""
 
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,39 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebox.data.table import read_words, to_bytes, to_ids
+from onebox.errors import BadInput, check
 from onebox.files import replacing
+from onebox.trust import stored_file
 
 if TYPE_CHECKING:
     from onebox.data.index import Index
 
 FILE = "samples.npz"
 MAX_SAMPLES = 200_000  # 4.5 MB, written in a second; of more, the fingerprints must do
-
+MAX_BYTES = 2**28  # unpacked
 COLUMNS = {
-    "labels": "relabelled",
-    "boxes": "box moved",
-    "sizes": "other image size",
-    "bytes": "other image file",
+    "labels": "relabelled",  # [N] int32
+    "boxes": "box moved",  # [N, 4] float32, xyxy in [0, 1]
+    "sizes": "other image size",  # [N, 2] int32, height and width in px
+    "bytes": "other image file",  # [N] int64, sizes of the files
 }
 
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """One split.
-
-    Attributes:
-        ids: N names.
-        labels: [N] int32.
-        boxes: [N, 4] float32, xyxy in [0, 1].
-        sizes: [N, 2] int32, height and width in px.
-        bytes: [N] int64, sizes of the image files.
-    """
-
-    ids: tuple[str, ...]
-    labels: NDArray[np.int32]
-    boxes: NDArray[np.float32]
-    sizes: NDArray[np.int32]
-    bytes: NDArray[np.int64]
+Split = dict[str, NDArray[Any]]  # `ids`, [N] of text, and `COLUMNS`; labels by name
 
 
 def write_samples(run_dir: Path, indexes: "Mapping[str, Index]", class_names: Sequence[str]) -> bool:
@@ -64,19 +49,30 @@ def write_samples(run_dir: Path, indexes: "Mapping[str, Index]", class_names: Se
     return True
 
 
-def read_samples(run_dir: Path) -> tuple[dict[str, Samples], list[str]] | None:
-    """The splits and the names of the labels; None when the run has none of it."""
-    path = run_dir / FILE
-    if not path.exists():
+def read_samples(run_dir: Path) -> dict[str, Split] | None:
+    """The splits of a run; None when it keeps no table of them.
+
+    Raises:
+        BadInput: the file is not that of a run.
+    """
+    if not (run_dir / FILE).exists():
         return None
-    with np.load(path, allow_pickle=False) as file:
-        columns = dict(file.items())
-    splits = {}
-    for split in dict.fromkeys(name.partition("/")[0] for name in columns if "/" in name):
-        splits[split] = Samples(
-            ids=to_ids(columns[f"{split}/ids"]), **{name: columns[f"{split}/{name}"] for name in COLUMNS}
-        )
-    return splits, read_words(columns)["class_names"]
+    path = stored_file(run_dir, FILE)
+    try:
+        with zipfile.ZipFile(path) as file:
+            check(sum(item.file_size for item in file.infolist()) <= MAX_BYTES, f"{path}: unpacks to a giant")
+        with np.load(path, allow_pickle=False) as file:
+            columns = dict(file.items())
+        names = np.array(read_words(columns)["class_names"], dtype=np.str_)
+        splits: dict[str, Split] = {}
+        for split in dict.fromkeys(name.partition("/")[0] for name in columns if "/" in name):
+            splits[split] = {name: columns[f"{split}/{name}"] for name in COLUMNS}
+            # By name, as a class that was added moves the numbers of the others.
+            splits[split]["labels"] = names[splits[split]["labels"]]
+            splits[split]["ids"] = np.array(to_ids(columns[f"{split}/ids"]), dtype=np.str_)
+    except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
+        raise BadInput(f"{path}: not the samples of a run ({error})") from error
+    return splits
 
 
 def compare_samples(one: Path, other: Path) -> dict[str, dict[str, list[str]]] | None:
@@ -84,30 +80,19 @@ def compare_samples(one: Path, other: Path) -> dict[str, dict[str, list[str]]] |
 
     None when one of the two has no table of its samples.
     """
-    table_a, table_b = read_samples(one), read_samples(other)
-    if table_a is None or table_b is None:
+    before, after = read_samples(one), read_samples(other)
+    if before is None or after is None:
         return None
-    (splits_a, names_a), (splits_b, names_b) = table_a, table_b
     found: dict[str, dict[str, list[str]]] = {}
-    for split in dict.fromkeys([*splits_a, *splits_b]):
-        a, b = splits_a[split], splits_b[split]
-        rows_a = {image_id: row for row, image_id in enumerate(a.ids)}
-        rows_b = {image_id: row for row, image_id in enumerate(b.ids)}
-        common = [image_id for image_id in a.ids if image_id in rows_b]
-        at_a = np.array([rows_a[image_id] for image_id in common], dtype=np.int64)
-        at_b = np.array([rows_b[image_id] for image_id in common], dtype=np.int64)
-        changes = {
-            "added": [image_id for image_id in b.ids if image_id not in rows_a],
-            "removed": [image_id for image_id in a.ids if image_id not in rows_b],
-        }
+    for split in [name for name in before if name in after]:
+        a, b = before[split], after[split]
+        common, at_a, at_b = np.intersect1d(a["ids"], b["ids"], return_indices=True)
+        changes = {"added": b["ids"][~np.isin(b["ids"], common)], "removed": a["ids"][~np.isin(a["ids"], common)]}
         for column, what in COLUMNS.items():
-            values_a, values_b = getattr(a, column)[at_a], getattr(b, column)[at_b]
-            if column == "labels":  # by name: a class that was added moves the numbers of the others
-                values_a, values_b = np.array(names_a)[values_a], np.array(names_b)[values_b]
-            unequal = values_a != values_b
-            unequal = unequal if unequal.ndim == 1 else unequal.any(axis=1)
-            changes[what] = [common[row] for row in np.flatnonzero(unequal).tolist()]
-        changes["other order"] = ["all"] if not any(changes.values()) and a.ids != b.ids else []
-        if any(changes.values()):
-            found[split] = {what: ids for what, ids in changes.items() if ids}
+            unequal = a[column][at_a] != b[column][at_b]
+            changes[what] = common[unequal if unequal.ndim == 1 else unequal.any(axis=1)]
+        if not any(map(len, changes.values())) and not np.array_equal(a["ids"], b["ids"]):
+            changes["other order"] = np.array(["all"])
+        if any(map(len, changes.values())):
+            found[split] = {what: ids.tolist() for what, ids in changes.items() if len(ids)}
     return found

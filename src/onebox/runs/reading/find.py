@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 MISSING = object()
 HOW = "give a run directory, latest, latest~1, or the first digits of a fingerprint (onebox runs lists them)"
 MAX_CANDIDATES = 5
+MAX_BYTES = 64 * 2**20  # of run.json or metrics.json
 REPRODUCED = "reproduced"  # folder of the runs that `onebox reproduce` makes; only found when it is named
 _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("name", "status", "started", "fingerprint", "fingerprint_seedless"), str),
@@ -242,6 +244,9 @@ def _is_sound(path: str, record: dict[str, Any]) -> bool:
 
 def _read(path: Path | str) -> Any:
     try:
+        facts = os.lstat(path)  # a link may lead out of the directory, a pipe would never end
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > MAX_BYTES:
+            raise OSError("no file that a run writes")
         with open(path, "rb") as file:
             content = json.loads(file.read())
     except (FileNotFoundError, NotADirectoryError):
