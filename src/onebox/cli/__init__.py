@@ -3,54 +3,29 @@
 Nothing heavy is imported at the top, nor anywhere on the way to `--help`.
 """
 
-import enum
+import json
 import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
 from onebox.cli import lr_find, reproduce, runs
-from onebox.errors import BadInput
+from onebox.errors import EXIT_BAD_INPUT, EXIT_FAULT, EXIT_INTERRUPTED, BadInput
+from onebox.text import printable
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-EXIT_FAULT = 1
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell gives it
-
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the config, as onebox-train takes them.")
+]
 EPILOG = (
     "Exit codes: 0 done, 1 a fault of onebox, 2 something to put right, 130 stopped by hand. "
     "ONEBOX_DEBUG=1 shows tracebacks."
 )
-# \b keeps the line breaks of a paragraph.
-DOWNLOAD_HELP = """Fetch PASCAL VOC, unless it is there already.
-
-Stopped, the same command keeps the archives that it has. What is there is never changed.
-Without a network, put the official tar files beside VOCdevkit: they are verified and unpacked.
-
-\b
-Examples
-  onebox data download voc2007
-  onebox data download voc0712 --root /data/pascal
-  onebox data download voc2012 data.source.timeout_s=120
-  onebox data download voc2012 data.source.archives.voc2012_trainval.urls=[http://localhost/voc.tar]
-"""
-
-CHECK_HELP = """Say what is in VOC data and what is wrong with them.
-
-ROOT is a folder with Annotations/ and JPEGImages/, or one that holds such folders or VOCdevkit.
-All problems are listed, each with its file and what to do. Nothing is changed.
-
-\b
-Examples
-  onebox data check data
-  onebox data check my_folder --classes cat,dog --montage my_folder.png
-  onebox data check data/VOCdevkit/VOC2007 --json > voc2007.json
-"""
 CHECK_EPILOG = (
     "Exit codes: 0 training accepts the data (there may be warnings), 1 there are errors, 2 ROOT cannot be used."
 )
@@ -67,44 +42,19 @@ data_app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.command(help=reproduce.HELP, epilog=reproduce.EPILOG)(reproduce.reproduce)
-runs.register(app, EPILOG)
+for command in (runs.runs, runs.sweep, runs.explain):
+    app.command(epilog=EPILOG)(command)
+app.command(epilog=runs.DIFF_EPILOG)(runs.diff)
 app.command("lr-find", help=lr_find.HELP, epilog=EPILOG)(lr_find.lr_find)
 
 
-CACHE_HELP = """Show what data.cache_dir holds, and with --clear remove it.
-
-It keeps what each data set is read into once: the index of its annotations, decoded images (data.cache=disk), and
-features of frozen backbones (data.views with data.features=auto).
-All of it is made again when it is needed.
-
-\b
-Examples
-  onebox data cache
-  onebox data cache --clear
-  onebox data cache data.cache_dir=/scratch/onebox
-"""
-
-
-class VocName(enum.StrEnum):
-    """The options of conf/data that can be downloaded."""
-
-    voc2007 = "voc2007"
-    voc2012 = "voc2012"
-    voc0712 = "voc0712"
-
-
-@app.callback()
-def _app() -> None:
-    """Keeps `data` a group of its own, also while it is the only one."""
-
-
-@data_app.command(help=DOWNLOAD_HELP, epilog=EPILOG)
+@data_app.command(epilog=EPILOG)
 def download(
-    name: Annotated[VocName, typer.Argument(help="What to fetch: 0.9, 2.0 or 2.9 GB.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Changes to the config, as onebox-train takes them."),
-    ] = None,
+    name: Annotated[
+        Literal["voc2007", "voc2012", "voc0712"],
+        typer.Argument(help="What to fetch: 0.9, 2.0 or 2.9 GB.", show_default=False),
+    ],
+    overrides: Overrides = None,
     root: Annotated[
         Path | None,
         typer.Option(
@@ -113,12 +63,23 @@ def download(
         ),
     ] = None,
 ) -> None:
-    """Compose the config, so that mirrors and places are the same as for training, and run its source."""
+    """Fetch PASCAL VOC, unless it is there already.
+
+    Stopped, the same command keeps the archives that it has. What is there is never changed.
+    Without a network, put the official tar files beside VOCdevkit: they are verified and unpacked.
+
+    \b
+    Examples
+      onebox data download voc2007
+      onebox data download voc0712 --root /data/pascal
+      onebox data download voc2012 data.source.timeout_s=120
+      onebox data download voc2012 data.source.archives.voc2012_trainval.urls=[http://localhost/voc.tar]
+    """
     from hydra.utils import instantiate
 
     from onebox.spelling import told_as_bad_input
 
-    cfg = _compose(f"data={name.value}", *(overrides or []))
+    cfg = _compose(f"data={name}", *(overrides or []))
     with told_as_bad_input():
         if root is not None:
             cfg.voc_root = str(root)
@@ -130,10 +91,10 @@ def download(
     except KeyboardInterrupt:
         print("stopped by hand; the same command keeps the archives that are whole", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    print(f"{name.value} is in {Path(folder).resolve()}")
+    print(f"{name} is in {Path(folder).resolve()}")
 
 
-@data_app.command(help=CHECK_HELP, epilog=CHECK_EPILOG)
+@data_app.command(epilog=CHECK_EPILOG)
 def check(
     root: Annotated[Path, typer.Argument(help="Where the data are.", show_default=False)],
     classes: Annotated[
@@ -152,11 +113,21 @@ def check(
         Path | None, typer.Option(metavar="FILE.png", help="Write a picture of some images with their boxes.")
     ] = None,
 ) -> None:
-    """Check, then print."""
+    """Say what is in VOC data and what is wrong with them.
+
+    ROOT is a folder with Annotations/ and JPEGImages/, or one that holds such folders or VOCdevkit.
+    All problems are listed, each with its file and what to do. Nothing is changed.
+
+    \b
+    Examples
+      onebox data check data
+      onebox data check my_folder --classes cat,dog --montage my_folder.png
+      onebox data check data/VOCdevkit/VOC2007 --json > voc2007.json
+    """
     from onebox.data import check_report
     from onebox.data.check import check as check_trees
 
-    voc = _voc_classes()
+    voc = [str(name) for name in _compose("data=voc2007").data.classes]
     try:
         survey = check_trees(root, box_origin=box_origin, classes=_class_names(classes, voc), voc_classes=voc)
         if montage is not None:
@@ -170,8 +141,6 @@ def check(
         print("stopped by hand", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if json_:
-        import json
-
         print(json.dumps(check_report.as_json(survey), indent=2, ensure_ascii=False))
     else:
         from rich.console import Console
@@ -180,41 +149,34 @@ def check(
     raise typer.Exit(EXIT_FAULT if survey.has_errors else 0)
 
 
-def _voc_classes() -> list[str]:
-    """The one list of them that there is, in conf/data."""
-    from importlib.resources import files
-
-    from omegaconf import OmegaConf
-
-    with (files("onebox.conf") / "data" / "voc_tree.yaml").open(encoding="utf-8") as file:
-        return [str(name) for name in OmegaConf.load(file).classes]
-
-
 def _class_names(option: str | None, voc: list[str]) -> list[str] | None:
-    if option is None:
-        return None
-    if option == "voc":
-        return voc
-    if Path(option).is_file():
-        try:
-            option = ",".join(Path(option).read_text(encoding="utf-8").splitlines())
-        except (OSError, UnicodeDecodeError):
-            raise BadInput(f"{option}: not a list of classes in UTF-8; write one class a line") from None
-    names = [name.strip() for name in option.split(",") if name.strip()]
+    if option is None or option == "voc":
+        return voc if option else None
+    file = Path(option)
+    names = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else option.split(",")
+    names = [name.strip() for name in names if name.strip()]
     if not names or any(os.sep in name for name in names):
         raise BadInput(f"--classes {option}: no such file, and no list of names; write voc, a file, or cat,dog")
     return names
 
 
-@data_app.command(help=CACHE_HELP, epilog=EPILOG)
+@data_app.command(epilog=EPILOG)
 def cache(
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Changes to the config, as onebox-train takes them."),
-    ] = None,
+    overrides: Overrides = None,
     clear: Annotated[bool, typer.Option("--clear", help="Remove everything that no process is making.")] = False,
 ) -> None:
-    """Compose the config to know where the cache is."""
+    """Show what data.cache_dir holds, and with --clear remove it.
+
+    It keeps what each data set is read into once: the index of its annotations, decoded images (data.cache=disk), and
+    features of frozen backbones (data.views with data.features=auto).
+    All of it is made again when it is needed.
+
+    \b
+    Examples
+      onebox data cache
+      onebox data cache --clear
+      onebox data cache data.cache_dir=/scratch/onebox
+    """
     from onebox.data import cache as caches
 
     folder = Path(_compose(*(overrides or [])).data.cache_dir)
@@ -263,7 +225,7 @@ def _exit_with(error: BadInput) -> NoReturn:
     if os.environ.get("ONEBOX_DEBUG") == "1":
         raise error
     line = " ".join(part.strip() for part in str(error).splitlines() if part.strip())
-    print(f"onebox: {line}", file=sys.stderr)
+    print(f"onebox: {printable(line)}", file=sys.stderr)
     sys.exit(EXIT_BAD_INPUT)
 
 

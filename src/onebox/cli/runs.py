@@ -17,68 +17,9 @@ Csv = Annotated[str | None, typer.Option(metavar="FILE|-", help="Write CSV to a 
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
-RUNS_HELP = """List runs, the newest first, and find some of them.
-
---where compares metrics (val/joint_acc of the best epoch, test/iou), values of the config (optimizer.lr), choices of
-groups (model/backbone) and facts of run.json (status, seed, started, git.branch) by == != < <= > >=, by ~ with a
-pattern, or by in [A, B]; with and, or, not and parentheses.
-
-\\b
-Examples
-  onebox runs
-  onebox runs --where 'val/joint_acc > .3 and model/backbone == tiny_cnn' --sort test/joint_acc
-  onebox runs --where 'status in [failed, interrupted] and started > 2026-11-01' --limit 0
-  onebox runs --where 'name ~ base* and not seed == 0' --metric test/loc_l1 --csv runs.csv
-"""
-SWEEP_HELP = """Show the table of a sweep: what varied, how each job ended, what it reached, the best first.
-
-It is made from what is on disk, also while the sweep runs or after it died. DIR is a folder, or a name below
-outputs/sweeps; without it the newest sweep is shown. Jobs that differ by the seed alone are one row: mean ± 95 %
-interval. A job that completed under other code or data is stale.
-
-\\b
-Examples
-  onebox sweep
-  onebox sweep loss_weights --seeds --sort seed
-  onebox sweep loss_weights --metric test/loc_l1 --metric test/loss --markdown >> notes.md
-  onebox sweep outputs/sweeps/loss_weights --csv loss_weights.csv
-"""
-DIFF_HELP = """Say what differs between runs: config, code, environment, data, and what it did to the metrics.
-
-A RUN is a run directory, latest, latest~1, or the first digits of a fingerprint. Each run after the first is compared
-with the first. A choice (loss/loc: l1 → giou) stands above the keys that it brought along; defaults that moved with the
-code stand apart. Where other seeds of the same configs are found, a difference of metrics is held against their noise.
-
-\b
-Examples
-  onebox diff latest~1 latest
-  onebox diff outputs/baseline/2026-11-23_16-27-44-386692 3f2a --all
-  onebox diff 3f2a 77c0 --markdown >> notes.md
-"""
-EXPLAIN_HELP = """Say what each key did to the metrics, from pairs of runs that differ in nothing else.
-
-RUNS are folders of runs (a sweep), or runs named as for onebox diff. A choice counts with all that it brings along, the
-seed counts as noise. Each change of a value is given with its mean effect, the 95 % interval over the pairs and their
-number, what mattered most first. What never changed alone is named, as its effect cannot be
-told from that of others.
-
-\b
-Examples
-  onebox explain outputs/sweeps/loss_weights
-  onebox explain outputs/baseline outputs/giou --metric test/iou --metric test/loc_l1
-  onebox explain outputs --json
-"""
 DIFF_EPILOG = (
     "Exit codes: 0 nothing that can change a result differs, nor do the metrics; 1 something does; 2 bad input."
 )
-
-
-def register(app: typer.Typer, epilog: str) -> None:
-    """Add the commands to `onebox`."""
-    app.command("runs", help=RUNS_HELP, epilog=epilog)(runs)
-    app.command("sweep", help=SWEEP_HELP, epilog=epilog)(sweep)
-    app.command("diff", help=DIFF_HELP, epilog=DIFF_EPILOG)(diff)
-    app.command("explain", help=EXPLAIN_HELP, epilog=epilog)(explain)
 
 
 def runs(
@@ -92,7 +33,19 @@ def runs(
     json_: Json = False,
     outputs: Outputs = Path("outputs"),
 ) -> None:
-    """List them."""
+    """List runs, the newest first, and find some of them.
+
+    --where compares metrics (val/joint_acc of the best epoch, test/iou), values of the config (optimizer.lr), choices
+    of groups (model/backbone) and facts of run.json (status, seed, started, git.branch) by == != < <= > >=, by ~ with
+    a pattern, or by in [A, B]; with and, or, not and parentheses.
+
+    \b
+    Examples
+      onebox runs
+      onebox runs --where 'val/joint_acc > .3 and model/backbone == tiny_cnn' --sort test/joint_acc
+      onebox runs --where 'status in [failed, interrupted] and started > 2026-11-01' --limit 0
+      onebox runs --where 'name ~ base* and not seed == 0' --metric test/loc_l1 --csv runs.csv
+    """
     from onebox.runs.reading.table import list_runs
 
     found = list_runs(outputs, where=where, sort=sort, ascending=ascending, limit=limit, metrics=metric or [])
@@ -118,7 +71,19 @@ def sweep(
         Path, typer.Option(metavar="FOLDER", help="Where sweeps are looked for, in its folder sweeps.")
     ] = Path("outputs"),
 ) -> None:
-    """Read it, then print."""
+    """Show the table of a sweep: what varied, how each job ended, what it reached, the best first.
+
+    It is made from what is on disk, also while the sweep runs or after it died. DIR is a folder, or a name below
+    outputs/sweeps; without it the newest sweep is shown. Jobs that differ by the seed alone are one row: mean ± 95 %
+    interval. A job that completed under other code or data is stale.
+
+    \b
+    Examples
+      onebox sweep
+      onebox sweep loss_weights --seeds --sort seed
+      onebox sweep loss_weights --metric test/loc_l1 --metric test/loss --markdown >> notes.md
+      onebox sweep outputs/sweeps/loss_weights --csv loss_weights.csv
+    """
     from onebox.sweep.reading.table import list_sweep, read_sweep
 
     found = list_sweep(read_sweep(_sweep_folder(name, outputs)), metrics=metric or [], seeds=seeds, sort=sort)
@@ -148,7 +113,19 @@ def diff(
     outputs: Outputs = Path("outputs"),
     json_: Json = False,
 ) -> None:
-    """Compare them."""
+    """Say what differs between runs: config, code, environment, data, and what it did to the metrics.
+
+    A RUN is a run directory, latest, latest~1, or the first digits of a fingerprint. Each run after the first is
+    compared with the first. A choice (loss/loc: l1 → giou) stands above the keys that it brought along; defaults that
+    moved with the code stand apart. Where other seeds of the same configs are found, a difference of metrics is held
+    against their noise.
+
+    \b
+    Examples
+      onebox diff latest~1 latest
+      onebox diff outputs/baseline/2026-11-23_16-27-44-386692 3f2a --all
+      onebox diff 3f2a 77c0 --markdown >> notes.md
+    """
     from onebox.runs.reading import diff_view
     from onebox.runs.reading.diff import diff as compare
     from onebox.runs.reading.find import find_run
@@ -177,7 +154,19 @@ def explain(
     outputs: Outputs = Path("outputs"),
     json_: Json = False,
 ) -> None:
-    """Explain them."""
+    """Say what each key did to the metrics, from pairs of runs that differ in nothing else.
+
+    RUNS are folders of runs (a sweep), or runs named as for onebox diff. A choice counts with all that it brings along,
+    the seed counts as noise. Each change of a value is given with its mean effect, the 95 % interval over the pairs and
+    their number, what mattered most first. What never changed alone is named, as its effect cannot be told from that
+    of others.
+
+    \b
+    Examples
+      onebox explain outputs/sweeps/loss_weights
+      onebox explain outputs/baseline outputs/giou --metric test/iou --metric test/loc_l1
+      onebox explain outputs --json
+    """
     from onebox.runs.reading.explain import explain as explain_runs
     from onebox.runs.reading.explain import lines
     from onebox.runs.reading.find import find_all

@@ -15,6 +15,7 @@ from typing import Any
 
 from onebox.errors import BadInput
 from onebox.runs.fingerprint import flatten
+from onebox.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -237,7 +238,7 @@ def _is_sound(path: str, record: dict[str, Any]) -> bool:
             continue
         items = record[key] if key in _ITEMS else ()
         if not isinstance(record[key], kind) or not all(isinstance(item, _ITEMS[key]) for item in items):
-            log.warning("%s: %s is not what a run writes (%.40r); left out", path, key, record[key])
+            log.warning("%s: %s is not what a run writes (%.40r); left out", printable(path), key, record[key])
             return False
     return True
 
@@ -252,7 +253,7 @@ def _read(path: Path | str) -> Any:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
-        log.warning("%s: cannot be read (%s); left out", path, error)
+        log.warning("%s: cannot be read (%s); left out", printable(str(path)), printable(str(error)))
         return None
     return content if isinstance(content, dict) else None
 
