@@ -1,8 +1,7 @@
 import io
 import json
+import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -109,8 +108,6 @@ def test_each_fault_is_named_with_its_file_and_a_remedy(tree, survey_of, spoil, 
     survey = survey_of(classes=["dog"])
     (found,) = [problem for problem in survey.problems if problem.kind == kind]
     assert (found.level, str(found.file)) == (level, file)
-    import re
-
     assert re.search(words, found.message)
     assert found.remedy
     assert survey.has_errors == any(problem.level == "error" for problem in survey.problems)
@@ -248,16 +245,6 @@ def test_the_montage_shows_boxes(tree, survey_of):
     picture = check_report.montage(survey_of())
     assert picture.dtype == np.uint8 and picture.shape[1] > 600  # two tiles beside each other
     assert (np.abs(picture.astype(int) - (0x4C, 0xB5, 0xF5)).sum(-1) == 0).sum() > 500
-
-
-def test_a_check_does_without_torch(shapes_root):
-    code = (
-        "import sys; from pathlib import Path; from onebox.data import check, check_report\n"
-        f"check_report.montage(check.check(Path({str(shapes_root)!r}), box_origin=1, classes=None, voc_classes=[]))\n"
-        "print(sorted({'torch', 'torchvision', 'lightning', 'albumentations', 'hydra'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
 
 
 def test_real_voc_has_its_known_counts_and_nothing_wrong(voc_root, composed):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tests.conftest import read_annotation
 
-from onebox.data.check_image import _read_all
+from onebox.data.check import read_annotation as read_all
 from onebox.data.image import read_image
 from onebox.errors import BadInput
 
@@ -162,7 +162,7 @@ def xml_path(tmp_path_factory):
 def test_an_accepted_annotation_says_what_the_file_says(xml_path, data, box_origin):
     xml_path.write_bytes(data)
     read = guarded(read_annotation, xml_path, box_origin=box_origin)
-    *_, complaints = _read_all(xml_path, box_origin)  # of `onebox data check`, which reads on
+    *_, complaints = read_all(xml_path, box_origin)  # of `onebox data check`, which reads on
     assert bool(complaints) == (read is None)
     if read is None:
         return
