@@ -1,14 +1,14 @@
 """What run.json says of code, packages and machine."""
 
 import importlib.metadata
-import os
 import subprocess
 import sys
-import time
 
 import pytest
 
 from onebox.runs import provenance
+
+KEY = "-----BEGIN RSA " + "PRIVATE KEY-----\n"  # in two, as this file is to be kept itself
 
 
 @pytest.fixture
@@ -28,12 +28,6 @@ def repository(tmp_path, monkeypatch):
     git("commit", "-q", "-m", "first")
     monkeypatch.setattr(provenance.onebox, "__file__", str(folder / "__init__.py"))
     return folder, git
-
-
-def test_a_clean_checkout_leaves_no_patch(repository, tmp_path):
-    state = provenance.git_state(tmp_path)
-    assert state["branch"] == "trunk" and len(state["sha"]) == 40 and not state["dirty"]
-    assert provenance.patch(tmp_path) is None
 
 
 def test_the_patch_brings_tracked_and_untracked_source_back(repository, tmp_path):
@@ -60,9 +54,9 @@ def test_secrets_data_and_what_git_ignores_stay_out(repository, tmp_path):
         (folder / name).write_text(secret)
     (folder / "secret").mkdir()
     (folder / "secret" / "x.py").write_text(secret)
-    (folder / "inline.py").write_text(f"-----BEGIN RSA PRIVATE KEY-----\n{secret}")
+    (folder / "inline.py").write_text(KEY + secret)
     (folder / "large.py").write_text(secret * 20_000)
-    (folder / "model.py").write_text(f"# -----BEGIN RSA PRIVATE KEY-----\n{secret}")  # git tracks it
+    (folder / "model.py").write_text("# " + KEY + secret)  # git tracks it
     (folder / "tokenizer.py").write_text("kept = 1\n")
     git("add", ".env")  # also when it is tracked
     state = provenance.git_state(tmp_path)
@@ -81,17 +75,16 @@ def test_secrets_data_and_what_git_ignores_stay_out(repository, tmp_path):
     assert "ignored.py" not in state["left_out"]
 
 
-def test_a_patch_that_is_too_large_is_left_out_whole(repository, tmp_path, monkeypatch):
+def test_no_patch_is_left_by_a_clean_checkout_a_giant_change_or_outside_git(repository, tmp_path, monkeypatch):
     folder, _ = repository
+    state = provenance.git_state(tmp_path)
+    assert state["branch"] == "trunk" and len(state["sha"]) == 40 and not state["dirty"]
     monkeypatch.setattr(provenance, "MAX_PATCH_BYTES", 10)
     (folder / "model.py").write_text("width = 16\n")
     assert provenance.git_state(tmp_path)["patch_too_large"] > 10
-    assert provenance.patch(tmp_path) is None
-
-
-def test_outside_git_the_state_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance.onebox, "__file__", str(tmp_path / "__init__.py"))
     assert provenance.git_state(tmp_path) is None
+    assert provenance.patch(tmp_path) is None
 
 
 def test_versions_are_those_that_the_packages_say():
@@ -101,27 +94,11 @@ def test_versions_are_those_that_the_packages_say():
 
 
 def test_only_listed_variables_are_kept_and_no_secret_among_them(monkeypatch):
-    for name in (
-        "OMP_NUM_THREADS",
-        "ONEBOX_VOC_ROOT",
-        "ONEBOX_API_TOKEN",
-        "AWS_SECRET_ACCESS_KEY",
-        "MY_OMP_NUM_THREADS",
-    ):
+    kept, secret = {"OMP_NUM_THREADS", "ONEBOX_VOC_ROOT"}, {"ONEBOX_API_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_OMP_X"}
+    for name in kept | secret:
         monkeypatch.setenv(name, "7")
-    kept = provenance.environment()
-    assert kept["OMP_NUM_THREADS"] == kept["ONEBOX_VOC_ROOT"] == "7"
-    assert not {"ONEBOX_API_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_OMP_NUM_THREADS"} & set(kept)
-    assert not {name for name in kept if name not in os.environ}
-
-
-def test_it_takes_milliseconds(tmp_path):
-    def seconds():
-        start = time.perf_counter()
-        provenance.provenance(tmp_path)
-        return time.perf_counter() - start
-
-    assert min(seconds() for _ in range(5)) < 0.25  # 0.03 on an idle machine
+    found = provenance.environment()
+    assert kept <= {name for name, value in found.items() if value == "7"} and not secret & set(found)
 
 
 def test_the_source_is_told_by_folder(tmp_path, monkeypatch):

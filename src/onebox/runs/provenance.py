@@ -31,7 +31,7 @@ SECRET = (
     *(".netrc", ".pypirc", ".npmrc", ".htpasswd", "*secret*", "*credential*", "*password*", "*apikey*"),
     *("*.token", "token.*", "*[_-]token.*"),
 )
-_PRIVATE_KEY = b"PRIVATE KEY-----"
+_PRIVATE_KEY = re.compile(rb"-----(BEGIN|END) [A-Z ]*PRIVATE KEY-----")
 READING = ("cli", "reading")  # folders of what only looks at runs, and has no part in training
 
 # What can change numbers, or say which job it was. Values of other variables are nobody's business.
@@ -117,16 +117,11 @@ def source_fingerprint() -> str:
 
 def packages() -> dict[str, str]:
     """Version of each installed distribution, from the names of folders: to read their files takes 50 times as long."""
-    found: dict[str, str] = {}
-    for folder in sys.path:
-        try:
-            names = os.listdir(folder or ".")
-        except OSError:
-            continue
-        for name in names:
-            if name.endswith((".dist-info", ".egg-info")):
-                package, _, version = name.rpartition(".")[0].partition("-")
-                found.setdefault(re.sub(r"[-_.]+", "-", package).lower(), version)  # the first on the path is imported
+    found = {}
+    for folder in reversed(sys.path):  # the first on the path is imported
+        for path in Path(folder).glob("*.*-info"):
+            package, _, version = path.stem.partition("-")
+            found[re.sub(r"[-_.]+", "-", package).lower()] = version
     return dict(sorted(found.items()))
 
 
@@ -145,11 +140,11 @@ def hardware() -> dict[str, Any]:
     import torch
 
     return {
-        "cpu": _cpu_model(),
+        "cpu": _search("/proc/cpuinfo", r"^model name\s*: *(.*)") or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
-        "driver": _driver(),
+        "driver": _search("/proc/driver/nvidia/version", r"Kernel Module\s+(?:for \S+\s+)?([\d.]+)"),
     }
 
 
@@ -174,7 +169,7 @@ def _patch(top: Path, names: list[str], new: list[str]) -> bytes:
             _git(top, *add, stdin=b"\0".join(map(os.fsencode, new)), GIT_INDEX_FILE=copied)
         found = _git(top, "diff", "HEAD", *options, "--", *names, GIT_INDEX_FILE=copied)
     parts = re.split(rb"^(?=diff --git )", found, flags=re.M)
-    return b"".join(part for part in parts if _PRIVATE_KEY not in part)
+    return b"".join(part for part in parts if not _PRIVATE_KEY.search(part))
 
 
 def _is_kept(top: Path, name: str, *, new: bool) -> bool:
@@ -187,7 +182,7 @@ def _is_kept(top: Path, name: str, *, new: bool) -> bool:
         is_source = path.suffix in SOURCE or path.name in ("Makefile", "Dockerfile")
         if not is_source or not is_file or path.stat().st_size > MAX_UNTRACKED_BYTES:
             return False
-    return not is_file or _PRIVATE_KEY not in path.read_bytes()
+    return not is_file or not _PRIVATE_KEY.search(path.read_bytes())
 
 
 def _source_files(folder: Traversable, name: str) -> Iterator[tuple[str, bytes]]:
@@ -202,18 +197,10 @@ def _printable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _cpu_model() -> str:
+def _search(path: str, pattern: str) -> str | None:
+    """What a group of a pattern matches in a file, if there is one."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _driver() -> str | None:
-    try:
-        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+        found = re.search(pattern, Path(path).read_text(encoding="utf-8"), re.M)
     except OSError:
         return None
-    found = re.search(r"Kernel Module\s+(?:for \S+\s+)?([\d.]+)", text)
-    return found[1] if found else None
+    return found[1].strip() if found else None
