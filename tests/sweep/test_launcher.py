@@ -18,6 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobStatus, setup_globals
 from hydra.types import HydraContext, RunMode
 
+import onebox
 from onebox.errors import BadInput, JobFailed, Preempted, Stopped
 from onebox.sweep.slots import device_slots
 from onebox.train import register_plugins
@@ -265,3 +266,14 @@ def test_a_sweep_that_is_stopped_leaves_a_checkpoint_and_no_process(sweep, tmp_p
     else:
         assert "1 running job stops at a checkpoint, 1 will not be started" in out
         assert err.strip().startswith("sweep stopped by") and len(err.strip().splitlines()) == 1
+
+
+def test_the_server_imports_every_module_that_a_job_can_need():
+    """By walking the package: a list would silently miss a module that was renamed."""
+    code = "import onebox.sweep.preload as p, sys; print(*sys.modules); print(*p.LEFT_OUT)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded, left_out = (line.split() for line in done.stdout.splitlines()[-2:])
+    source = Path(onebox.__file__).parent
+    names = [".".join(("onebox", *path.relative_to(source).with_suffix("").parts)) for path in source.rglob("*.py")]
+    wanted = {name.removesuffix(".__init__") for name in names if not name.startswith(tuple(left_out))}
+    assert wanted <= set(loaded), wanted - set(loaded)

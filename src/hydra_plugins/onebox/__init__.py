@@ -29,7 +29,7 @@ class HermeticLauncher(Launcher):
     """`hydra/launcher=hermetic`, see `onebox.sweep.launcher.LaunchOptions` for its arguments."""
 
     def __init__(self, **options: Any) -> None:
-        from onebox.sweep.launcher import LaunchOptions
+        from onebox.sweep.slots import LaunchOptions
 
         self._options = LaunchOptions(**options)
 

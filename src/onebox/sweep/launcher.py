@@ -20,60 +20,16 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
-from onebox.errors import BadInput, JobFailed, Preempted, Stopped, is_integer, is_number, refuse
+from onebox.errors import BadInput, JobFailed, Preempted, Stopped
 from onebox.runs.claim import is_held
 from onebox.runs.composition import run_facts, without_hydra
 from onebox.runs.record import record_failure
 from onebox.sweep.live import RunningJob, View
 from onebox.sweep.process import LOG, JobProcess, Order, failed
-from onebox.sweep.slots import device_slots, thread_share
+from onebox.sweep.slots import LaunchOptions, device_slots, thread_share
 
 TICK_S = 0.2  # how soon a signal and the time are noticed
 LOOK_AGAIN_S = 1.0  # for jobs that another sweep is running
-
-
-@dataclass(frozen=True)
-class LaunchOptions:
-    """How jobs are run.
-
-    Attributes:
-        n_jobs: at once.
-        threads_per_job: CPU threads of each; None for its share of the cores.
-        gpus_per_job: devices of each; 1/k when k jobs share one; None assigns none.
-        devices: those to share out; None for all that are visible.
-        timeout_s: an attempt that takes longer is stopped and has failed, s; None for no limit.
-        grace_s: from the request to stop until the process is killed, s.
-        on_error: `continue` with the other jobs, or `stop` them.
-        max_retries: how often a job that failed is tried again; not for bad input, which stays bad.
-
-    Raises:
-        BadInput: one of them cannot be used.
-    """
-
-    n_jobs: int
-    threads_per_job: int | None
-    gpus_per_job: float | None
-    devices: Sequence[str | int] | None
-    timeout_s: float | None
-    grace_s: float
-    on_error: Literal["continue", "stop"]
-    max_retries: int
-
-    def __post_init__(self) -> None:
-        threads, gpus, timeout = self.threads_per_job, self.gpus_per_job, self.timeout_s
-        whole = is_number(gpus, 0) and (float(gpus or 0).is_integer() or float(1 / (gpus or 1)).is_integer())
-        problems = {
-            f"n_jobs must be a number >= 1, not {self.n_jobs}": not is_integer(self.n_jobs, 1),
-            f"threads_per_job must be null or a number >= 1, not {threads}": not (
-                threads is None or is_integer(threads, 1)
-            ),
-            f"gpus_per_job must be null, a whole number or 1/k such as 0.5, not {gpus}": not (gpus is None or whole),
-            f"timeout_s must be null or a number > 0, not {timeout}": not (timeout is None or is_number(timeout, 1e-9)),
-            f"grace_s must be a number >= 0, not {self.grace_s}": not is_number(self.grace_s, 0),
-            f"on_error must be continue or stop, not {self.on_error}": self.on_error not in ("continue", "stop"),
-            f"max_retries must be a number >= 0, not {self.max_retries}": not is_integer(self.max_retries, 0),
-        }
-        refuse({f"hydra.launcher.{text}": wrong for text, wrong in problems.items()})
 
 
 class Job:
@@ -159,13 +115,12 @@ class Launch:
         self._options, self._jobs = options, jobs
         self._slots = device_slots(options.n_jobs, options.gpus_per_job, options.devices)  # that are free
         self._threads = options.threads_per_job or thread_share(len(self._slots))
-        self._view = View(Console(), len(jobs), len(self._slots))
+        self._view = View(Console(), len(jobs))
         self._pending = deque(jobs)
         self._running: list[_Running] = []
         self._look_again = 0.0
         self._signals: list[int] = []
         self._is_stopping = False
-        self._oom_kills = oom_kills()
 
     def run(self) -> list[JobReturn]:
         """The results, in the order of the jobs.
@@ -340,10 +295,7 @@ class Launch:
         name = signal.Signals(-code).name
         if code != -signal.SIGKILL:
             return f"killed by {name}"
-        before, self._oom_kills = self._oom_kills, oom_kills()
-        if before is None or self._oom_kills is None:
-            return "killed by SIGKILL, perhaps out of memory"
-        return "killed by the system, out of memory" if self._oom_kills > before else "killed by SIGKILL"
+        return "killed by SIGKILL, perhaps out of memory"
 
     def _end(self, job: Job, answer: JobReturn, seconds: float) -> None:
         """An attempt is over: the job is done, has failed, or will be tried again."""
@@ -358,13 +310,13 @@ class Launch:
                 for tag, item in zip(tags, values, strict=False)
                 if isinstance(item, int | float)  # the fit may not have logged it
             ]
-            self._view.ended(job.number, job.label, "done", seconds, " ".join(shown), len(self._running))
+            self._view.ended(job.number, job.label, "done", seconds, " ".join(shown))
             return
         error = answer._return_value
         text = str(error) or type(error).__name__
         if isinstance(error, Stopped):
             job.result = answer
-            self._view.ended(job.number, job.label, "stopped", seconds, "", len(self._running))
+            self._view.ended(job.number, job.label, "stopped", seconds, "")
             return
         if "folder" in vars(job):  # otherwise it was never composed
             record_failure(job.folder, {"type": type(error).__name__, "message": text}, **job.facts)
@@ -374,28 +326,9 @@ class Launch:
             return
         job.result = answer
         told = f"{' '.join(text.split())} ({job.folder / LOG})" if "folder" in vars(job) else text
-        self._view.ended(job.number, job.label, "failed", seconds, told, len(self._running))
+        self._view.ended(job.number, job.label, "failed", seconds, told)
         if self._options.on_error == "stop" and not self._is_stopping:
             self._stop(f"job #{job.number} failed")
-
-
-def oom_kills() -> int | None:
-    """How many processes of this control group the system has killed for want of memory; None if it does not say."""
-    try:
-        groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
-        for number, controllers, path in groups:
-            if number == "0":  # version 2
-                file = Path(f"/sys/fs/cgroup{path}/memory.events")
-            elif "memory" in controllers.split(","):
-                file = Path(f"/sys/fs/cgroup/memory{path}/memory.oom_control")
-            else:
-                continue
-            if file.exists():
-                counts = dict(line.split() for line in file.read_text().splitlines())
-                return int(counts["oom_kill"])
-    except (OSError, ValueError, KeyError):
-        pass  # no Linux, or not to be read
-    return None
 
 
 def launch(

@@ -40,19 +40,17 @@ class RunningJob(NamedTuple):
 
 
 class View:
-    """Tells how a sweep goes on.
+    """Says how far a sweep is.
 
     Args:
         console: where.
         total: number of jobs.
-        at_once: how many of them run at once.
     """
 
-    def __init__(self, console: Console, total: int, at_once: int) -> None:
-        self._console, self._total, self._at_once = console, total, at_once
+    def __init__(self, console: Console, total: int) -> None:
+        self._console, self._total = console, total
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._ended: Counter[str] = Counter()
-        self._seconds: list[float] = []  # of the jobs that are done
         self._refreshed = 0.0
 
     def __enter__(self) -> Self:
@@ -80,7 +78,7 @@ class View:
         """A job failed and will be tried again."""
         self.note(f"#{number} {label}: {reason}; will be tried again", COLOURS["stopped"])
 
-    def ended(self, number: int, label: str, status: str, seconds: float, told: str, running: int) -> None:
+    def ended(self, number: int, label: str, status: str, seconds: float, told: str) -> None:
         """A job is over.
 
         Args:
@@ -89,14 +87,11 @@ class View:
             status: `done`, `failed` or `stopped`.
             seconds: that it took.
             told: its result, or why it has none.
-            running: how many other jobs run.
         """
         self._ended[status] += 1
-        if status == "done":
-            self._seconds.append(seconds)
         line = f"#{number} {label}: {status} after {duration(seconds)}{told and f', {told}'}"
         if self._live is None and self._ended.total() < self._total:
-            line += f" ({self._ended.total()}/{self._total}{self._left([0.0] * running)})"
+            line += f" ({self._ended.total()}/{self._total})"
         self.note(line, COLOURS[status])
 
     def refresh(self, running: Sequence[RunningJob]) -> None:
@@ -121,18 +116,7 @@ class View:
         counts = {**self._ended, "running": len(running)}
         counts["pending"] = self._total - sum(counts.values())
         text = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-        total = Text(f"{text}{self._left([job.seconds for job in running])}", "bold")
-        self._live.update(Group(table, total), refresh=True)
-
-    def _left(self, running: Sequence[float]) -> str:
-        """The time left, if jobs take as long as those that are done; `running` have run for so many seconds."""
-        if not self._seconds:
-            return ""
-        mean = sum(self._seconds) / len(self._seconds)
-        pending = self._total - self._ended.total() - len(running)
-        rest = [max(mean - seconds, 0.0) for seconds in running]
-        seconds = max([*rest, (sum(rest) + pending * mean) / self._at_once])
-        return f", about {duration(seconds)} left" if seconds >= 1 else ""
+        self._live.update(Group(table, Text(text, "bold")), refresh=True)
 
 
 class Progress(NamedTuple):

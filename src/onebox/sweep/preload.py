@@ -7,8 +7,13 @@ import contextlib
 import gc
 import importlib
 import os
+import pkgutil
 
-MODULES = (
+import onebox
+
+# What libraries import only when they are used. The names of our own modules are not listed: all of them are imported
+# but those that only read runs, and the search, which takes Optuna with it.
+LIBRARIES = (
     "torch",
     "torchvision",
     "lightning.pytorch",
@@ -26,38 +31,15 @@ MODULES = (
     "importlib.resources.readers",
     "rich._emoji_codes",
     "torch.utils.serialization.config",
-    "onebox.callbacks.balance",
-    "onebox.callbacks.early_stopping",
-    "onebox.callbacks.progress",
-    "onebox.callbacks.epoch_csv",
-    "onebox.callbacks.freeze",
-    "onebox.runs.hparams",
-    "onebox.callbacks.last_checkpoint",
-    "onebox.callbacks.pictures",
-    "onebox.callbacks.same_on_all_ranks",
-    "onebox.callbacks.trace",
-    "onebox.data.batched",
-    "onebox.data.datamodule",
-    "onebox.data.shapes",
-    "onebox.losses",
-    "onebox.model.box_coder",
-    "onebox.model.heads",
-    "onebox.model.localizer",
-    "onebox.model.tiny_cnn",
-    "onebox.model.torchvision_net",
-    "onebox.module",
-    "onebox.runs.checkpoint",
-    "onebox.runs.composition",
-    "onebox.runs.record",
     "onebox.runs.reading.report",
-    "onebox.runs.results",
-    "onebox.runs.samples",
-    "onebox.sweep.plan",
-    "onebox.sweep.process",
-    "onebox.build",
-    "onebox.train",
-    "onebox.validation",
 )
+LEFT_OUT = ("onebox.cli", "onebox.conf", "onebox.runs.reading", "onebox.sweep.reading", "onebox.sweep.search", __name__)
+
+
+def module_names() -> list[str]:
+    """Everything to import."""
+    ours = (module.name for module in pkgutil.walk_packages(onebox.__path__, "onebox."))
+    return [*LIBRARIES, *(name for name in ours if not name.startswith(LEFT_OUT))]
 
 
 def preload() -> None:
@@ -66,7 +48,7 @@ def preload() -> None:
     os.setsid()
     # A pool of threads, which OpenBLAS starts when it is imported, would be lost in the forks.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    for name in MODULES:
+    for name in module_names():
         with contextlib.suppress(ImportError):  # a job that needs it says so itself
             importlib.import_module(name)
     with contextlib.suppress(ImportError):
@@ -77,4 +59,5 @@ def preload() -> None:
         os._exit(0)  # stopped before it began
 
 
-preload()
+if __name__ != "__main__":
+    preload()
