@@ -56,7 +56,16 @@ def test_a_folder_of_runs_means_all_of_them_once(outputs):
 
 @pytest.mark.parametrize(
     "text",
-    ['{"status": ', "[" * 5000, '{"config": []}', '{"overrides": [1]}', '{"started": 3}', '{"seconds": "long"}', "[]"],
+    [
+        '{"status": ',
+        "[" * 5000,
+        '{"config": []}',
+        '{"overrides": [1]}',
+        '{"started": 3}',
+        '{"seconds": "long"}',
+        '{"choices": {"a": []}}',
+        "[]",
+    ],
 )
 def test_an_odd_record_is_left_out_and_does_not_hide_the_others(outputs, text, caplog):
     (outputs / "base" / "first" / "run.json").write_text(text)

@@ -100,6 +100,13 @@ def test_the_table_tells_how_each_job_ended(sweep):
     assert [line.split()[2] for line in alone if re.match(r" *(1e-04|0\.0)", line)] == ["completed"] * 3 + ["failed", "pending"]  # fmt: skip
 
 
+def test_one_odd_run_does_not_hide_the_others(sweep):
+    edit(sweep / "0", status="strange", started="yesterday", error={"message": 3})
+    (sweep / "1" / "metrics.json").write_text('{"best": {"val/joint_acc": "high"}, "floor": {"acc": []}}')
+    (sweep / "2" / "run.json").write_text("{")
+    assert "3 jobs: 1 completed, 1 failed, 1 strange" in shown(sweep, sort="status")
+
+
 def test_a_planned_job_shows_what_it_will_vary(sweep):
     plan(sweep)
     pending = read_sweep(sweep).jobs.loc[4]

@@ -193,7 +193,7 @@ def _metrics(runs: Sequence[Run], outputs: Path, data: Document, *, everything: 
                 "seeds": [item.seeds for item in bands],
                 "means": [item.mean for item in bands],
                 "sds": [item.sd for item in bands],
-                "floor": runs[0].floor(tag),
+                "floor": runs[0].floors.get(tag.replace("test/", "floor/")),
             }
         )
     return rows

@@ -20,7 +20,6 @@ from onebox.text import printable
 log = logging.getLogger(__name__)
 
 MISSING = object()
-HOW = "give a run directory, latest, latest~1, or the first digits of a fingerprint (onebox runs lists them)"
 MAX_CANDIDATES = 5
 MAX_BYTES = 64 * 2**20  # of run.json or metrics.json
 REPRODUCED = "reproduced"  # folder of the runs that `onebox reproduce` makes; only found when it is named
@@ -30,7 +29,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("overrides", "attempts"), list),
     "seconds": (int, float),
 }
-_ITEMS = {"overrides": str, "attempts": dict}
+_ITEMS: dict[str, Any] = {"overrides": str, "attempts": dict, "choices": str | None}  # of those lists and that dict
 _BACK = re.compile(r"(.+)~(\d+)")
 _HEXADECIMAL = re.compile(r"[0-9a-f]{3,12}")
 
@@ -62,11 +61,11 @@ class Run:
         found = {**(metrics.get("best") or metrics.get("final") or {}), **test}
         return {tag: value for tag, value in found.items() if isinstance(value, int | float)}
 
-    def floor(self, tag: str) -> float | None:
-        """What a prediction that ignores the image has for a metric of the test split; None for other metrics."""
-        split, _, name = tag.partition("/")
-        floor: float | None = self.metrics.get("floor", {}).get(name) if split == "test" else None
-        return floor
+    @property
+    def floors(self) -> Mapping[str, float]:
+        """`floor/NAME`: what a prediction that ignores the image has for the metric `test/NAME`."""
+        found = self.metrics.get("floor", {}).items()
+        return {f"floor/{name}": value for name, value in found if isinstance(value, int | float)}
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -161,7 +160,10 @@ def find_run(name: str, outputs: Path) -> Run:
         raise BadInput(f"{name}: {len(found)} runs have it: {_names(found)}; {advice}")
     if Path(name).is_dir():
         raise BadInput(f"{name}: holds no run.json, so it is no run directory{_candidates(name, runs, outputs)}")
-    raise BadInput(f"{name}: no such run in {outputs}; {HOW}{_candidates(name, runs, outputs)}")
+    raise BadInput(
+        f"{name}: no such run in {outputs}; give a run directory, latest, latest~1, or the first digits of a "
+        f"fingerprint (onebox runs lists them){_candidates(name, runs, outputs)}"
+    )
 
 
 def find_all(names: Sequence[str], outputs: Path) -> list[Run]:
@@ -224,7 +226,8 @@ def _record(folder: Path | str) -> Any:
         from onebox.runs.claim import is_held
 
         if not is_held(folder, unknown=True):
-            record = _read(path) or record  # it may have ended in between
+            again = _read(path)  # it may have ended in between
+            record = again if again is not None and _is_sound(path, again) else record
             if record.get("status") == "running":
                 record["status"] = "died"
     return record
@@ -236,9 +239,10 @@ def _is_sound(path: str, record: dict[str, Any]) -> bool:
         if record.get(key) is None:
             record.pop(key, None)
             continue
-        items = record[key] if key in _ITEMS else ()
-        if not isinstance(record[key], kind) or not all(isinstance(item, _ITEMS[key]) for item in items):
-            log.warning("%s: %s is not what a run writes (%.40r); left out", printable(path), key, record[key])
+        value = record[key]
+        items = value.values() if isinstance(value, dict) else value
+        if not isinstance(value, kind) or (key in _ITEMS and not all(isinstance(item, _ITEMS[key]) for item in items)):
+            log.warning("%s: %s is not what a run writes (%.40r); left out", printable(path), key, value)
             return False
     return True
 

@@ -48,7 +48,7 @@ def runs(folder: str | Path = "outputs") -> pd.DataFrame:
         {key: scalar(value) for key, value in flatten(dict(run.config))}
         | run.record.get("choices", {})
         | run.tags
-        | {f"floor/{name}": value for name, value in run.metrics.get("floor", {}).items()}
+        | run.floors
         | {key: run.record.get(key) for key in FACTS}
         | {"run": str(run.path)}
         for run in find_runs(Path(folder))

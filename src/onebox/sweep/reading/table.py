@@ -76,8 +76,7 @@ def read_sweep(folder: Path) -> Sweep:
         jobs.append(job | {key: values.get(name, math.nan) for key, values in varied.items()})
         results.append({})
         if left is not None and job["status"] in ("completed", "stale"):
-            floor = left.metrics.get("floor", {})
-            results[-1] = {**left.tags, **{f"floor/{tag}": value for tag, value in floor.items()}}
+            results[-1] = {**left.tags, **left.floors}
             done.append(left)
     frame = pd.DataFrame(jobs, dtype=object).join(pd.DataFrame(results, index=range(len(jobs)), dtype=float))
     return Sweep(folder, _mode(plan, list(found.values())), list(varied), done, frame.astype({"seconds": float}))
@@ -240,7 +239,7 @@ def _places(sweep: Sweep, rows: pd.DataFrame, sort: str | None) -> list[int]:
     """The order of the rows."""
     key = sort or next(iter(sweep.mode))
     if key == "status":  # the worst first
-        values = rows[key].map(lambda text: -STATUSES.index(text.rpartition(" ")[2]))
+        values = rows[key].map(lambda text: -_badness(text.rpartition(" ")[2]))
     else:
         values = ordered(rows["seconds" if key == "time" else key])
     mode = sweep.mode.get(key, "min" if lower_is_better(key) else "max")
@@ -254,11 +253,8 @@ def _places(sweep: Sweep, rows: pd.DataFrame, sort: str | None) -> list[int]:
 
 def _joined(values: "pd.Series[Any]") -> Any:
     """The value of a single job, or those of several as a text."""
-    return (
-        values.iloc[0]
-        if len(values) == 1
-        else " ".join(str(value) for value in values.dropna().unique() if value != "")
-    )
+    known = [str(value) for value in values.dropna().unique() if value != ""]
+    return values.iloc[0] if len(values) == 1 else " ".join(known)
 
 
 def _counts(statuses: "pd.Series[str]") -> dict[str, int]:
@@ -272,9 +268,8 @@ def _badness(status: str) -> int:
 
 def _status(statuses: "pd.Series[str]") -> str:
     counts = _counts(statuses)
-    return (
-        next(iter(counts)) if len(counts) == 1 else ", ".join(f"{count} {status}" for status, count in counts.items())
-    )
+    several = ", ".join(f"{count} {status}" for status, count in counts.items())
+    return several if len(counts) > 1 else next(iter(counts))
 
 
 def _order(sweep: Sweep, sort: str | None, *, with_interval: bool) -> Line:
