@@ -1,4 +1,22 @@
-"""Values as people read them."""
+"""Text as people read it."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Line = list[tuple[str, str]]  # pieces of text, each with a style of rich
+
+
+def print_lines(lines: Iterable[Line], console: "Console | None" = None) -> None:
+    """Print styled lines, which a terminal breaks where it has to."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = console or Console(highlight=False)
+    for line in lines:
+        console.print(Text.assemble(*((printable(text), style) for text, style in line)), soft_wrap=True)
 
 
 def printable(text: str) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from onebox.errors import BadInput
+from onebox.text import print_lines
 
 Outputs = Annotated[Path, typer.Option(metavar="FOLDER", help="Where runs are looked for.")]
 Metric = Annotated[
@@ -140,9 +141,7 @@ def diff(
     elif markdown:
         print(diff_view.markdown(document, everything=everything))
     else:
-        from rich.console import Console
-
-        diff_view.show(document, Console(highlight=False), everything=everything)
+        print_lines(diff_view.lines(document, everything=everything))
     raise typer.Exit(0 if document["same"] else 1)
 
 
@@ -175,11 +174,4 @@ def explain(
     if json_:
         print(json.dumps(document, indent=2, ensure_ascii=False))
         return
-    from rich.console import Console
-    from rich.text import Text
-
-    from onebox.text import printable
-
-    console = Console(highlight=False)
-    for line in lines(document):
-        console.print(Text.assemble(*((printable(text), style) for text, style in line)), soft_wrap=True)
+    print_lines(lines(document))

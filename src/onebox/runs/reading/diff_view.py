@@ -3,13 +3,11 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from string import ascii_uppercase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from onebox.text import Line, printable
 
 Document = Mapping[str, Any]
-Line = list[tuple[str, str]]  # pieces of text, each with a style of rich
 
 MAX_VALUE = 70  # characters
 MAX_ROWS = 10  # files, packages, samples; the rest is counted
@@ -18,18 +16,10 @@ VERDICTS = {"better": "bold green", "worse": "bold red", "within noise": "yellow
 NOISE_HINT = "noise unknown: too few other seeds of these configs were found; run some to tell better from luck"
 
 
-def show(document: Document, console: "Console", *, everything: bool) -> None:
-    """Print to a terminal."""
-    from rich.text import Text
-
-    for line in _lines(document, everything=everything):
-        console.print(Text.assemble(*line), soft_wrap=True)
-
-
 def markdown(document: Document, *, everything: bool) -> str:
-    """The same as a block of text in Markdown."""
-    lines = ("".join(text for text, _ in line).rstrip() for line in _lines(document, everything=everything))
-    return "\n".join(["```text", *lines, "```"])
+    """A diff as a block of text in Markdown."""
+    texts = ("".join(text for text, _ in line).rstrip() for line in lines(document, everything=everything))
+    return "\n".join(["```text", *map(printable, texts), "```"])
 
 
 def value_text(value: Any) -> str:
@@ -40,7 +30,8 @@ def value_text(value: Any) -> str:
     return text if len(text) <= MAX_VALUE else text[: MAX_VALUE - 1] + "…"
 
 
-def _lines(document: Document, *, everything: bool) -> Iterator[Line]:
+def lines(document: Document, *, everything: bool) -> Iterator[Line]:
+    """A diff for people, line by line."""
     most = None if everything else MAX_ROWS
     width = max(len(run["run"]) for run in document["runs"])
     for letter, colour, run in zip(ascii_uppercase, COLOURS * 5, document["runs"], strict=False):

@@ -14,10 +14,10 @@ import pandas as pd
 from onebox.errors import BadInput, check
 from onebox.files import write_text
 from onebox.runs.fingerprint import flatten
-from onebox.runs.reading.diff_view import Line, value_text
+from onebox.runs.reading.diff_view import value_text
 from onebox.runs.reading.find import MISSING, Run, find_runs, near_keys
 from onebox.runs.reading.where import select
-from onebox.text import duration, printable
+from onebox.text import Line, duration, print_lines, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -142,8 +142,7 @@ class Listing:
             ]
             table.add_row(*cells, style="dim" if is_best is None else "bold" if is_best else "")
         console.print(table)
-        for line in self.notes:
-            console.print(Text.assemble(*((printable(text), style) for text, style in line)), soft_wrap=True)
+        print_lines(self.notes, console)
 
     def _is_number(self, name: str) -> bool:
         return name in self.metrics or pd.api.types.is_numeric_dtype(self.frame[name])

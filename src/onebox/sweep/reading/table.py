@@ -14,13 +14,12 @@ import pandas as pd
 from onebox.errors import BadInput
 from onebox.runs.provenance import source_fingerprint
 from onebox.runs.reading.changes import compare
-from onebox.runs.reading.diff_view import Line
 from onebox.runs.reading.find import MISSING, Run, find_runs, near_keys
 from onebox.runs.reading.noise import lower_is_better, t95
 from onebox.runs.reading.table import STYLES, Listing, cell, choose_metrics, ordered, scalar
 from onebox.sweep.job import is_stale
 from onebox.sweep.plan_file import FILE, read_plan
-from onebox.text import duration
+from onebox.text import Line, duration
 
 STATUSES = ("completed", "running", "pending", "interrupted", "died", "failed", "stale")  # the worst last
 FACTS = ("status", "note", "fingerprint", "group", "seed", "run", "seconds")
