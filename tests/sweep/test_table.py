@@ -1,4 +1,3 @@
-import contextlib
 import csv
 import io
 import json
@@ -7,11 +6,8 @@ import os
 import re
 import runpy
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -22,11 +18,9 @@ from onebox.cli import app
 from onebox.errors import BadInput
 from onebox.files import write_json
 from onebox.runs.claim import claim, is_held, release
-from onebox.runs.hparams import session
 from onebox.runs.reading.find import find_runs, read_run
 from onebox.sweep.reading import table
 from onebox.sweep.reading.table import list_sweep, read_sweep
-from onebox.train import RESULT_TAGS
 
 make_run = runpy.run_path(str(Path(__file__).parents[1] / "runs" / "conftest.py"))["make_run"]
 NOW = "aaaaaaaaaaaa"  # the source of made-up runs
@@ -229,70 +223,3 @@ def test_a_plan_that_cannot_be_read_is_said(sweep, text, told):
     (sweep / "sweep.json").write_text(text)
     with pytest.raises(BadInput, match=rf"sweep\.json: {told}"):
         read_sweep(sweep)
-
-
-def post(port: int, what: str, content: dict) -> dict:
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/data/plugin/hparams/{what}",
-        json.dumps(content).encode(),
-        {"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=20) as answer:
-        return json.load(answer)
-
-
-def test_tensorboard_shows_all_jobs_what_they_vary_and_how_they_ended(tmp_path, shapes_root):
-    """A real sweep, beside it a session that fails, and a real TensorBoard on their folder."""
-    tools = Path(sys.executable).parent
-    varied = ["loss/loc=l1,giou", "model.loc_head.dropout=0.5,0", "sweep.exclude='loss/loc==l1 and model.loc_head.dropout>0'"]  # fmt: skip
-    rest = ["name=small", "hydra/launcher=basic", "debug=fast", "trainer.max_epochs=1", "callbacks.pictures=null"]
-    data = [f"data.root={shapes_root}", "data.source=null", "callbacks/progress=lines"]
-    sweep = [tools / "onebox-train", "-m", *varied, *rest, *data]
-    done = subprocess.run(sweep, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    folder = tmp_path / "outputs" / "sweeps" / "small"
-    # TensorBoard shows the results that the session names which it happens to read first, so all name the same.
-    for fails in (True, False, True):  # one that failed goes on, and only its last end counts
-        with contextlib.suppress(ValueError), session(folder / "x", {"loss/loc": "ciou"}, ["loss/loc"], RESULT_TAGS):
-            if fails:
-                raise ValueError
-
-    def is_read(group):
-        tags = {value["name"]["tag"] for value in group.get("metricValues", [])}
-        return group["sessions"][0]["status"] == "STATUS_SUCCESS" and "best/joint_acc" in tags
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [tools / "tensorboard", "--logdir", folder, "--port", str(port), "--host", "127.0.0.1"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        groups, experiment = [], {}
-        deadline = time.monotonic() + 60
-        # TensorBoard reads one file after the other: groups are there before their ends and metrics.
-        while not (len(groups) == 4 and sum(is_read(group) for group in groups) == 3) and time.monotonic() < deadline:
-            time.sleep(0.3)
-            with contextlib.suppress(OSError):
-                every = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
-                wanted = {"startIndex": 0, "sliceSize": 100, "allowedStatuses": every, "colParams": []}
-                groups = post(port, "session_groups", wanted).get("sessionGroups", [])
-                experiment = post(port, "experiment", {})
-    finally:
-        server.terminate()
-        server.wait()
-    found = {
-        group["name"].partition("/")[0]: (group["hparams"]["loss/loc"], group["sessions"][0]["status"])
-        for group in groups
-    }
-    assert sorted(found.values()) == [
-        ("ciou", "STATUS_FAILURE"), ("giou", "STATUS_SUCCESS"), ("giou", "STATUS_SUCCESS"), ("l1", "STATUS_SUCCESS")
-    ]  # fmt: skip
-    assert {group["hparams"].get("model.loc_head.dropout") for group in groups} == {0.0, 0.5, None}
-    for group in groups:
-        if group["name"] != "x":
-            assert any(value["name"]["tag"] == "best/joint_acc" for value in group["metricValues"])
-    assert experiment["hparamInfos"][0]["name"] == "loss/loc"  # what is varied comes first
-    assert len(read_sweep(folder).jobs) == 3
