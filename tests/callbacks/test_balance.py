@@ -69,17 +69,17 @@ def test_norms_and_cosine_are_those_of_the_shared_features(composed, tmp_path, m
     assert "loss.weights.loc is 10; with" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_a_weighting_that_moves_is_told_from_the_fixed_one(composed, capsys):
-    train(composed(*SHORT, *WATCHED, "loss/weighting=dwa", "trainer.max_epochs=1", "callbacks.balance.every_n_steps=9"))
-    out = capsys.readouterr().out
-    assert "(1 step; cosine" in out
-    assert "; this is for loss/weighting=fixed" in out
-
-
-def test_a_frozen_backbone_shares_nothing(composed, tmp_path, capsys):
-    train(composed(*SHORT, *WATCHED, "callbacks/freeze=backbone", "trainer.max_epochs=1"))
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["balance"]["steps"] == 0
-    assert "balance  nothing is shared: the backbone is frozen\n" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("loss/weighting=dwa", "(1 step; cosine"),
+        ("loss/weighting=dwa", "; this is for loss/weighting=fixed"),
+        ("callbacks/freeze=backbone", "balance  nothing is shared: the backbone is frozen\n"),
+    ],
+)
+def test_it_says_what_it_is_worth(composed, capsys, override, told):
+    train(composed(*SHORT, *WATCHED, override, "trainer.max_epochs=1", "callbacks.balance.every_n_steps=9"))
+    assert told in capsys.readouterr().out
 
 
 def test_a_run_stopped_after_its_fit_goes_on_and_keeps_what_was_measured(composed, tmp_path, monkeypatch):

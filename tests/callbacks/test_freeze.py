@@ -70,23 +70,17 @@ def test_frozen_weights_and_norm_statistics_keep_their_bits(fit, tmp_path):
     assert {names[number].split(".")[1] for number in optimizer["state"]} == {"loc_head", "cls_head"}
 
 
-def test_stages_are_trained_from_their_epoch_on(fit):
-    states = fit(
-        "callbacks/freeze=heads_first", "callbacks.freeze.unfreeze=[[1,blocks.9],[2,all]]", "trainer.max_epochs=3"
-    )
+def test_stages_are_trained_from_their_epoch_on_and_norms_in_eval_mode_keep_their_statistics(fit):
+    stages = ["callbacks/freeze=heads_first", "trainer.max_epochs=3"]
+    states = fit(*stages, "callbacks.freeze.unfreeze=[[1,blocks.9],[2,all]]")
     heads, last, everything = (moved(*pair) for pair in itertools.pairwise(states))
-    assert heads == set()
-    assert last == layers(3) | {"fc.2"}
-    assert everything == layers(0, 1, 2, 3) | {"fc.2"}
-
-
-def test_norms_in_eval_mode_are_trained_but_keep_their_statistics(fit):
-    start, end = fit(
-        "callbacks/freeze=backbone",
-        "callbacks.freeze.unfreeze=[[0,blocks.6]]",
+    assert (heads, last, everything) == (set(), layers(3) | {"fc.2"}, layers(0, 1, 2, 3) | {"fc.2"})
+    eval_mode = [
         "callbacks.freeze.norms=eval",
-        "trainer.max_epochs=1",
-    )
+        "callbacks.freeze.unfreeze=[[0,blocks.6]]",
+        "run_dir=${data.cache_dir}/2",
+    ]
+    start, *_, end = fit(*stages, *eval_mode)
     assert moved(start, end) == layers(2, 3, statistics=False) | {"fc.2"}
 
 
