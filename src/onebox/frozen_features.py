@@ -1,26 +1,49 @@
-"""Lets a fit train on stored features where the first part of its backbone stays frozen."""
+"""What a frozen part of a network gives for a split, computed once. B = batch size, V = views, N = images.
+
+A view of an image is its augmentation's draw with the number of the view in the place of the epoch. The features of
+each view lie in a file of the cache folder (see `onebox.data.cache`), as float16, maps channels-last. Its name is a
+hash of all that they follow from, so runs that differ only in what comes after, or in the number of views, share it.
+"""
 
 import copy
+import hashlib
+import json
 import logging
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from filelock import Timeout
 from lightning.pytorch import Trainer
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.data import Dataset
 
 from onebox.callbacks.freeze import Freeze
+from onebox.data.cache import open_array
 from onebox.data.datamodule import VocDataModule
-from onebox.data.features import Frozen
-from onebox.model.folding import fold_norms
+from onebox.data.dataset import Batch, Key, OneBoxDataset
+from onebox.data.progress import progress
+from onebox.errors import BadInput, check
 from onebox.model.localizer import Localizer
 from onebox.model.weights import weights_hash
 from onebox.module import LocalizationModule
 from onebox.runs.checkpoint import load_weights
 
 log = logging.getLogger(__name__)
+
+FORMAT = 2  # of the file; part of its name
+CHUNK = 32  # images that are computed together, whatever the batch size: it may decide the last bits
+STATE, SHARE = "state ", "share "  # begin the names of columns: `Batch.state` by number, `Batch.shares` by name
+ADVICE = "lower data.views or image_size, choose another data.cache_dir, or set data.features=off"
+CLOSE = 1e-3  # of the largest number: far more than rounding, far less than a norm
 
 
 def store_features(
@@ -32,15 +55,16 @@ def store_features(
     backbone: Mapping[str, Any],
     augment: Mapping[str, Any],
 ) -> None:
-    """Compute what the part of the backbone that is frozen throughout gives for each view, unless it is there already.
+    """Let a fit train on stored features where the first part of its backbone stays frozen throughout.
 
-    Without such a part, or with data.features=off, nothing happens. When it could be used but is not, a line says why.
+    They are computed unless they are there already. Without such a part, or with data.features=off, nothing happens;
+    when it could be used but is not, a line says why.
 
     Args:
         trainer: its callbacks say what is frozen.
-        module: is told to go on after that part.
+        module: is told to start after that part.
         data: receives the features.
-        checkpoint: what the fit goes on from.
+        checkpoint: what the fit resumes from.
         backbone: config of the backbone.
         augment: config of the augmentation.
 
@@ -70,16 +94,16 @@ def store_features(
     device = trainer.strategy.root_device
 
     @cache
-    def still() -> Localizer:
-        evaluates = copy.deepcopy(localizer).eval().to(device)
+    def evaluated() -> Localizer:
+        net = copy.deepcopy(localizer).eval().to(device)
         random = torch.Generator().manual_seed(0)
         example = torch.rand(1, 3, data.image_size, data.image_size, generator=random).to(device)
-        fold_norms(evaluates, lambda: evaluates.prefix(example, until=until, mirrored=False))
-        return evaluates
+        fold_norms(net, lambda: net.prefix(example, until=until, mirrored=False))
+        return net
 
     def compute(images: Tensor, *, mirrored: bool) -> Sequence[Tensor]:
         with torch.inference_mode():
-            return still().prefix(images.to(device), until=until, mirrored=mirrored)
+            return evaluated().prefix(images.to(device), until=until, mirrored=mirrored)
 
     name = backbone.get("name") or backbone["_target_"].rpartition(".")[2]
     follows_from = {
@@ -89,13 +113,207 @@ def store_features(
         "torch": torch.__version__,
         "device": device.type,
     }
-    parts = {
-        split: Frozen(
+
+    def store(source: OneBoxDataset, split: str, views: int, cache_dir: Path) -> FeatureDataset:
+        mirrored = split == "val" and localizer.flip_average
+        part = Frozen(
             f"{name} until {until}{', mirrored too' * mirrored}",
             follows_from | {"mirrored": mirrored},
             partial(compute, mirrored=mirrored),
         )
-        for split, mirrored in (("train", False), ("val", localizer.flip_average))
-    }
-    data.store_features(parts, augment)
+        return FeatureDataset(source, part, split=split, views=views, augment=augment, cache_dir=cache_dir)
+
+    data.replace_datasets(store)
     module.stored_until = until
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A part of a network that does not change.
+
+    Attributes:
+        name: for people.
+        follows_from: plain data that its output follows from, such as a hash of its weights.
+        compute: [B, 3, H, W] uint8 images to tensors [B, ...].
+    """
+
+    name: str
+    follows_from: Mapping[str, Any]
+    compute: Callable[[Tensor], Sequence[Tensor]]
+
+
+class FeatureDataset(Dataset[Batch]):
+    """Like a `OneBoxDataset`, but its batches hold features (`state`) in the place of images.
+
+    Args:
+        source: the images; read only when the features are not there yet.
+        frozen: makes features of them.
+        split: name of the split, for people.
+        views: V; an image's key (v, row) gives its view v.
+        augment: plain data that the views follow from beside `source`.
+        cache_dir: the cache folder.
+
+    Raises:
+        BadInput: there is no room for the features, or they exceed float16.
+    """
+
+    def __init__(
+        self,
+        source: OneBoxDataset,
+        frozen: Frozen,
+        *,
+        split: str,
+        views: int,
+        augment: Mapping[str, Any],
+        cache_dir: Path,
+    ) -> None:
+        self.index = source.index
+        self._source = source
+        self._frozen = frozen
+        about = {
+            "data": source.folder,
+            "split": split,
+            "images": len(source),
+            "image_size": source.image_size,
+            "backbone": frozen.name,
+        }
+        follows_from = {
+            "format": FORMAT,
+            "images": source.fingerprint(),
+            "augment": dict(augment) if source.is_random else None,
+            "frozen": dict(frozen.follows_from),
+        }
+        key = hashlib.sha256(json.dumps(follows_from, sort_keys=True).encode()).hexdigest()[:24]
+        self._paths = [cache_dir / "features" / f"{key}-{view}.npy" for view in range(views)]
+        what = f"{split:5} features of {len(source):,} images x {views} view{'s' * (views > 1)}, {frozen.name}"
+        there = all(path.exists() for path in self._paths)
+        log.info("%s: %s in %s", what, "read" if there else "computed once", cache_dir / "features" / f"{key}-*.npy")
+        opened: dict[int, dict[str, NDArray[Any]]] = {}
+        # Processes that want the same views share the work: each begins with what no other is computing.
+        for doing in (None, f"computes features of {split} of"):
+            for view, path in enumerate(self._paths):
+                if view in opened:
+                    continue
+                try:
+                    array = open_array(
+                        path,
+                        shape=(len(source),),
+                        dtype=self._columns,
+                        fill=partial(self._compute, view),
+                        about=about | {"view": view, "follows_from": follows_from},
+                        doing=doing,
+                    )
+                except Timeout:  # an OSError too
+                    continue
+                except OSError as error:
+                    raise BadInput(f"{path}: {error.strerror or error}; {ADVICE}") from error
+                opened[view] = {name: array[name] for name in array.dtype.names or ()}
+        self._views = [opened[view] for view in range(views)]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        """The batch of these (view, row) keys."""
+        views, rows = np.array(keys).T
+        columns = {name: self._gather(name, views, rows) for name in self._views[0]}
+        state = tuple(torch.from_numpy(column) for name, column in columns.items() if name.startswith(STATE))
+        return Batch(
+            images=None,
+            state=tuple(column.permute(0, 3, 1, 2) if column.ndim == 4 else column for column in state),
+            boxes=torch.from_numpy(columns["boxes"]),
+            labels=self.index.labels[rows],
+            ids=tuple(self.index.ids[row] for row in rows),
+            shares={
+                name.removeprefix(SHARE): float(column.mean())
+                for name, column in columns.items()
+                if name.startswith(SHARE)
+            },
+        )
+
+    def _gather(self, name: str, views: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[Any]:
+        """[B, ...] what one column holds of these keys."""
+        column = self._views[0][name]
+        gathered = np.empty((len(rows), *column.shape[1:]), column.dtype)
+        for view in np.unique(views):
+            chosen = views == view
+            gathered[chosen] = self._views[view][name][rows[chosen]]
+        return gathered
+
+    def _columns(self) -> np.dtype[Any]:
+        """The columns of a file, from the features of one image; refuses files that would not fit on the disk."""
+        batch = self._source[0]
+        assert batch.images is not None
+        items = [_channels_last(tensor) for tensor in self._frozen.compute(batch.images)]
+        columns = np.dtype(
+            [(f"{STATE}{number}", np.float16, tuple(item.shape[1:])) for number, item in enumerate(items)]
+            + [("boxes", np.float32, (4,))]
+            + [(f"{SHARE}{name}", np.float64) for name in batch.shares]
+        )
+        folder = self._paths[0].parent
+        size = columns.itemsize * len(self) * sum(not path.exists() for path in self._paths) / 1e6
+        free = shutil.disk_usage(folder).free / 1e6
+        check(size <= free, f"{folder}: {size:,.0f} MB of features, but {free:,.0f} MB are free; {ADVICE}")
+        return columns
+
+    def _compute(self, view: int, array: NDArray[Any]) -> None:
+        chunks = range(0, len(self), CHUNK)
+        description = f"computing features, view {view + 1} of {len(self._paths)}"
+        for first in progress(chunks, total=len(chunks), description=description):
+            rows = range(first, min(first + CHUNK, len(self)))
+            batches = [self._source.__getitems__([(view, row)]) for row in rows]
+            states = self._frozen.compute(torch.cat([batch.images for batch in batches if batch.images is not None]))
+            for number, state in enumerate(states):
+                half = _channels_last(state).half()
+                check(
+                    bool(half.isfinite().all()),
+                    f"features {self._frozen.name} exceed float16; set data.features=off",
+                )
+                array[f"{STATE}{number}"][rows.start : rows.stop] = half.numpy()
+            for row, batch in zip(rows, batches, strict=True):
+                array["boxes"][row] = batch.boxes[0].numpy()
+                for name, share in batch.shares.items():
+                    array[f"{SHARE}{name}"][row] = share
+
+
+def _channels_last(state: Tensor) -> Tensor:
+    state = state.cpu()
+    return state.permute(0, 2, 3, 1) if state.ndim == 4 else state
+
+
+def fold_norms(net: nn.Module, run: Callable[[], Sequence[Tensor]]) -> None:
+    """Fold each batch norm into the convolution before it, and lay weights out channels-last.
+
+    The network, which must be in evaluation mode, gives the same but for rounding, a fifth faster on a CPU.
+    Where something else reads the convolution as well, that would be wrong, and the network stays as it is.
+
+    Args:
+        net: is changed.
+        run: sends something through it. The calls that this leads to show which norm reads which convolution.
+    """
+    calls: list[tuple[nn.Module, Tensor, Tensor]] = []  # a module, its input, its output
+    hooks = [
+        module.register_forward_hook(lambda module, given, out: calls.append((module, given[0], out)))
+        for module in net.modules()
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d)
+    ]
+    with torch.no_grad():
+        before = run()
+    for hook in hooks:
+        hook.remove()
+    names = {module: name for name, module in net.named_modules()}
+    called = [module for module, _, _ in calls]
+    replaced: dict[str, nn.Module] = {}
+    for (conv, _, out), (norm, given, _) in pairwise(calls):
+        once = called.count(conv) == called.count(norm) == 1
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and given is out and once:
+            act: Any = getattr(norm, "act", nn.Identity())  # timm's norms have their activation inside
+            for old, new in ((conv, fuse_conv_bn_eval(conv, norm)), (norm, act)):
+                replaced[names[old]] = old
+                net.set_submodule(names[old], new)
+    with torch.no_grad():
+        after = run()
+    if not all((one - other).abs().max() <= CLOSE * one.abs().max() for one, other in zip(before, after, strict=True)):
+        for name, module in replaced.items():
+            net.set_submodule(name, module)
+    net.to(memory_format=torch.channels_last)

@@ -1,7 +1,7 @@
 """Arrays in files that processes share: made once, whole or not at all, opened in a millisecond.
 
 A cache folder holds `index/` (see `onebox.data.catalog`), `pixels/` (decoded images) and `features/` (see
-`onebox.data.features`): for each set of images one `.npy` file, which is mapped into memory, and beside it a `.json`
+`onebox.frozen_features`): for each set of images one `.npy` file, which is mapped into memory, and beside it a `.json`
 file that says what it is and whose time of change is its last use.
 """
 

@@ -5,7 +5,7 @@ import hashlib
 import logging
 import math
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 from onebox.data.augment import Transform
 from onebox.data.catalog import Catalog
 from onebox.data.dataset import Batch, Cache, EpochSampler, EvalBatches, OneBoxDataset, UndecodableImages, pixel_source
-from onebox.data.features import FeatureDataset, Frozen
 from onebox.data.index import Index, OnError, Select, build_index, check_disjoint, class_names
 from onebox.data.table import Ints
 from onebox.data.voc import VocTree
@@ -72,8 +71,8 @@ class VocDataModule(LightningDataModule):
         views: augment each training image in so many ways, and show every one equally often; None draws anew in each
             epoch.
         views_seed: seed of these views; `seed` says which of them an epoch shows.
-        features: `auto` computes what a frozen part of the network gives for each view once, see `store_features`;
-            `off` does so in every epoch.
+        features: `auto` computes what a frozen part of the network gives for each view once, `off` in every epoch; see
+            `onebox.frozen_features`.
     """
 
     def __init__(
@@ -165,7 +164,7 @@ class VocDataModule(LightningDataModule):
         self.views = views if transform.is_random else 1
         self.features = features
         self._datasets: dict[str, OneBoxDataset] = {}
-        self._features: dict[str, FeatureDataset] = {}
+        self._replaced: dict[str, Any] = {}
         self.start = (0, 0)  # epoch and step of it that training begins with
         self.class_names: list[str] = []  # index = logit
         self.indexes: dict[str, Index] = {}
@@ -253,29 +252,19 @@ class VocDataModule(LightningDataModule):
         """Some images of one split without augmentation."""
         return self._dataset(split, augment=False, cache="none").__getitems__([(0, row) for row in rows])
 
-    def store_features(self, frozen: Mapping[str, Frozen], augment: Mapping[str, Any]) -> None:
-        """Let the loaders of train and val give what `frozen` gives for their images, computed once for each view.
+    def replace_datasets(self, make: Callable[[OneBoxDataset, str, int, Path], Any]) -> None:
+        """Let the loaders of train and val take their batches from other datasets, such as stored features.
 
         Tests and pictures keep to the images, so what they say holds for the network as it is.
 
         Args:
-            frozen: the part of the network that does not change, for train and val.
-            augment: plain data that the augmentation follows from, beside the seed.
-
-        Raises:
-            BadInput: see `FeatureDataset`.
+            make: gives the dataset in the place of a split's own; called with that, the split's name, its number of
+                views and the cache folder.
         """
         for split, views in (("train", self.views), ("val", 1)):
             assert views is not None, "without data.views every epoch has views of its own"
             if len(self.indexes[split]):
-                self._features[split] = FeatureDataset(
-                    self.dataset(split),
-                    frozen[split],
-                    split=split,
-                    views=views,
-                    augment=augment,
-                    cache_dir=self._cache_dir,
-                )
+                self._replaced[split] = make(self.dataset(split), split, views, self._cache_dir)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches in an order of their own for each epoch, from `start` on."""
@@ -370,7 +359,7 @@ class VocDataModule(LightningDataModule):
         rows["train"] = train[np.sort(order)]
 
     def _loader(self, split: str) -> DataLoader[Batch]:
-        dataset = self._features[split] if split in self._features else self.dataset(split)
+        dataset = self._replaced[split] if split in self._replaced else self.dataset(split)
         is_train = split == "train"
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         rank = torch.distributed.get_rank() if distributed else 0
