@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onebox.build import build_data
-from onebox.data.shape_images import SHAPE_CLASSES, VISIBLE, _mask
+from onebox.data.shapes import SHAPE_CLASSES, VISIBLE, _mask
 
 PER_SAMPLE = ["flip", "crop", "strong"]
 BATCHED = ["batched_flip", "batched_affine", "batched_strong"]
