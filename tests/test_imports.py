@@ -26,15 +26,13 @@ LAYERS = {
     "module": 3,
     "callbacks": 4,
     "runs": 4,
+    "validation": 4,
     "ranks": 5,
     "frozen_features": 5,
     "sweep": 5,
     "build": 7,
     "train": 8,
     "cli": 11,
-    "spelling": 4,
-    "validation": 6,
-    "help": 4,
 }
 CONFIG_LIBRARIES = {"hydra", "omegaconf"}
 MAY_IMPORT_CONFIG = {
@@ -42,7 +40,7 @@ MAY_IMPORT_CONFIG = {
     "train",
     "cli",
     "ranks",
-    "spelling",
+    "trust",
     "validation",
     "runs",
     "sweep",

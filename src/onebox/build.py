@@ -9,12 +9,13 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from onebox.errors import BadInput
+from onebox.errors import BadInput, check
 from onebox.validation import validate
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
     from onebox.data.datamodule import VocDataModule
     from onebox.module import LocalizationModule
+    from onebox.runs.record import RankRecord, RunRecord
+
+log = logging.getLogger(__name__)
 
 DDP = "ddp"  # the strategy for which what gets no gradient is looked for
 IRRELEVANT_WARNINGS = (
@@ -68,6 +72,95 @@ def build_job(
     return data.fingerprint()
 
 
+class Built(NamedTuple):
+    """What an experiment is made of, and the checkpoint that it is resumed from."""
+
+    data: VocDataModule
+    module: LocalizationModule
+    trainer: Trainer
+    checkpoint: Path | None
+
+
+def build(cfg: DictConfig, run: RunRecord | RankRecord, fingerprint: str) -> Built:
+    """Read the data, build all that an experiment is made of, and record it.
+
+    Raises:
+        BadInput: config or data cannot be used, or the data are not those that the run was begun with.
+    """
+    import lightning.pytorch as L
+
+    from onebox.callbacks.same_on_all_ranks import SameOnAllRanks
+    from onebox.runs.checkpoint import checkpoint_to_resume
+    from onebox.runs.provenance import hardware
+    from onebox.runs.samples import write_samples
+
+    quieten()
+    L.seed_everything(cfg.seed, verbose=False)
+    data = read_data(cfg)
+    _check_data(cfg, data)
+    # All of it is built before images are decoded, which may take minutes: a mistake is found at once.
+    counts = data.class_counts
+    module = _filled_in(cfg, data, run)
+    facts: dict[str, Any] = {"fingerprint": fingerprint, "class_names": data.class_names}
+    trainer = build_trainer(cfg, facts, module)
+    check_stages(trainer, module)
+    if (unread := unread_levels(cfg, module)) is not None:
+        log.warning(unread)
+    data.decode()
+    if data.class_counts != counts:  # data.on_error=skip has left images out
+        L.seed_everything(cfg.seed, verbose=False)
+        module = _filled_in(cfg, data, run)
+    if run.writes:
+        write_samples(run.folder, data.indexes, data.class_names)
+    facts |= {"data_fingerprint": data.fingerprint(), "config": OmegaConf.to_container(cfg, resolve=True)}
+    checkpoint = checkpoint_to_resume(run.folder, facts) if run.is_resumed else None
+    if trainer.world_size > 1:
+        common = {"fingerprint": fingerprint, "run_dir": run.folder, "checkpoint": checkpoint, **data.fingerprint()}
+        same = SameOnAllRanks({name: str(value) for name, value in common.items()})
+        trainer.callbacks.append(same)  # type: ignore[attr-defined]  # Lightning sets it without declaring it
+    run.add(
+        hardware=hardware(),
+        data={split: str(index) for split, index in data.indexes.items()},
+        data_fingerprint=data.fingerprint(),
+        weights_fingerprint=module.localizer.backbone.weights_fingerprint,
+        skipped=data.skipped,
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+    )
+    return Built(data, module, trainer, checkpoint)
+
+
+def _filled_in(cfg: DictConfig, data: VocDataModule, run: RunRecord | RankRecord) -> LocalizationModule:
+    """The module of a config that has received what only the data know, and is written."""
+    from onebox.files import write_text
+
+    fill_in(cfg, num_classes=data.num_classes, class_counts=data.class_counts)
+    if run.writes:
+        write_text(run.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    return build_module(cfg, data)
+
+
+def _check_data(cfg: DictConfig, data: VocDataModule) -> None:
+    """Hold the data against what the config asks of them.
+
+    Raises:
+        BadInput: there is nothing to validate on, or `cfg.data_fingerprint` is of other data; parts that it does not
+            name may be any.
+    """
+    check(
+        not cfg.monitor.startswith("val/") or len(data.indexes["val"]) > 0,
+        f"monitor={cfg.monitor} but there is no validation image; name a list in data.splits.val, give "
+        "data.holdout.val a share of the training images, or set monitor=train/loss monitor_mode=min",
+    )
+    wanted = cfg.get("data_fingerprint") or {}
+    found = data.fingerprint() if wanted else {}
+    others = [f"{part} is {found.get(part)}, not {value}" for part, value in wanted.items() if found.get(part) != value]
+    check(
+        not others,
+        f"the data are not those of data_fingerprint ({', '.join(others)}); bring them back, or accept these with "
+        "data_fingerprint=null (onebox reproduce --force)",
+    )
+
+
 def fill_in(cfg: DictConfig, *, num_classes: int, class_counts: Sequence[int]) -> None:
     """Set what only the data know."""
     cfg.model.num_classes = num_classes
@@ -80,9 +173,13 @@ def build_data(cfg: DictConfig) -> VocDataModule:
     """The data module that `cfg.data` and `cfg.augment` describe."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # albumentations only warns of an argument that it does not know
-        transform = hydra.utils.instantiate(cfg.augment, _convert_="all")
-    data: VocDataModule = hydra.utils.instantiate(cfg.data, transform=transform, _convert_="all")
+        transform = _made(cfg.augment)
+    data: VocDataModule = _made(cfg.data, transform=transform)
     return data
+
+
+def _made(config: DictConfig, **arguments: Any) -> Any:
+    return hydra.utils.instantiate(config, _convert_="all", **arguments)
 
 
 def read_data(cfg: DictConfig) -> VocDataModule:
@@ -106,11 +203,11 @@ def build_module(cfg: DictConfig, data: VocDataModule) -> LocalizationModule:
     from onebox.module import LocalizationModule
 
     module = LocalizationModule(
-        localizer=hydra.utils.instantiate(cfg.model, _convert_="all"),
-        loss=hydra.utils.instantiate(cfg.loss, _convert_="all"),
-        optimizer=hydra.utils.instantiate(cfg.optimizer, _convert_="all"),
-        param_groups=hydra.utils.instantiate(cfg.param_groups, _convert_="all"),
-        scheduler=hydra.utils.instantiate(cfg.scheduler, _convert_="all") if cfg.get("scheduler") else None,
+        localizer=_made(cfg.model),
+        loss=_made(cfg.loss),
+        optimizer=_made(cfg.optimizer),
+        param_groups=_made(cfg.param_groups),
+        scheduler=_made(cfg.scheduler) if cfg.get("scheduler") else None,
         class_names=data.class_names,
         seed=cfg.seed,
         log_every_n_steps=cfg.trainer.log_every_n_steps,
@@ -134,26 +231,24 @@ def _check_map(cfg: DictConfig, module: LocalizationModule) -> None:
         BadInput: it looks for the box on a map of one row or column, where everything is everywhere.
     """
     head, finest = module.localizer.loc_head, module.localizer.backbone.feature_shape.maps[0]
-    if not getattr(head, "reads_maps", False) or min(finest.height, finest.width) > 1:
-        return
     levels = cfg.model.backbone.get("levels")
     stride = f" (stride {min(levels)})" if levels else ""
     or_else = ", or name a finer level in model.backbone.levels" if levels else ""
-    raise BadInput(
+    check(
+        not getattr(head, "reads_maps", False) or min(finest.height, finest.width) > 1,
         f"model.loc_head: {type(head).__name__} looks for the box on a map, but the finest at "
-        f"image_size={cfg.image_size} is {finest.height}x{finest.width}{stride}; set a larger image_size{or_else}"
+        f"image_size={cfg.image_size} is {finest.height}x{finest.width}{stride}; set a larger image_size{or_else}",
     )
 
 
 def unread_levels(cfg: DictConfig, module: LocalizationModule) -> str | None:
     """The line that says that levels of the backbone are made for nothing; None when they are not."""
-    localizer = module.localizer
+    localizer, levels = module.localizer, cfg.model.backbone.get("levels")
     shape = localizer.backbone.feature_shape
-    levels = cfg.model.backbone.get("levels")
+    heads = (localizer.loc_head, localizer.cls_head)
     # The map that pooled features are the mean of is made anyway.
-    if not levels or [item.channels for item in shape.maps] == [shape.pooled]:
-        return None
-    if any(getattr(head, "reads_maps", True) for head in (localizer.loc_head, localizer.cls_head)):
+    is_extra = levels and [item.channels for item in shape.maps] != [shape.pooled]
+    if not is_extra or any(getattr(head, "reads_maps", True) for head in heads):
         return None
     return (
         f"model.backbone.levels={list(levels)}: neither head reads maps; spatial, dense, edges and attention_pool do "
@@ -175,21 +270,23 @@ def build_trainer(
     from onebox.runs.checkpoint import CheckpointFacts
 
     callbacks, loggers = (
-        [hydra.utils.instantiate(part, _convert_="all") for part in group.values() if part is not None]
-        for group in (cfg.callbacks, cfg.logger)
+        [_made(part) for part in group.values() if part is not None] for group in (cfg.callbacks, cfg.logger)
     )
     if not any(isinstance(logger, EpochCsvLogger) for logger in loggers):
         loggers.append(EpochCsvLogger(path=None))  # metrics.json is made from its rows
-    trainer: Trainer = hydra.utils.instantiate(
+    trainer: Trainer = _made(
         cfg.trainer,
         callbacks=[*callbacks, CheckpointFacts(facts or {})],
         logger=loggers,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),  # or it adds one
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
-        _convert_="all",
         **({"strategy": f"{DDP}_find_unused_parameters_true"} if module and _waits_in_vain(cfg, module) else {}),
     )
-    _keep_freed_memory()
+    # By default glibc gives large blocks back to the system, which clears them again for the next step: a seventh of
+    # the tiny CNN's time. The options are M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h.
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        for option in (-3, -1):
+            ctypes.CDLL(None).mallopt(option, 1 << 30)
     # Part of trainer.deterministic: writes NaN into all new memory, in case something reads it. Nothing here does.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch hides it
     return trainer
@@ -266,16 +363,3 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for text in IRRELEVANT_WARNINGS:
         warnings.filterwarnings("ignore", text)
-
-
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed.
-
-    By default it gives large blocks back to the system, which clears them again for the next step: a seventh of the
-    tiny CNN's time.
-    """
-    mmap_threshold, trim_threshold = -3, -1  # names of malloc.h
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(mmap_threshold, 1 << 30)
-        mallopt(trim_threshold, 1 << 30)

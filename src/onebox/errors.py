@@ -1,7 +1,10 @@
 """Errors that a user can put right."""
 
 import math
+import os
+import sys
 from collections.abc import Mapping
+from typing import NoReturn
 
 EXIT_FAULT = 1
 EXIT_BAD_INPUT = 2
@@ -40,6 +43,14 @@ class RankFailed(Exception):
 def own_complaint(error: BaseException) -> BaseException:
     """The `BadInput` that a constructor raised and Hydra wrapped, which says more than Hydra does, or `error`."""
     return error.__cause__ if isinstance(error.__cause__, BadInput) else error
+
+
+def exit_with(error: Exception, text: str, program: str) -> NoReturn:
+    """Print `text` as one line and leave with the exit code of bad input; with ONEBOX_DEBUG=1 show the traceback."""
+    if os.environ.get("ONEBOX_DEBUG") == "1":
+        raise error
+    print(f"{program}: {' '.join(text.split())}", file=sys.stderr)
+    sys.exit(EXIT_BAD_INPUT)
 
 
 def check(condition: bool, message: str) -> None:

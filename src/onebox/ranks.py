@@ -1,23 +1,22 @@
-"""Several devices: one process for each (a rank), started and watched here, so that one that fails ends them all.
+"""Several devices: one process for each (a rank), started, watched and ended by torch's elastic launcher.
 
 Lightning would start the other ranks itself: by the command line of its own process, which in a sweep is that of the
 sweep or of a worker. Here the process that has the run directory only starts single runs and waits for them.
 """
 
+import ctypes
 import json
+import logging
 import os
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
@@ -25,13 +24,15 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from onebox.data.processes import num_cores
 from onebox.errors import EXIT_BAD_INPUT, EXIT_FAULT, EXIT_INTERRUPTED, EXIT_PREEMPTED, BadInput, Preempted, RankFailed
 
-# File descriptors that a rank inherits: one that ends when this process does, and one that takes its error.
-LIFELINE, REPORT = "ONEBOX_RANK_LIFELINE", "ONEBOX_RANK_REPORT"
-POLL_S = 0.05
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+RUN_ID = "onebox-"  # how the launcher's run id begins; then comes the id of the process that has the run directory
 # Schedulers send these to all processes of a job, but only one is to obey.
 STOP = (signal.SIGTERM, signal.SIGINT)
 TIME_IS_OVER = (signal.SIGUSR1, signal.SIGUSR2)
 IN_PROCESS = ("spawn", "fork", "notebook")  # strategies that start ranks by themselves
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 class RemoteError(Exception):
@@ -56,7 +57,7 @@ def rank(trainer: DictConfig) -> int | None:
 
 def is_served(number: int) -> bool:
     """Whether another process has the run directory of this rank."""
-    return number > 0 or REPORT in os.environ
+    return number > 0 or os.environ.get("TORCHELASTIC_RUN_ID", "").startswith(RUN_ID)
 
 
 def num_ranks(trainer: DictConfig) -> int:
@@ -109,8 +110,8 @@ def prepare(config: DictConfig, number: int) -> None:
 def run_ranks(run_dir: Path, count: int) -> None:
     """Run the experiment that Hydra has composed on several devices, to its end.
 
-    SIGTERM and Ctrl-C, which must raise here, are passed on to rank 0. Nothing is left running, however this ends. What
-    the other ranks print is in rankN.log.
+    On SIGTERM and Ctrl-C, which must raise here, rank 0 stores a checkpoint. Nothing is left running, however this
+    ends. What the other ranks print is in rankN.log.
 
     Args:
         run_dir: the run directory, which this process has.
@@ -121,35 +122,29 @@ def run_ranks(run_dir: Path, count: int) -> None:
         RankFailed: a rank failed or was killed.
         Preempted, KeyboardInterrupt: rank 0 was stopped.
     """
-    reader, writer = os.pipe()
-    with ExitStack() as stack:
-        stack.callback(os.close, reader)
-        reports = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(count)]
-        ranks: list[subprocess.Popen[bytes]] = []
-        stack.callback(_end, ranks)
-        stack.callback(os.close, writer)  # ends even one whose start was interrupted
-        shared = _environment(count)
-        for number, report in enumerate(reports):
-            own = {"RANK": str(number), "LOCAL_RANK": str(number), LIFELINE: str(reader), REPORT: str(report.fileno())}
-            output = stack.enter_context((run_dir / f"rank{number}.log").open("ab")) if number > 0 else None
-            with _blocked(*(STOP if number > 0 else ()), *TIME_IS_OVER):
-                process = subprocess.Popen(
-                    _command(run_dir),
-                    env={**os.environ, **shared, **own},
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    pass_fds=(reader, report.fileno()),
-                    start_new_session=True,  # so that Ctrl-C on the terminal comes here alone
-                )
-            ranks.append(process)
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it says is said here in one line
+    os.environ["OMP_NUM_THREADS"] = str(max(1, int(os.environ.get("OMP_NUM_THREADS") or num_cores()) // count))
+    with tempfile.TemporaryDirectory(prefix="onebox_ranks_") as reports:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=count,
+            run_id=f"{RUN_ID}{os.getpid()}",
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="127.0.0.1",
+            max_restarts=0,
+            signals_to_handle="SIGQUIT",  # the others are handled around this
+            logs_specs=DefaultLogsSpecs(log_dir=reports),
+        )
         try:
-            _wait(ranks)
-        except (Preempted, KeyboardInterrupt) as stop:
-            ranks[0].send_signal(signal.SIGTERM if isinstance(stop, Preempted) else signal.SIGINT)
-            ranks[0].wait()
-            raise
-        _raise(ranks, reports, run_dir)
+            elastic_launch(config, sys.executable)(*_command(run_dir))
+        except ChildFailedError as error:
+            _raise_first(error.failures, run_dir)
 
 
 def _command(run_dir: Path) -> list[str]:
@@ -158,7 +153,7 @@ def _command(run_dir: Path) -> list[str]:
     folder = str(run_dir).replace("\\", "\\\\").replace("'", "\\'")
     sources = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
     return [
-        *(sys.executable, "-P", "-m", "onebox.train"),  # -P: no module is found in the working directory
+        *("-P", "-m", "onebox.train"),  # -P: no module is found in the working directory
         *(f"--config-dir={path}" for path in sources),
         f"--config-name={hydra.job.config_name}",
         *hydra.overrides.hydra,
@@ -168,122 +163,70 @@ def _command(run_dir: Path) -> list[str]:
     ]
 
 
-def _environment(count: int) -> dict[str, str]:
-    """What all ranks are told, in torchrun's words, which Lightning follows before Slurm's."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    cores = int(os.environ.get("OMP_NUM_THREADS") or num_cores())
-    return {
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-        "GROUP_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_RUN_ID": str(os.getpid()),
-        "OMP_NUM_THREADS": str(max(1, cores // count)),
-    }
+def _raise_first(failures: "dict[int, ProcessFailure]", run_dir: Path) -> None:
+    """Raise what ended the first rank that failed: the others fail because they miss it."""
 
+    def moment(number: int) -> float:
+        failure = failures[number]
+        if failure.exitcode == -signal.SIGTERM:
+            return float("inf")  # by the launcher, as another had failed
+        # Without a report it was killed, and found dead in this second.
+        return float(failure.error_file_data.get("time", failure.timestamp - 1))
 
-@contextmanager
-def _blocked(*signals: signal.Signals) -> Iterator[None]:
-    """Processes that are started here never receive these signals."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Wait until all have ended, or one has failed."""
-    while None in (codes := [process.poll() for process in ranks]):
-        if any(codes):
-            time.sleep(POLL_S)  # another one may have failed first
-            return
-        time.sleep(POLL_S)
-
-
-def _end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
-    for process in ranks:
-        process.kill()
-    for process in ranks:
-        process.wait()
-
-
-def _raise(ranks: Sequence[subprocess.Popen[bytes]], reports: Sequence[IO[bytes]], run_dir: Path) -> None:
-    """Raise what ended the first rank that failed, if any did: the others fail because they miss it."""
-    codes = [process.poll() or 0 for process in ranks]
-    if codes[0] == EXIT_PREEMPTED:
-        raise Preempted("stopped by SIGTERM")
-    if codes[0] == EXIT_INTERRUPTED:
-        raise KeyboardInterrupt
-    found: list[tuple[float, int, dict[str, Any]]] = []
-    for number, (code, report) in enumerate(zip(codes, reports, strict=True)):
-        if code != 0:
-            report.seek(0)
-            text = report.read()
-            facts = json.loads(text) if text else {}
-            found.append((facts.get("time", 0.0), number, facts))  # without a report it was killed
-    if not found:
-        return
-    _, number, facts = min(found, key=lambda item: item[:2])
-    if codes[number] == EXIT_BAD_INPUT and facts:
-        raise BadInput(facts["message"])
+    number = min(failures, key=moment)
+    failure, report = failures[number], failures[number].error_file_data
     where = f" (see {run_dir / f'rank{number}.log'})" if number else ""
-    if facts:
-        raise RankFailed(f"rank {number}: {facts['type']}: {facts['message']}{where}") from RemoteError(
-            facts["traceback"]
-        )
-    code = codes[number]
+    if failure.exitcode == EXIT_PREEMPTED:
+        raise Preempted("stopped by SIGTERM")
+    if failure.exitcode == EXIT_INTERRUPTED:
+        raise KeyboardInterrupt
+    if "time" in report and failure.exitcode == EXIT_BAD_INPUT:
+        raise BadInput(report["message"])
+    if "time" in report:
+        message = f"rank {number}: {report['type']}: {report['message']}{where}"
+        raise RankFailed(message) from RemoteError(report["traceback"])
+    code = failure.exitcode
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     raise RankFailed(f"rank {number} {how}{where}")
 
 
 @contextmanager
-def as_rank(number: int) -> Iterator[None]:
+def as_rank(number: int, run_dir: Path) -> Iterator[None]:
     """Be a rank whose run directory another process has: end when it does, and tell it of an error.
 
     Only rank 0 can be stopped by a signal; it decides where, and the others end without it.
 
     Args:
         number: the rank.
+        run_dir: receives what all but the first print.
     """
     if number > 0:
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
-    if REPORT not in os.environ:  # started by torchrun or srun
+    launcher = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    if not launcher.startswith(RUN_ID):  # started by torchrun or srun
         yield
         return
-    lifeline, report = int(os.environ[LIFELINE]), int(os.environ[REPORT])
-    threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, TIME_IS_OVER)
+    with suppress(OSError, AttributeError):  # not Linux
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(launcher.removeprefix(RUN_ID)):
+        os._exit(EXIT_FAULT)  # it ended before
+    if number > 0:
+        with (run_dir / f"rank{number}.log").open("ab") as file:
+            for stream in (1, 2):
+                os.dup2(file.fileno(), stream)
     try:
         yield
-    except Preempted:
-        _leave(EXIT_PREEMPTED)
-    except KeyboardInterrupt:
-        _leave(EXIT_INTERRUPTED)
-    except Exception as error:  # rank 0 is to be told, whatever it is
-        facts = {
-            "time": time.time(),
-            "type": type(error).__name__,
-            "message": str(error),
-            "traceback": traceback.format_exc(),
-        }
-        os.write(report, json.dumps(facts).encode())
-        if isinstance(error, BadInput):
-            _leave(EXIT_BAD_INPUT)
-        traceback.print_exc()
-        _leave(EXIT_FAULT)
-
-
-def _end_with(lifeline: int) -> None:
-    os.read(lifeline, 1)  # gives nothing until the other end is closed
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _leave(code: int) -> None:
-    """End at once: what waits for the other ranks would wait for ever."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):
-            stream.flush()
-    os._exit(code)
+    except BaseException as error:  # the launcher is to be told, whatever it is
+        codes = {Preempted: EXIT_PREEMPTED, KeyboardInterrupt: EXIT_INTERRUPTED, BadInput: EXIT_BAD_INPUT}
+        about: dict[str, Any] = {"time": time.time(), "timestamp": int(time.time()), "type": type(error).__name__}
+        about |= {"message": str(error), "traceback": traceback.format_exc()}
+        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(about), encoding="utf-8")
+        code = next((code for kind, code in codes.items() if isinstance(error, kind)), EXIT_FAULT)
+        if code == EXIT_FAULT:
+            traceback.print_exc()
+        for output in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                output.flush()
+        # At once: what waits for the other ranks would never end.
+        os._exit(code)

@@ -13,7 +13,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from onebox.errors import check
+from yaml import YAMLError  # type: ignore[import-untyped]  # PyYAML has no types
+
+from onebox.errors import BadInput, check
 
 PACKAGES = {"onebox", "torch", "torchvision", "lightning", "albumentations"}  # whose import does nothing else
 NEVER = ("onebox.train", "hydra_plugins")  # targets of Hydra's own part of the config
@@ -126,6 +128,28 @@ def stored_overrides(folder: Path, overrides: Sequence[Any]) -> list[str]:
         if key not in LOCAL:
             found.append(text)
     return found
+
+
+def stored_arguments(argument: str) -> list[str]:
+    """For `resume=FOLDER` the arguments that the run in it was started with, for any other argument itself.
+
+    Raises:
+        BadInput: there is no run.
+    """
+    key, _, value = argument.partition("=")
+    if key != "resume" or value in ("auto", "never", ""):
+        return [argument]
+    from omegaconf import OmegaConf
+
+    path = stored_file(Path(value), ".hydra/overrides.yaml")
+    try:
+        overrides: Any = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, ValueError, YAMLError) as error:
+        raise BadInput(f"{path}: cannot be read; resume=FOLDER takes the folder of a run") from error
+    folder = value.replace("\\", "\\\\").replace("'", "\\'")
+    stored_in.append(path)
+    # A job of a sweep is resumed alone.
+    return [*stored_overrides(Path(value), overrides), f"hydra.run.dir='{folder}'", "hydra.mode=RUN"]
 
 
 @functools.cache

@@ -77,7 +77,7 @@ def download(
     """
     from hydra.utils import instantiate
 
-    from onebox.spelling import told_as_bad_input
+    from onebox.validation import told_as_bad_input
 
     cfg = _compose(f"data={name}", *(overrides or []))
     with told_as_bad_input():
@@ -201,7 +201,7 @@ def cache(
 def _compose(*overrides: str) -> "DictConfig":
     from hydra import compose, initialize_config_module
 
-    from onebox.spelling import told_as_bad_input
+    from onebox.validation import told_as_bad_input
 
     with told_as_bad_input(overrides), initialize_config_module("onebox.conf", version_base="1.3"):
         return compose("train", overrides=list(overrides))

@@ -39,7 +39,7 @@ def lr_find(
     check(0 < min_lr < max_lr, f"--min-lr {min_lr:g} must be above 0 and below --max-lr {max_lr:g}")
     check(output.absolute().parent.is_dir(), f"{output}: there is no such folder; make it, or choose another --output")
     check(output.suffix.lower() == ".png", f"{output}: the curve is a PNG; choose an --output that ends with .png")
-    from onebox.spelling import told_as_bad_input
+    from onebox.validation import told_as_bad_input
 
     with TemporaryDirectory() as folder:
         cfg = _compose(overrides or [], Path(folder))
@@ -54,8 +54,7 @@ def _compose(overrides: list[str], run_dir: Path) -> "DictConfig":
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf, open_dict
 
-    from onebox.spelling import told_as_bad_input
-    from onebox.validation import validate
+    from onebox.validation import told_as_bad_input, validate
 
     with told_as_bad_input(overrides), initialize_config_module("onebox.conf", version_base="1.3"):
         cfg = compose("train", overrides=[*overrides, f"run_dir='{run_dir}'"], return_hydra_config=True)

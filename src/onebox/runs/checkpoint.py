@@ -13,7 +13,7 @@ from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from onebox.errors import BadInput
+from onebox.errors import BadInput, check
 from onebox.files import replacing
 
 log = logging.getLogger(__name__)
@@ -92,6 +92,26 @@ def newest_checkpoint(folder: Path, *, fingerprint: str) -> tuple[Path, dict[str
             except BadInput as error:
                 log.warning("%s; passed over", error)
     return None
+
+
+def checkpoint_to_resume(run_dir: Path, facts: Mapping[str, Any]) -> Path | None:
+    """The checkpoint that a run is resumed from, None for its beginning.
+
+    Raises:
+        BadInput: the data are not those that it was begun with.
+    """
+    found = newest_checkpoint(run_dir / "checkpoints", fingerprint=facts["fingerprint"])
+    start: dict[str, Any] = {"global_step": 0, "epoch": 0, "onebox": facts}
+    path, content = found or (None, start)
+    begun, now = content["onebox"]["data_fingerprint"], facts["data_fingerprint"]
+    changed = [part for part in now if begun.get(part) != now[part]]
+    check(
+        not changed,
+        f"{run_dir}: the data have changed since the run was begun ({', '.join(changed)}); bring them back, or choose "
+        "another hydra.run.dir",
+    )
+    log.info("goes on after %s epochs, %s steps", content["epoch"], content["global_step"])
+    return path
 
 
 def load_weights(module: nn.Module, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Whose a run directory is: one process at a time, one config for ever."""
+"""Whose a run directory is: one process at a time, one config for good."""
 
 import errno
 import fcntl
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-from onebox.errors import BadInput
+from onebox.errors import BadInput, check
 from onebox.files import read_json
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ _FLOCK = "hhqqi4x"  # struct flock of Linux: type, whence, start, length, proces
 
 
 def claim(folder: Path, *, fingerprint: str, resume: str) -> dict[str, Any] | None:
-    """Take a run directory for this process, until `release` or its end. Claimed again, it is only looked at again.
+    """Take a run directory for this process, until `release` or its end.
 
     Args:
         folder: the run directory; need not exist.
@@ -28,17 +28,19 @@ def claim(folder: Path, *, fingerprint: str, resume: str) -> dict[str, Any] | No
         resume: `auto` accepts a run of the same fingerprint that did not complete; `never` accepts no run.
 
     Returns:
-        What run.json says of the run that is to go on; None when there is none yet.
+        What run.json says of the run that is to be resumed; None when there is none yet.
 
     Raises:
         BadInput: the directory cannot be taken; nothing in it was changed.
     """
     facts = _facts(folder)
     if facts is not None:
-        _check(folder, facts, fingerprint, resume)
-    _lock(folder)
-    _remove_unfinished(folder)
-    return _facts(folder)  # another process may have written until now
+        status, theirs = facts.get("status"), facts.get("fingerprint")
+        holds, instead = f"{folder}: holds a run already", "choose another hydra.run.dir or remove the folder"
+        check(status != "completed" and resume != "never", f"{holds} ({status}); {instead}")
+        other = f"of another config (fingerprint {theirs}, not {fingerprint})"
+        check(theirs == fingerprint, f"{holds}, {other}; {instead}")
+    return _take(folder, wait=False)
 
 
 def claim_after_others(folder: Path) -> dict[str, Any] | None:
@@ -48,17 +50,16 @@ def claim_after_others(folder: Path) -> dict[str, Any] | None:
         What run.json says; None when there is none.
     """
     try:
-        _lock(folder)
+        return _take(folder, wait=False)
     except BadInput:
         log.info("%s: another process is running it; waiting", folder)
-        _lock(folder, wait=True)
-    _remove_unfinished(folder)
-    return _facts(folder)
+        return _take(folder, wait=True)
 
 
 def release(folder: Path) -> None:
     """Let other processes have the directory."""
-    _held.pop(folder.absolute()).close()
+    if folder.absolute() in _held:
+        _held.pop(folder.absolute()).close()
 
 
 def is_held(folder: Path | str, *, unknown: bool) -> bool:
@@ -80,17 +81,6 @@ def is_held(folder: Path | str, *, unknown: bool) -> bool:
     return bool(found[0] != fcntl.F_UNLCK)
 
 
-def _check(folder: Path, facts: dict[str, Any], fingerprint: str, resume: str) -> None:
-    other = "choose another hydra.run.dir or remove the folder"
-    status, theirs = facts.get("status"), facts.get("fingerprint")
-    if status == "completed" or resume == "never":
-        raise BadInput(f"{folder}: holds a run already ({status}); {other}")
-    if theirs != fingerprint:
-        raise BadInput(
-            f"{folder}: holds a run already, of another config (fingerprint {theirs}, not {fingerprint}); {other}"
-        )
-
-
 def _facts(folder: Path) -> dict[str, Any] | None:
     path = folder / "run.json"
     try:
@@ -104,23 +94,21 @@ def _facts(folder: Path) -> dict[str, Any] | None:
     return facts
 
 
-def _remove_unfinished(folder: Path) -> None:
+def _take(folder: Path, *, wait: bool) -> dict[str, Any] | None:
+    if folder.absolute() not in _held:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a")
+        try:
+            # lockf, as a lock by flock would live on in loader workers, seconds after their parent was killed.
+            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.close()
+                raise BadInput(
+                    f"{folder}: another process is running it; wait, or choose another hydra.run.dir"
+                ) from error
+            log.warning("%s: cannot be locked (%s); do not start a second process on it", folder, error)
+        _held[folder.absolute()] = file
     for unfinished in folder.rglob(".*.tmp"):  # of a process that was killed
         unfinished.unlink()
-
-
-def _lock(folder: Path, *, wait: bool = False) -> None:
-    folder = folder.absolute()
-    if folder in _held:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / ".lock").open("a")
-    try:
-        # lockf, as a lock by flock would live on in loader workers, seconds after their parent was killed.
-        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            file.close()
-            raise BadInput(f"{folder}: another process is running it; wait, or choose another hydra.run.dir") from error
-        log.warning("%s: cannot be locked (%s); do not start a second process on it", folder, error)
-    _held[folder] = file
+    return _facts(folder)  # another process may have written until now

@@ -1,10 +1,13 @@
 """TensorBoard's HPARAMS tab."""
 
+import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from onebox.errors import Preempted
 
@@ -57,6 +60,38 @@ def session(
         if status is not None:
             end = plugin_data_pb2.SessionEndInfo(status=status)
             _write(folder, END, {metadata.SESSION_END_INFO_TAG: {"session_end_info": end}})
+
+
+def shown(
+    cfg: DictConfig, facts: Mapping[str, Any], planned: Sequence[Sequence[str]]
+) -> tuple[dict[str, bool | float | str], set[str]]:
+    """What the HPARAMS tab shows, and what of it first.
+
+    These are the groups and keys of `cfg.hparams`, and what was overridden by hand.
+
+    Args:
+        cfg: the composed config.
+        facts: `choices` and `overrides` of the run.
+        planned: in a sweep, the overrides of each job, which are shown too, as TensorBoard takes the list of keys from
+            any one of them.
+    """
+    overrides = dict.fromkeys([*facts["overrides"], *(text for job in planned for text in job)])
+    by_hand = {text: text.partition("=")[0].lstrip("+~") for text in overrides}
+    varied = {key for text, key in by_hand.items() if not all(text in job for job in planned)} or {*by_hand.values()}
+    values = {key: facts["choices"].get(key) or OmegaConf.select(cfg, key) for key in [*cfg.hparams, *by_hand.values()]}
+    plain = {key: value for key, value in values.items() if isinstance(value, bool | int | float | str)}
+    others = {key: "null" if values[key] is None else str(values[key]) for key in by_hand.values()}
+    return others | plain, varied
+
+
+def events_folder(cfg: DictConfig) -> Path | None:
+    """Where the events of a run go; None without TensorBoard, and in all but the first process of several."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return None
+    for part in (cfg.logger or {}).values():
+        if part and part["_target_"].endswith("TensorBoardLogger"):
+            return Path(part.save_dir, part.name or "", part.version or "")
+    return None
 
 
 def _write(folder: Path, suffix: str, content: Mapping[str, Mapping[str, Any]]) -> None:

@@ -18,14 +18,15 @@ ATTEMPT = ("status", "started", "ended", "seconds", "error", "host", "source")  
 
 
 class RunRecord:
-    """Keeps run.json true from the first second to the last.
+    """A run directory that this process has claimed: keeps run.json true, and releases the directory at the end.
 
     As a context manager it writes `running` at the start and at the end `completed`, `interrupted` (Ctrl-C, SIGTERM)
-    or `failed` with the reason; the exception goes on its way. A run that was killed still says `running`.
+    or `failed` with the reason; the exception is raised on, after an interruption with the command that resumes the
+    run. A run that was killed still says `running`.
 
     Args:
         folder: the run directory.
-        earlier: run.json of the run that goes on; None for a new one. What it says of its last attempt moves to
+        earlier: run.json of the run that is resumed; None for a new one. What it says of its last attempt moves to
             `attempts`.
         facts: what else to record from the start.
     """
@@ -33,7 +34,7 @@ class RunRecord:
     writes = True  # whether this process leaves what the run leaves
 
     def __init__(self, folder: Path, earlier: Mapping[str, Any] | None = None, **facts: Any) -> None:
-        self._path = folder / "run.json"
+        self.folder = folder
         self._facts: dict[str, Any] = {"schema": SCHEMA, "status": "running", **facts}
         if earlier is not None:
             attempt = {key: earlier.get(key) for key in ATTEMPT}
@@ -41,47 +42,66 @@ class RunRecord:
             self._facts["attempts"] = [*earlier.get("attempts", []), attempt]
 
     @property
-    def goes_on(self) -> bool:
+    def is_resumed(self) -> bool:
         """Whether an earlier attempt began the run."""
         return "attempts" in self._facts
 
     def add(self, **facts: Any) -> None:
         """Record more."""
         self._facts |= facts
-        write_json(self._path, self._facts)
+        write_json(self.folder / "run.json", self._facts)
 
     def reread(self) -> None:
         """Take over what a `RankRecord` has added."""
-        self._facts = read_json(self._path)
+        self._facts = read_json(self.folder / "run.json")
 
     def __enter__(self) -> Self:
-        self._started = datetime.now(UTC)
-        self.add(
-            started=self._started.isoformat(timespec="milliseconds"),
-            command=sys.argv,
-            **provenance(self._path.parent),
-        )
+        try:
+            self.add(started=_text(datetime.now(UTC)), command=sys.argv, **provenance(self.folder))
+        except BaseException:
+            release(self.folder)
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        ended = datetime.now(UTC)
-        facts: dict[str, Any] = {
-            "status": "completed",
-            "ended": ended.isoformat(timespec="milliseconds"),
-            "seconds": round((ended - self._started).total_seconds(), 1),
-        }
-        if isinstance(error, KeyboardInterrupt | Preempted):
-            message = str(error) or "stopped by hand"
-            facts |= {"status": "interrupted", "error": {"type": type(error).__name__, "message": message}}
-        elif error is not None:
-            text = "".join(traceback.format_exception(kind, error, trace))
-            facts |= {
-                "status": "failed",
-                "error": {"type": type(error).__name__, "message": str(error), "traceback": text},
-            }
-        self.add(**facts)
+        try:
+            facts: dict[str, Any] = {"status": "completed", **_ended(self._facts["started"])}
+            if isinstance(error, KeyboardInterrupt | Preempted):
+                message = str(error) or "stopped by hand"
+                facts |= {"status": "interrupted", "error": {"type": type(error).__name__, "message": message}}
+                stored = (self.folder / "checkpoints" / "last.ckpt").exists()
+                then = "goes on" if stored else "begins anew, as nothing was stored yet"
+                error.args = (f"{message}; onebox-train resume={self.folder} {then}",)
+            elif error is not None:
+                text = "".join(traceback.format_exception(kind, error, trace))
+                about = {"type": type(error).__name__, "message": str(error), "traceback": text}
+                facts |= {"status": "failed", "error": about}
+            self.add(**facts)
+        finally:
+            release(self.folder)
+
+
+class RankRecord:
+    """The record as a rank has it when another process keeps it; only rank 0 adds to it.
+
+    Args:
+        folder: the run directory.
+        number: the rank.
+    """
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.folder = folder
+        self.writes = number == 0
+        # Where torchrun or srun has started the others, rank 0 may not have written yet: they see whether there is a
+        # checkpoint.
+        self.is_resumed = number > 0 or "attempts" in read_json(folder / "run.json")
+
+    def add(self, **facts: Any) -> None:
+        """Record more."""
+        if self.writes:
+            write_json(self.folder / "run.json", read_json(self.folder / "run.json") | facts)
 
 
 def record_failure(folder: Path, error: Mapping[str, Any], **facts: Any) -> None:
@@ -100,31 +120,17 @@ def record_failure(folder: Path, error: Mapping[str, Any], **facts: Any) -> None
         return
     try:
         if found is None or found["status"] != "failed":
-            now = datetime.now(UTC)
-            found = found or {"schema": SCHEMA, "started": now.isoformat(timespec="milliseconds"), **facts}
-            seconds = (now - datetime.fromisoformat(found["started"])).total_seconds()
-            ended = {"ended": now.isoformat(timespec="milliseconds"), "seconds": round(seconds, 1)}
-            write_json(folder / "run.json", {**found, "status": "failed", **ended, "error": dict(error)})
+            found = found or {"schema": SCHEMA, "started": _text(datetime.now(UTC)), **facts}
+            failed = {"status": "failed", **_ended(found["started"]), "error": dict(error)}
+            write_json(folder / "run.json", found | failed)
     finally:
         release(folder)
 
 
-class RankRecord:
-    """The record as a rank has it when another process keeps it; only rank 0 adds to it.
+def _text(time: datetime) -> str:
+    return time.isoformat(timespec="milliseconds")
 
-    Args:
-        folder: the run directory.
-        number: the rank.
-    """
 
-    def __init__(self, folder: Path, number: int) -> None:
-        self._path = folder / "run.json"
-        self.writes = number == 0
-        # Where torchrun or srun has started the others, rank 0 may not have written yet: they see whether there is a
-        # checkpoint.
-        self.goes_on = number > 0 or "attempts" in read_json(self._path)
-
-    def add(self, **facts: Any) -> None:
-        """Record more."""
-        if self.writes:
-            write_json(self._path, read_json(self._path) | facts)
+def _ended(started: str) -> dict[str, Any]:
+    now = datetime.now(UTC)
+    return {"ended": _text(now), "seconds": round((now - datetime.fromisoformat(started)).total_seconds(), 1)}

@@ -20,8 +20,8 @@ from onebox.runs.composition import choices, without_hydra
 from onebox.runs.fingerprint import fingerprints
 from onebox.runs.reading.find import Run
 from onebox.runs.reading.where import select
-from onebox.spelling import check_options, explain
 from onebox.sweep.plan_file import FILE, read_plan
+from onebox.validation import check_options, explain
 
 SCHEMA = 1
 _NAME = re.compile(r"(?!(null|true|false|nan|inf|infinity)$)[a-z_][\w./-]*", re.I)  # it needs no quotes
