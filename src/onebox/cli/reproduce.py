@@ -7,6 +7,7 @@ import math
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from onebox.errors import EXIT_INTERRUPTED, BadInput, Preempted, check, own_complaint
+from onebox.text import printable
 
 if TYPE_CHECKING:
     from onebox.runs.reading.reproduce import Recorded
@@ -85,34 +87,27 @@ def reproduce(
     if checkout:
         print(_checkout(recorded))
         return
-    _check(recorded, steps)
     folder = out or outputs / REPRODUCED / recorded.folder.resolve().name / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
-    check(not (folder / "run.json").exists(), f"{folder}: holds a run already; choose another --out")
+    _check(recorded, steps, folder)
     check_config(recorded.config, recorded.folder / "config.yaml", trust or [])
     config = config_again(recorded, folder.resolve(), steps=steps, force=force, overrides=overrides or [])
-    for handler in logging.getLogger().handlers if json_ else ():  # what is printed on the way is not to be in the JSON
-        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
-            handler.setStream(sys.stderr)
-    try:
-        with contextlib.redirect_stdout(sys.stderr) if json_ else contextlib.nullcontext():
-            print(f"{recorded.folder} again, in {folder}")
-            _train(recorded, config)
-    except KeyboardInterrupt:
-        print("stopped by hand", file=sys.stderr)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    print(f"{recorded.folder} again, in {folder}", file=sys.stderr if json_ else sys.stdout)
+    with _on_stderr() if json_ else contextlib.nullcontext():
+        _train(recorded, config)
     again = Recorded.read(folder)
     found = differences(recorded.record, again.record)
     result = compare(recorded, again, steps=steps, tolerance=tolerance)
     if json_:
-        places = {"schema": 2, "run": str(recorded.folder), "again": str(again.folder), "differences": found}
-        print(json.dumps(places | result, indent=2, ensure_ascii=False))
+        places = {"schema": 2, "run": str(recorded.folder), "again": str(folder), "differences": found}
+        print(json.dumps(places | result, indent=2))
     else:
         _print(recorded, found, result)
     raise typer.Exit(EXIT_DIVERGES if result["verdict"] == "diverges" else 0)
 
 
-def _check(recorded: "Recorded", steps: int | None) -> None:
-    """Refuse what there is nothing to compare with."""
+def _check(recorded: "Recorded", steps: int | None, folder: Path) -> None:
+    """Refuse what there is nothing to compare with, and a folder that is taken."""
+    check(not (folder / "run.json").exists(), f"{folder}: holds a run already; choose another --out")
     made = 0 if recorded.trace is None else len(recorded.trace)
     status = recorded.record.get("status")
     advice = f"--steps {made} compares those" if made else "there is nothing to compare with"
@@ -125,6 +120,16 @@ def _check(recorded: "Recorded", steps: int | None) -> None:
         f"{recorded.folder}: has no trace.csv (callbacks.trace=null, or an older version), so its steps cannot be "
         "compared; without --steps metrics and weights are",
     )
+
+
+@contextlib.contextmanager
+def _on_stderr() -> Iterator[None]:
+    """What is printed on the way is not to be in the JSON."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+            handler.setStream(sys.stderr)
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
 
 
 def _train(recorded: "Recorded", config: dict[str, Any]) -> None:
@@ -148,6 +153,9 @@ def _train(recorded: "Recorded", config: dict[str, Any]) -> None:
     except Preempted as stop:
         if config["callbacks"]["trace"]["stop_after"] is None or "SIGTERM" in str(stop):
             raise
+    except KeyboardInterrupt:
+        print("stopped by hand", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     except (HydraException, OmegaConfBaseException) as error:
         raise BadInput(str(own_complaint(error))) from error
     finally:
@@ -169,14 +177,16 @@ def _print(recorded: "Recorded", differences: list[dict[str, Any]], result: dict
         far = math.inf if largest["relative"] is None else largest["relative"]
         line += f"; largest deviation {far:.1e} ({largest['where']})"
     for item in differences:
-        print(f"{item['what']}: {item['recorded'] or 'none'} → {item['again'] or 'none'}")
+        print(printable(f"{item['what']}: {item['recorded'] or 'none'} → {item['again'] or 'none'}"))
     if recorded.trace is None:
         print("steps: not compared, as the run has no trace.csv (one of an older version has another file)")
     for name, *values in rows:
-        print(f"  {name:34}", *(f"{'none' if value is None else value!s:>16}" for value in values))
+        print(
+            printable("  ".join([f"  {name:32}", *(f"{'none' if value is None else value!s:>16}" for value in values)]))
+        )
     if len(result["metrics"] or []) > MAX_SHOWN:
         print(f"  and {len(result['metrics']) - MAX_SHOWN} more metrics")
-    print(line)
+    print(printable(line))
 
 
 def _checkout(recorded: "Recorded") -> str:
