@@ -2,6 +2,7 @@
 
 import json
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,6 @@ from onebox.text import Line, duration
 
 STATUSES = ("completed", "running", "pending", "interrupted", "died", "failed", "stale")  # the worst last
 FACTS = ("status", "note", "fingerprint", "group", "seed", "run", "seconds")
-MAX_NOTES = 10  # jobs that did not complete; the rest is counted
 MAX_NOTE = 160  # characters
 
 
@@ -213,7 +213,7 @@ def _rows(sweep: Sweep, tags: Sequence[str], by: str) -> pd.DataFrame:
     return pd.concat(
         [
             varied.reindex(means.index)[list(sweep.varied)],
-            groups["status"].agg(_status).rename("status"),
+            groups["status"].agg(lambda values: values.iloc[0] if values.nunique() == 1 else _status(values)),
             means,
             intervals,
             groups[floored].first().dropna(axis=1, how="all"),
@@ -257,8 +257,8 @@ def _joined(values: "pd.Series[Any]") -> Any:
 
 
 def _counts(statuses: "pd.Series[str]") -> dict[str, int]:
-    count = Counter(statuses)
-    return {status: count[status] for status in sorted(count, key=_badness)}
+    """How many jobs have each status that occurs, the worst last."""
+    return dict(sorted(Counter(statuses).items(), key=lambda item: _badness(item[0])))
 
 
 def _badness(status: str) -> int:
@@ -266,9 +266,7 @@ def _badness(status: str) -> int:
 
 
 def _status(statuses: "pd.Series[str]") -> str:
-    counts = _counts(statuses)
-    several = ", ".join(f"{count} {status}" for status, count in counts.items())
-    return several if len(counts) > 1 else next(iter(counts))
+    return ", ".join(f"{count} {status}" for status, count in _counts(statuses).items())
 
 
 def _order(sweep: Sweep, sort: str | None, *, with_interval: bool) -> Line:
@@ -284,13 +282,10 @@ def _notes(sweep: Sweep) -> Iterator[Line]:
     """One line for each job that failed or died, and one for each way in which others are stale."""
     ended = sweep.jobs[sweep.jobs["status"].isin(["failed", "died"])]
     seed = ["seed"] if sweep.jobs["seed"].nunique() > 1 else []
-    for _, job in ended.head(MAX_NOTES).iterrows():
+    for _, job in ended.iterrows():
         parts = [f"{key}={cell(job[key])}" for key in [*sweep.varied, *seed] if cell(job[key]) != "-"]
-        note = job["note"] if len(job["note"]) <= MAX_NOTE else f"{job['note'][: MAX_NOTE - 1]}…"
-        name = " ".join(parts) or job["fingerprint"]
+        name, note = " ".join(parts) or job["fingerprint"], textwrap.shorten(job["note"], MAX_NOTE, placeholder="…")
         yield [(f"{job['status']} ", STYLES[job["status"]]), (f"{name}: {note} ({Path(job['run']).name})", "")]
-    if len(ended) > MAX_NOTES:
-        yield [(f"and {len(ended) - MAX_NOTES} more that failed or died (--seeds shows them)", "dim")]
     for note, count in Counter(sweep.jobs["note"][sweep.jobs["status"] == "stale"]).items():
         text = f"{_jobs(count)} completed under {note}; rerun=stale runs them again"
         yield [("stale ", STYLES["stale"]), (text, "")]
@@ -298,13 +293,12 @@ def _notes(sweep: Sweep) -> Iterator[Line]:
 
 def _totals(sweep: Sweep) -> str:
     """How many jobs ended how, their time as if they had run one after another, and what is left at that pace."""
-    counts, seconds = _counts(sweep.jobs["status"]), sweep.jobs["seconds"]
-    text = ", ".join(f"{count} {status}" for status, count in counts.items())
-    text = f"{_jobs(len(sweep.jobs))}: {text}; {duration(seconds.sum())} of work"
-    running, mean = seconds[sweep.jobs["status"] == "running"], seconds[sweep.jobs["status"] == "completed"].mean()
+    status, seconds = sweep.jobs["status"], sweep.jobs["seconds"]
+    text = f"{_jobs(len(status))}: {_status(status)}; {duration(seconds.sum())} of work"
+    running, mean = seconds[status == "running"], seconds[status == "completed"].mean()
     if running.empty or math.isnan(mean):
         return text
-    left = counts.get("pending", 0) * mean + (mean - running).clip(lower=0).sum()
+    left = (status == "pending").sum() * mean + (mean - running).clip(lower=0).sum()
     return f"{text}; about {duration(left / len(running))} left"
 
 
