@@ -60,10 +60,10 @@ ONE_CYCLE = {"warmup": 0.1, "initial_factor": 0.1, "final_factor": 0.1}
 @pytest.mark.parametrize(
     ("schedule", "options", "told"),
     [
-        (cosine, COSINE | {"warmup": 1.5, "hold_steps": -1}, r"warmup must be in \[0, 1\), not 1.5; .*hold_steps must"),
+        (cosine, COSINE | {"warmup": 1.5, "hold_steps": -1}, r"warmup must be in \[0, 1\), not 1.5"),
         (cosine, COSINE | {"final_factor": "x"}, "final_factor must be a number >= 0, not x"),
         (one_cycle, ONE_CYCLE | {"warmup": 0}, r"warmup must be in \(0, 1\), not 0"),
-        (one_cycle, ONE_CYCLE | {"initial_factor": 0, "final_factor": 0}, "initial_factor must .*final_factor must"),
+        (one_cycle, ONE_CYCLE | {"initial_factor": 0, "final_factor": 0}, "initial_factor must be a number > 0"),
         (
             slanted_triangular,
             {"cycles": [{"length": 1, "factor": 1, "rise": 0}], "initial_factor": -1},

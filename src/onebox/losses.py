@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from onebox.errors import is_number, refuse
+from onebox.errors import check, is_number
 from onebox.model.localizer import Prediction, Target
 from onebox.weighting import Weighting
 
@@ -23,7 +23,7 @@ class LocLoss(nn.Module):
 
     def __init__(self, *, criterion: Criterion, space: Literal["codes", "boxes"]) -> None:
         super().__init__()
-        refuse({f"loss.loc.space must be codes or boxes, not {space}": space not in ("codes", "boxes")})
+        check(space in ("codes", "boxes"), f"loss.loc.space must be codes or boxes, not {space}")
         self.criterion = criterion
         self.space = space
 
@@ -64,7 +64,7 @@ def balanced_cross_entropy(*, class_counts: Sequence[int], beta: float, label_sm
     Raises:
         BadInput: `beta` is out of its range.
     """
-    refuse({f"loss.cls.criterion.beta must be in [0, 1], not {beta}": not is_number(beta, 0, 1)})
+    check(is_number(beta, 0, 1), f"loss.cls.criterion.beta must be in [0, 1], not {beta}")
     counts = torch.tensor(list(class_counts), dtype=torch.float64)
     effective = counts if beta == 1 else (1 - beta**counts) / (1 - beta)
     weights = torch.where(counts > 0, 1 / effective, 0.0)
@@ -83,16 +83,13 @@ class SumLoss(nn.Module):
 
     def __init__(self, *, terms: Mapping[str, nn.Module], shares: Mapping[str, float]) -> None:
         super().__init__()
-        refuse(
-            {
-                f"a sum of losses needs one share for each of its terms {sorted(terms)}, not {sorted(shares)}": set(
-                    terms
-                )
-                != set(shares),
-                f"shares of losses must be numbers > 0, not {dict(shares)}": not all(
-                    is_number(share, 0) and share > 0 for share in shares.values()
-                ),
-            }
+        check(
+            set(terms) == set(shares),
+            f"a sum of losses needs one share for each of its terms {sorted(terms)}, not {sorted(shares)}",
+        )
+        check(
+            all(is_number(share, 0) and share > 0 for share in shares.values()),
+            f"shares of losses must be numbers > 0, not {dict(shares)}",
         )
         self.terms = nn.ModuleDict(terms)
         self.shares = dict(shares)
@@ -126,15 +123,10 @@ class WeightedLoss(nn.Module):
 
     def __init__(self, *, loc: nn.Module, cls: nn.Module, weights: Mapping[str, float], weighting: Weighting) -> None:
         super().__init__()
-        refuse(
-            {
-                f"loss.weights.{name} must be a number >= 0, not {weights.get(name)}": not is_number(
-                    weights.get(name), 0
-                )
-                for name in ("loc", "cls")
-            }
-            | {"loss.weights: both are 0, so there is nothing to learn": not any(weights.values())}
-        )
+        for name in ("loc", "cls"):
+            value = weights.get(name)
+            check(is_number(value, 0), f"loss.weights.{name} must be a number >= 0, not {value}")
+        check(any(weights.values()), "loss.weights: both are 0, so there is nothing to learn")
         self.terms = nn.ModuleDict({"loc": loc, "cls": cls})
         self.weights = {name: float(weights[name]) for name in self.terms}
         self.weighting = weighting

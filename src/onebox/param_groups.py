@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from torch import nn
 from torch.optim import Optimizer
 
-from onebox.errors import is_number, refuse
+from onebox.errors import check, is_number
 from onebox.model.localizer import Localizer
 
 PARTS = ("backbone", "loc_head", "cls_head", "loss")
@@ -43,13 +43,9 @@ class ParamGroups:
         numbers = {f"lr_factors.{part}": lr_factors[part] for part in PARTS[1:]}
         numbers |= {f"lr_factors.backbone[{number}]": factor for number, factor in enumerate(self._backbone)}
         numbers |= {f"weight_decay_factors.{part}": weight_decay_factors[part] for part in PARTS}
-        refuse(
-            {
-                f"param_groups.{key} must be a number >= 0, not {value}": not is_number(value, 0)
-                for key, value in numbers.items()
-            }
-            | {"param_groups.lr_factors.backbone must name at least one factor": not self._backbone}
-        )
+        for key, value in numbers.items():
+            check(is_number(value, 0), f"param_groups.{key} must be a number >= 0, not {value}")
+        check(bool(self._backbone), "param_groups.lr_factors.backbone must name at least one factor")
         self._lr_factors = lr_factors
         self._weight_decay_factors = weight_decay_factors
         self._decay_norms_and_biases = decay_norms_and_biases
@@ -96,10 +92,9 @@ class ParamGroups:
         if len(self._backbone) == 1:
             return {}
         stages = localizer.backbone.stages
-        refuse(
-            {
-                f"param_groups.lr_factors.backbone={self._backbone} but the backbone has only the stages "
-                f"{', '.join(stages)}; name fewer factors": len(stages) < len(self._backbone)
-            }
+        check(
+            len(stages) >= len(self._backbone),
+            f"param_groups.lr_factors.backbone={self._backbone} but the backbone has only the stages "
+            f"{', '.join(stages)}; name fewer factors",
         )
         return {stage: number * len(self._backbone) // len(stages) for number, stage in enumerate(stages)}

@@ -10,7 +10,7 @@ from typing import Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-from onebox.errors import is_integer, is_number, refuse
+from onebox.errors import check, is_integer, is_number
 
 
 def cosine(optimizer: Optimizer, num_steps: int, *, warmup: float, hold_steps: int, final_factor: float) -> LRScheduler:
@@ -26,13 +26,9 @@ def cosine(optimizer: Optimizer, num_steps: int, *, warmup: float, hold_steps: i
     Raises:
         BadInput: one is out of its range.
     """
-    refuse(
-        {
-            f"scheduler.warmup must be in [0, 1), not {warmup}": not is_number(warmup, 0) or warmup >= 1,
-            f"scheduler.hold_steps must be a number >= 0, not {hold_steps}": not is_integer(hold_steps, 0),
-            f"scheduler.final_factor must be a number >= 0, not {final_factor}": not is_number(final_factor, 0),
-        }
-    )
+    check(is_number(warmup, 0) and warmup < 1, f"scheduler.warmup must be in [0, 1), not {warmup}")
+    check(is_integer(hold_steps, 0), f"scheduler.hold_steps must be a number >= 0, not {hold_steps}")
+    check(is_number(final_factor, 0), f"scheduler.final_factor must be a number >= 0, not {final_factor}")
     rise = warmup * num_steps
     fall = num_steps - rise - hold_steps
 
@@ -61,13 +57,9 @@ def one_cycle(
         BadInput: one is out of its range.
     """
     factors = {"initial_factor": initial_factor, "final_factor": final_factor}
-    refuse(
-        {f"scheduler.warmup must be in (0, 1), not {warmup}": not is_number(warmup, 0) or not 0 < warmup < 1}
-        | {
-            f"scheduler.{name} must be a number > 0, not {value}": not is_number(value, 0) or value == 0
-            for name, value in factors.items()
-        }
-    )
+    check(is_number(warmup, 0) and 0 < warmup < 1, f"scheduler.warmup must be in (0, 1), not {warmup}")
+    for name, value in factors.items():
+        check(is_number(value, 0) and value > 0, f"scheduler.{name} must be a number > 0, not {value}")
     return OneCycleLR(
         optimizer,
         max_lr=[group["lr"] for group in optimizer.param_groups],
@@ -93,19 +85,18 @@ def slanted_triangular(
     Raises:
         BadInput: a cycle is not described so, or the factor is negative.
     """
-    refuse(
-        {
-            f"scheduler.cycles must be like [{{length: 3, factor: 1.0, rise: 0.2}}], not {cycles}": not cycles
-            or not all(
-                set(cycle) == {"length", "factor", "rise"}
-                and cycle["length"] > 0
-                and cycle["factor"] >= 0
-                and 0 <= cycle["rise"] < 1
-                for cycle in cycles
-            ),
-            f"scheduler.initial_factor must be a number >= 0, not {initial_factor}": not is_number(initial_factor, 0),
-        }
+    check(
+        bool(cycles)
+        and all(
+            set(cycle) == {"length", "factor", "rise"}
+            and cycle["length"] > 0
+            and cycle["factor"] >= 0
+            and 0 <= cycle["rise"] < 1
+            for cycle in cycles
+        ),
+        f"scheduler.cycles must be like [{{length: 3, factor: 1.0, rise: 0.2}}], not {cycles}",
     )
+    check(is_number(initial_factor, 0), f"scheduler.initial_factor must be a number >= 0, not {initial_factor}")
     lengths = [cycle["length"] for cycle in cycles]
     ends = [num_steps * sum(lengths[: number + 1]) / sum(lengths) for number in range(len(cycles))]
 

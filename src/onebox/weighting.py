@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from onebox.errors import is_number, refuse
+from onebox.errors import check, is_number
 
 TERMS = ("loc", "cls")
 Factors = dict[str, Tensor | float]
@@ -45,12 +45,8 @@ class UncertaintyWeighting(nn.Module):
 
     def __init__(self, *, initial_log_variances: Mapping[str, float]) -> None:
         super().__init__()
-        refuse(
-            {
-                f"loss.weighting.initial_log_variances.{name} must be a number, not {value}": not is_number(value)
-                for name, value in initial_log_variances.items()
-            }
-        )
+        for name, value in initial_log_variances.items():
+            check(is_number(value), f"loss.weighting.initial_log_variances.{name} must be a number, not {value}")
         self.log_variances = nn.ParameterDict(
             {name: nn.Parameter(torch.tensor([float(initial_log_variances[name])])) for name in TERMS}
         )
@@ -78,11 +74,9 @@ class DynamicWeightAverage(nn.Module):
 
     def __init__(self, *, temperature: float) -> None:
         super().__init__()
-        refuse(
-            {
-                f"loss.weighting.temperature must be a number > 0, not {temperature}": not is_number(temperature, 0)
-                or temperature == 0
-            }
+        check(
+            is_number(temperature, 0) and temperature > 0,
+            f"loss.weighting.temperature must be a number > 0, not {temperature}",
         )
         self._temperature = temperature
         self.last: Tensor

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from onebox.errors import is_integer, refuse
+from onebox.errors import check, is_integer
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,11 @@ class InputRecord:
     interpolation: str
 
     def __post_init__(self) -> None:
-        refuse(
-            {
-                f"model.backbone.input.size must be a number >= 1, not {self.size}": not is_integer(self.size, 1),
-                f"model.backbone.input.mean needs three numbers, not {self.mean}": len(self.mean) != 3,
-                f"model.backbone.input.std needs three numbers > 0, not {self.std}": len(self.std) != 3
-                or min(self.std) <= 0,
-            }
+        check(is_integer(self.size, 1), f"model.backbone.input.size must be a number >= 1, not {self.size}")
+        check(len(self.mean) == 3, f"model.backbone.input.mean needs three numbers, not {self.mean}")
+        check(
+            len(self.std) == 3 and min(self.std) > 0,
+            f"model.backbone.input.std needs three numbers > 0, not {self.std}",
         )
 
 

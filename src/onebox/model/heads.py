@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from onebox.errors import is_integer, is_number, refuse
+from onebox.errors import check, is_integer, is_number
 from onebox.model.features import Features, FeatureShape
 
 Head = Callable[[FeatureShape, int], nn.Module]
@@ -114,11 +114,9 @@ class AttentionPoolHead(nn.Module):
     ) -> None:
         super().__init__()
         _check(channels=channels, num_heads=num_heads, dropout=dropout)
-        refuse(
-            {
-                f"channels={channels} of an attention must be a multiple of num_heads={num_heads}": channels % num_heads
-                != 0
-            }
+        check(
+            channels % num_heads == 0,
+            f"channels={channels} of an attention must be a multiple of num_heads={num_heads}",
         )
         positions = feature_shape.maps[0].height * feature_shape.maps[0].width
         self.thin = Thin(feature_shape, channels, bias=True)
@@ -235,11 +233,10 @@ class PerClassBox:
             BadInput: it gives boxes of its own, one an image.
         """
         made = self.head(feature_shape, out_features)
-        refuse(
-            {
-                f"model.loc_head.head: {type(made).__name__} finds one box; a box for each class can be had from "
-                "linear, mlp, spatial or attention_pool": bool(made.gives_boxes)
-            }
+        check(
+            not made.gives_boxes,
+            f"model.loc_head.head: {type(made).__name__} finds one box; a box for each class can be had from linear, "
+            "mlp, spatial or attention_pool",
         )
         return made
 
@@ -300,10 +297,6 @@ def _check(*, dropout: float = 0.0, **counts: int) -> None:
     Raises:
         BadInput: what is wrong.
     """
-    refuse(
-        {f"a head's dropout must be in [0, 1), not {dropout}": not is_number(dropout, 0, 0.999)}
-        | {
-            f"a head's {name} must be a number >= 1, not {count}": not is_integer(count, 1)
-            for name, count in counts.items()
-        }
-    )
+    check(is_number(dropout, 0, 0.999), f"a head's dropout must be in [0, 1), not {dropout}")
+    for name, count in counts.items():
+        check(is_integer(count, 1), f"a head's {name} must be a number >= 1, not {count}")

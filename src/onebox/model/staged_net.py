@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from onebox.errors import BadInput, is_integer, refuse
+from onebox.errors import BadInput, check, is_integer
 from onebox.model.features import Features, FeatureShape, InputRecord, MapShape
 from onebox.model.weights import load_weights, weights_hash
 
@@ -59,21 +59,18 @@ class StagedNet(nn.Module):
         input: InputRecord,
     ) -> None:
         super().__init__()
-        refuse(
-            {
-                f"model.backbone.pretrained must be true, false or a file of weights, not {pretrained}": not isinstance(
-                    pretrained, bool | str
-                ),
-                f"image_size must be a number >= 1, not {image_size}": not is_integer(image_size, 1),
-                f"model.backbone.levels must name at least one stride, such as [32], not {levels}": not levels,
-            }
+        check(
+            isinstance(pretrained, bool | str),
+            f"model.backbone.pretrained must be true, false or a file of weights, not {pretrained}",
         )
+        check(is_integer(image_size, 1), f"image_size must be a number >= 1, not {image_size}")
+        check(bool(levels), f"model.backbone.levels must name at least one stride, such as [32], not {levels}")
         self.net = net
         self.input = input
         self._steps = _chain(net, method, name)
         usual = self._shapes(input.size, name)
         is_map = [len(shape) == 4 and shape[2] == shape[3] > 1 for shape in usual]
-        refuse({f"model.backbone.name={name}: gives no map with positions": not any(is_map)})
+        check(any(is_map), f"model.backbone.name={name}: gives no map with positions")
         last = max(number for number, found in enumerate(is_map) if found)
         self._steps = self._steps[: last + 1]
         self._take_off_the_rest()
@@ -88,12 +85,9 @@ class StagedNet(nn.Module):
             if is_map[number]
         }
         missing = [level for level in levels if level not in strides]
-        refuse(
-            {
-                f"model.backbone.levels={list(levels)}: {name} has maps of stride {', '.join(map(str, strides))}": bool(
-                    missing
-                )
-            }
+        check(
+            not missing,
+            f"model.backbone.levels={list(levels)}: {name} has maps of stride {', '.join(map(str, strides))}",
         )
         self._levels = sorted(strides[level] for level in set(levels))  # numbers of steps after which a map is there
         shapes = usual if image_size == input.size else self._shapes(image_size, name)
@@ -197,9 +191,9 @@ def _chain(net: nn.Module, method: str, name: str) -> list[_Step]:
         raise BadInput(no_chain) from error
     steps = []
     for node in nodes:
-        refuse({no_chain: node.all_input_nodes != [before] or node.args[:1] != (before,)})
+        check(node.all_input_nodes == [before] and node.args[:1] == (before,), no_chain)
         function = getattr(Tensor, str(node.target)) if node.op == "call_method" else node.target
         steps.append(_Step(function, tuple(node.args[1:]), dict(node.kwargs)))
         before = node
-    refuse({no_chain: output.all_input_nodes != [before]})
+    check(output.all_input_nodes == [before], no_chain)
     return steps

@@ -8,7 +8,7 @@ from typing import Any
 import requests
 import torch
 
-from onebox.errors import BadInput, refuse
+from onebox.errors import BadInput, check
 from onebox.model.features import InputRecord
 from onebox.model.staged_net import StagedNet
 from onebox.model.weights import check_record, fetching
@@ -35,11 +35,11 @@ def timm_net(
     timm = _timm("timm")
     known = timm.list_models()
     near = difflib.get_close_matches(str(name), known, n=3) or ["resnet18", "mobilenetv3_small_100"]
-    refuse({f"model.backbone.name={name} is not in timm; did you mean {' or '.join(near)}?": not timm.is_model(name)})
+    check(timm.is_model(name), f"model.backbone.name={name} is not in timm; did you mean {' or '.join(near)}?")
     overlay = {}
     if pretrained is True:
         cfg = timm.get_pretrained_cfg(name)
-        refuse({f"timm has no weights for model.backbone.name={name}": cfg is None or not cfg.has_weights})
+        check(cfg is not None and cfg.has_weights, f"timm has no weights for model.backbone.name={name}")
         check_record(name, input, record(cfg))
         overlay = {"file": _file(cfg)} if cfg.hf_hub_id else {}
     try:

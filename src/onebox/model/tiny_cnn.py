@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from onebox.errors import is_integer, is_number, refuse
+from onebox.errors import check, is_integer, is_number
 from onebox.model.features import Features, FeatureShape, InputRecord, MapShape
 
 LAYERS_A_BLOCK = 3
@@ -41,13 +41,9 @@ class TinyCnn(nn.Module):
     ) -> None:
         super().__init__()
         smallest = 2 ** len(widths)
-        refuse(
-            {
-                "model.backbone.widths must name at least one block": not widths,
-                f"image_size must be a number >= {smallest}, not {image_size}": not is_integer(image_size, smallest),
-                f"model.backbone.dropout must be in [0, 1), not {dropout}": not is_number(dropout, 0, 0.999),
-            }
-        )
+        check(bool(widths), "model.backbone.widths must name at least one block")
+        check(is_integer(image_size, smallest), f"image_size must be a number >= {smallest}, not {image_size}")
+        check(is_number(dropout, 0, 0.999), f"model.backbone.dropout must be in [0, 1), not {dropout}")
         blocks: list[nn.Module] = []
         for c_in, c_out in zip([in_channels, *widths[:-1]], widths, strict=True):
             blocks += [nn.Conv2d(c_in, c_out, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torchvision import models
 
-from onebox.errors import refuse
+from onebox.errors import check
 from onebox.model.features import InputRecord
 from onebox.model.staged_net import StagedNet
 from onebox.model.weights import check_record, fetching
@@ -33,11 +33,9 @@ def torchvision_net(
     """
     known = models.list_models(models, exclude=UNFIT)
     near = difflib.get_close_matches(str(name), known, n=3) or ["resnet18", "mobilenet_v3_small"]
-    refuse(
-        {
-            f"model.backbone.name={name} is no network of torchvision that fits; did you mean "
-            f"{' or '.join(near)}?": name not in known
-        }
+    check(
+        name in known,
+        f"model.backbone.name={name} is no network of torchvision that fits; did you mean {' or '.join(near)}?",
     )
     weights = models.get_model_weights(name).DEFAULT if pretrained is True else None
     if weights is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from onebox.errors import BadInput, refuse
+from onebox.errors import BadInput, check
 from onebox.model.features import InputRecord
 
 IN_CHECKPOINT = "localizer.backbone.net."  # before the names of a backbone's weights in a checkpoint of onebox
@@ -37,7 +37,7 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
             problems.append(f"{name} is too many")
         elif name in own and own[name].shape != value.shape:
             problems.append(f"{name} is {list(value.shape)}, not {list(own[name].shape)}")
-    refuse({f"{given}: weights of another network; {'; '.join(problems[:2])} ({len(problems)} such)": bool(problems)})
+    check(not problems, f"{given}: weights of another network; {'; '.join(problems[:2])} ({len(problems)} such)")
     net.load_state_dict({name: value for name, value in state.items() if name in own}, strict=False)
 
 
@@ -96,7 +96,7 @@ def check_record(name: str, given: InputRecord, own: InputRecord) -> None:
         elif key not in ("mean", "std") and mine != theirs:
             advice.append(f"model.backbone.input.{key}={theirs}")
             advice += [f"image_size={theirs}"] if key == "size" else [f"interpolation={theirs}"]
-    refuse({f"the weights of {name} were trained on other images; add {' '.join(advice)}": bool(advice)})
+    check(not advice, f"the weights of {name} were trained on other images; add {' '.join(advice)}")
 
 
 def weights_hash(module: nn.Module, counts: Callable[[str], bool] = lambda name: True) -> str:
