@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebox.data.resize import Image, Resize
-from onebox.errors import BadInput, is_integer, is_number, refuse
+from onebox.errors import BadInput, check, is_integer, is_number
 
 Images = NDArray[np.uint8]  # [B, S, S, 3], RGB
 Boxes = NDArray[np.float32]  # [B, 4], xyxy in [0, 1]
@@ -80,13 +80,9 @@ class AlbumentationsTransform:
         min_visibility: float,
         max_redraws: int,
     ) -> None:
-        refuse(
-            {
-                f"augment.min_area must be a number >= 0, not {min_area}": not is_number(min_area, 0),
-                f"augment.min_visibility must be in [0, 1], not {min_visibility}": not is_number(min_visibility, 0, 1),
-                f"augment.max_redraws must be a number >= 0, not {max_redraws}": not is_integer(max_redraws, 0),
-            }
-        )
+        check(is_number(min_area, 0), f"augment.min_area must be a number >= 0, not {min_area}")
+        check(is_number(min_visibility, 0, 1), f"augment.min_visibility must be in [0, 1], not {min_visibility}")
+        check(is_integer(max_redraws, 0), f"augment.max_redraws must be a number >= 0, not {max_redraws}")
         self.resize = self.resize_before_augment = resize
         self._min_area = min_area
         bbox_params = A.BboxParams(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from onebox.data.augment import Augmented, Boxes, Images
 from onebox.data.resize import Image, Resize
-from onebox.errors import is_number, refuse
+from onebox.errors import check, is_number
 
 GREY = np.array([0.299, 0.587, 0.114])  # brightness of R, G, B (ITU-R BT.601)
 MIDDLE = 128.0  # what contrast leaves as it is
@@ -49,28 +49,23 @@ class BatchedTransform:
         min_visibility: float,
         max_redraws: int,
     ) -> None:
+        for name, value, low, high in (
+            ("margin", margin, 1, 10),
+            ("flip", flip, 0, 1),
+            ("stretch", stretch, 1, 10),
+            ("translate", translate, 0, 1),
+            ("brightness", brightness, 0, 1),
+            ("contrast", contrast, 0, 1),
+            ("saturation", saturation, 0, 1),
+            ("fill", fill, 0, 255),
+            ("min_visibility", min_visibility, 0, 1),
+            ("max_redraws", max_redraws, 0, 1000),
+        ):
+            check(is_number(value, low, high), f"augment.{name} must be in [{low}, {high}], not {value}")
         zooms = list(scale) if isinstance(scale, list | tuple) else [scale]
-        refuse(
-            {
-                f"augment.{name} must be in [{low}, {high}], not {value}": not is_number(value, low, high)
-                for name, value, low, high in (
-                    ("margin", margin, 1, 10),
-                    ("flip", flip, 0, 1),
-                    ("stretch", stretch, 1, 10),
-                    ("translate", translate, 0, 1),
-                    ("brightness", brightness, 0, 1),
-                    ("contrast", contrast, 0, 1),
-                    ("saturation", saturation, 0, 1),
-                    ("fill", fill, 0, 255),
-                    ("min_visibility", min_visibility, 0, 1),
-                    ("max_redraws", max_redraws, 0, 1000),
-                )
-            }
-            | {
-                f"augment.scale must be two rising numbers in [0.01, 100], not {scale}": len(zooms) != 2
-                or not all(is_number(zoom, 0.01, 100) for zoom in zooms)
-                or zooms[0] > zooms[1]
-            }
+        check(
+            len(zooms) == 2 and all(is_number(zoom, 0.01, 100) for zoom in zooms) and zooms[0] <= zooms[1],
+            f"augment.scale must be two rising numbers in [0.01, 100], not {scale}",
         )
         self._flip = flip
         self._log_scale = np.log(scale)

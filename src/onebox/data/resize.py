@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from onebox.errors import is_integer, refuse
+from onebox.errors import check, is_integer
 
 Image = NDArray[np.uint8]  # [H, W, 3], RGB
 
@@ -33,13 +33,10 @@ class Resize:
     interpolation: str
 
     def __post_init__(self) -> None:
-        refuse(
-            {
-                f"image_size must be a number >= 1, not {self.size}": not is_integer(self.size, 1),
-                f"interpolation must be one of {', '.join(INTERPOLATIONS)}, not {self.interpolation}": (
-                    self.interpolation not in INTERPOLATIONS
-                ),
-            }
+        check(is_integer(self.size, 1), f"image_size must be a number >= 1, not {self.size}")
+        check(
+            self.interpolation in INTERPOLATIONS,
+            f"interpolation must be one of {', '.join(INTERPOLATIONS)}, not {self.interpolation}",
         )
 
     def __call__(self, image: Image) -> Image:
