@@ -19,6 +19,7 @@ def cfg(composed):
         "callbacks.ema.decay=0.9",
         "callbacks/progress=lines",
         "callbacks.pictures=null",
+        "callbacks.checkpoint_last=null",  # which would be the best one, too, with averaged weights alone
         "optimizer.lr=0.01",
         "data.batch_size=8",
         "image_size=32",

@@ -67,30 +67,25 @@ def read_checkpoint(path: Path, *, fingerprint: str | None = None) -> dict[str, 
         raise BadInput(f"{path}: holds something else than plain data, so it was not loaded") from error
     except (OSError, zipfile.BadZipFile, RuntimeError, KeyError, ValueError, EOFError) as error:
         raise BadInput(f"{path}: cannot be read; it is cut off, damaged or no checkpoint") from error
-    facts = checkpoint.get("onebox") if isinstance(checkpoint, dict) else None
-    if not isinstance(facts, dict) or not isinstance(facts.get("format"), int):
-        raise BadInput(f"{path}: not a checkpoint of onebox")
-    if facts["format"] > FORMAT:
-        raise BadInput(f"{path}: written by a newer onebox (format {facts['format']}, this one reads {FORMAT})")
-    if fingerprint not in (None, facts.get("fingerprint")):
-        raise BadInput(f"{path}: belongs to a run of another config ({facts.get('fingerprint')}, not {fingerprint})")
+    facts: Any = checkpoint.get("onebox") if isinstance(checkpoint, dict) else None
+    is_ours = isinstance(facts, dict) and isinstance(facts.get("format"), int)
+    check(is_ours, f"{path}: not a checkpoint of onebox")
+    newer = f"{path}: written by a newer onebox (format {facts['format']}, this one reads {FORMAT})"
+    check(facts["format"] <= FORMAT, newer)
+    theirs = facts.get("fingerprint")
+    other = f"{path}: belongs to a run of another config ({theirs}, not {fingerprint})"
+    check(fingerprint in (None, theirs), other)
     return checkpoint
 
 
 def newest_checkpoint(folder: Path, *, fingerprint: str) -> tuple[Path, dict[str, Any]] | None:
-    """The last checkpoint that can be used, and its content; says which ones cannot.
-
-    Args:
-        folder: where `LastCheckpoint` writes.
-        fingerprint: of the run.
-    """
-    for name in ("last.ckpt", "previous.ckpt"):
-        path = folder / name
-        if path.exists():
-            try:
+    """The last checkpoint of a run that can be used, and its content; says which ones cannot."""
+    for path in (folder / "last.ckpt", folder / "previous.ckpt"):
+        try:
+            if path.exists():
                 return path, read_checkpoint(path, fingerprint=fingerprint)
-            except BadInput as error:
-                log.warning("%s; passed over", error)
+        except BadInput as error:
+            log.warning("%s; passed over", error)
     return None
 
 

@@ -1,6 +1,7 @@
 """A trained model out of its run directory, ready for use."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]  # PyYAML has no type
 
 from onebox.boxes import clip, unnorm
 from onebox.data.augment import Transform
-from onebox.errors import BadInput
+from onebox.errors import BadInput, check
 from onebox.model.localizer import Localizer
 from onebox.runs.checkpoint import read_checkpoint
 from onebox.trust import check_config, stored_file
@@ -36,22 +37,21 @@ class Detection(NamedTuple):
     probabilities: NDArray[np.float32]
 
 
+@dataclass(frozen=True, eq=False)
 class LoadedRun:
     """A trained localizer in evaluation mode, on the processor.
 
     Attributes:
         localizer: the network.
+        transform: makes an image what the network takes.
         class_names: the K names that belong to its logits.
         config: resolved config of the run, as plain data.
     """
 
-    def __init__(
-        self, localizer: Localizer, transform: Transform, class_names: Sequence[str], config: dict[str, Any]
-    ) -> None:
-        self.localizer = localizer
-        self.class_names = list(class_names)
-        self.config = config
-        self._transform = transform
+    localizer: Localizer
+    transform: Transform
+    class_names: list[str]
+    config: dict[str, Any]
 
     def predict(self, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> list[Detection]:
         """Find the object of each image.
@@ -65,11 +65,11 @@ class LoadedRun:
         if isinstance(images, np.ndarray) and images.ndim == 3:
             images = [images]
         for image in images:
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                raise BadInput(f"an image must be uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
+            is_rgb = image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+            check(is_rgb, f"an image must be uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
         if not len(images):
             return []
-        batch = torch.from_numpy(np.stack([self._transform.resize(image) for image in images]))
+        batch = torch.from_numpy(np.stack([self.transform.resize(image) for image in images]))
         device = next(self.localizer.parameters()).device
         with torch.inference_mode():
             preds = self.localizer(batch.permute(0, 3, 1, 2).to(device))
@@ -111,11 +111,8 @@ def load_run(path: str | Path, *, trust: Sequence[str] = ()) -> LoadedRun:
         config["model"]["backbone"]["pretrained"] = False  # the checkpoint has all weights
     checkpoint = read_checkpoint(file)
     localizer, transform = (hydra.utils.instantiate(part, _convert_="all") for part in parts.values())
-    weights = {
-        name.removeprefix("localizer."): value
-        for name, value in checkpoint["state_dict"].items()
-        if name.startswith("localizer.")
-    }
+    prefix, state = "localizer.", checkpoint["state_dict"]
+    weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     try:
         localizer.load_state_dict(weights)
     except RuntimeError as error:
