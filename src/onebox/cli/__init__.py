@@ -41,11 +41,10 @@ data_app = typer.Typer(
     help="Get the data, look at it, and see what is kept of it.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(data_app, name="data")
-app.command(help=reproduce.HELP, epilog=reproduce.EPILOG)(reproduce.reproduce)
-for command in (runs.runs, runs.sweep, runs.explain):
+app.command(epilog=reproduce.EPILOG)(reproduce.reproduce)
+for command in (runs.runs, runs.sweep, runs.explain, lr_find.lr_find):
     app.command(epilog=EPILOG)(command)
 app.command(epilog=runs.DIFF_EPILOG)(runs.diff)
-app.command("lr-find", help=lr_find.HELP, epilog=EPILOG)(lr_find.lr_find)
 
 
 @data_app.command(epilog=EPILOG)

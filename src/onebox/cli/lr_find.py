@@ -12,17 +12,6 @@ from onebox.errors import BadInput, check
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-HELP = """Train an experiment for some steps while the learning rate grows, and suggest one.
-
-Prints an override to paste and draws the curve. All parts have the same rate, what is frozen in the first epoch stays
-frozen, schedules are left out. Nothing else is written but what data.cache_dir keeps.
-
-\b
-Examples
-  onebox lr-find experiment=baseline
-  onebox lr-find experiment=transfer model/loc_head=spatial --steps 200 --output curve.png
-"""
-
 
 def lr_find(
     overrides: Annotated[
@@ -35,7 +24,16 @@ def lr_find(
         "lr_find.png"
     ),
 ) -> None:
-    """Compose the experiment, run the test, draw the curve and print the override."""
+    """Train an experiment for some steps while the learning rate grows, and suggest one.
+
+    Prints an override to paste and draws the curve. All parts have the same rate, what is frozen in the first epoch
+    stays frozen, schedules are left out. Nothing else is written but what data.cache_dir keeps.
+
+    \b
+    Examples
+      onebox lr-find experiment=baseline
+      onebox lr-find experiment=transfer model/loc_head=spatial --steps 200 --output curve.png
+    """
     check(0 < min_lr < max_lr, f"--min-lr {min_lr:g} must be above 0 and below --max-lr {max_lr:g}")
     check(output.absolute().parent.is_dir(), f"{output}: there is no such folder; make it, or choose another --output")
     check(output.suffix.lower() == ".png", f"{output}: the curve is a PNG; choose an --output that ends with .png")

@@ -23,21 +23,6 @@ if TYPE_CHECKING:
 EXIT_DIVERGES = 1
 MAX_SHOWN = 12  # rows of a table
 
-HELP = """Run a run again and prove that the same comes out.
-
-Trains with the recorded config and number of threads into a new directory, compares every step's losses, the metrics
-and the final weights, and says what differs in code, environment and machine.
-
-\b
-Examples
-  onebox reproduce latest
-  onebox reproduce outputs/baseline/2026-01-31_12-00-00-000000
-  onebox reproduce RUN --steps 20           a proof in seconds: the first steps only
-  onebox reproduce RUN --checkout           print how to get the code of the run
-  onebox reproduce RUN --tolerance 1e-4     on other hardware, where the last bits differ
-  onebox reproduce RUN data.root=/data/voc  the data have moved
-  onebox reproduce RUN optimizer.lr=0.002   where does this make a difference first?
-"""
 EPILOG = (
     "Exit codes: 0 identical (or within the tolerance), 1 it diverges, 2 something to put right, 130 stopped by hand."
 )
@@ -78,7 +63,21 @@ def reproduce(
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
 ) -> None:
-    """Run again, compare, print."""
+    """Run a run again and prove that the same comes out.
+
+    Trains with the recorded config and number of threads into a new directory, compares every step's losses, the
+    metrics and the final weights, and says what differs in code, environment and machine.
+
+    \b
+    Examples
+      onebox reproduce latest
+      onebox reproduce outputs/baseline/2026-01-31_12-00-00-000000
+      onebox reproduce RUN --steps 20           a proof in seconds: the first steps only
+      onebox reproduce RUN --checkout           print how to get the code of the run
+      onebox reproduce RUN --tolerance 1e-4     on other hardware, where the last bits differ
+      onebox reproduce RUN data.root=/data/voc  the data have moved
+      onebox reproduce RUN optimizer.lr=0.002   where does this make a difference first?
+    """
     from onebox.runs.reading.find import REPRODUCED, find_run
     from onebox.runs.reading.reproduce import Recorded, compare, config_again, differences
     from onebox.trust import check_config
