@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import onebox
 from onebox.cli import app
 from onebox.errors import BadInput
+from onebox.sweep.plan_file import read_plan
 from onebox.trust import check_config, check_paths, check_stored, is_allowed, stored_file, stored_overrides
 
 
@@ -92,14 +93,20 @@ def test_a_run_directory_from_which_links_lead_is_not_resumed(tmp_path):
         (tmp_path / "run" / name).unlink()
 
 
-def test_commands_pass_over_records_that_are_links_or_pipes(tmp_path):
-    for name in ("link", "pipe"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "secret.json").write_text(json.dumps({"schema": 1, "status": "completed", "name": "secret"}))
-    (tmp_path / "link" / "run.json").symlink_to(tmp_path / "secret.json")
-    os.mkfifo(tmp_path / "pipe" / "run.json")
-    done = CliRunner().invoke(app, ["runs", "--outputs", str(tmp_path)])
-    assert done.exit_code == 0 and "secret" not in done.stdout
+def test_commands_read_no_record_through_a_link_nor_wait_for_a_pipe(tmp_path):
+    record = json.dumps({"schema": 1, "status": "running", "name": "secret"})
+    for name in ("link", "pipe", "locked"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    (tmp_path / "secret.json").write_text(record)
+    (tmp_path / "runs/link/run.json").symlink_to(tmp_path / "secret.json")
+    os.mkfifo(tmp_path / "runs/pipe/run.json")
+    (tmp_path / "runs/locked/run.json").write_text(record.replace("secret", "shown"))
+    os.mkfifo(tmp_path / "runs/locked/.lock")
+    os.mkfifo(tmp_path / "runs/sweep.json")
+    done = CliRunner().invoke(app, ["runs", "--outputs", str(tmp_path / "runs"), "--json"])
+    assert done.exit_code == 0 and "shown" in done.stdout and "secret" not in done.stdout
+    with pytest.raises(BadInput, match=r"sweep\.json"):
+        read_plan(tmp_path / "runs")
 
 
 def test_links_out_of_the_folder_pipes_and_giants_are_no_files_of_a_run(tmp_path):

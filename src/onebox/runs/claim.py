@@ -5,6 +5,7 @@ import fcntl
 import json
 import logging
 import os
+import stat
 import struct
 import sys
 from pathlib import Path
@@ -69,8 +70,8 @@ def is_held(folder: Path | str, *, unknown: bool) -> bool:
         lock = os.stat(path)
         if any(os.path.samestat(lock, os.fstat(file.fileno())) for file in _held.values()):
             return True  # to open and close the file would end the lock
-        if sys.platform != "linux":
-            return unknown  # struct flock has another layout there
+        if sys.platform != "linux" or not stat.S_ISREG(lock.st_mode):
+            return unknown  # struct flock has another layout there; and a pipe would never open
         with open(path, "rb") as file:
             wanted = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
             found = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, wanted))

@@ -5,6 +5,7 @@ from typing import Any
 
 from onebox.errors import BadInput
 from onebox.files import read_json
+from onebox.trust import stored_file
 
 FILE = "sweep.json"
 
@@ -16,11 +17,11 @@ def read_plan(folder: Path) -> dict[str, Any]:
         BadInput: it cannot be read.
     """
     path = folder / FILE
-    try:
-        plan: dict[str, Any] = read_json(path)
-        known = all("fingerprint" in job for job in plan.get("jobs", []))
-    except (FileNotFoundError, NotADirectoryError):
+    if not path.exists():
         return {}
+    try:
+        plan: dict[str, Any] = read_json(stored_file(folder, FILE))
+        known = all("fingerprint" in job for job in plan.get("jobs", []))
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise BadInput(f"{path}: cannot be read ({error}); move it away, the jobs are found without it") from error
     if not known:
