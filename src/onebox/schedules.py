@@ -119,7 +119,7 @@ class Plateau(ReduceLROnPlateau):
         monitor: tag of the value.
         mode: whether less (`min`) or more (`max`) is better.
         factor: what the learning rate is multiplied by, (0, 1).
-        patience: so many times in a row the value may fail to improve.
+        patience: how many times in a row the value may fail to improve.
         min_delta: an improvement is larger than this.
         min_lr: the learning rate falls no further.
     """

@@ -1,8 +1,9 @@
 """Heads: from features to four numbers a box, or to one logit a class.
 
-A head is made from the sizes of the features and the number of its outputs. A localisation head with `gives_boxes`
-gives boxes (xyxy in [0, 1]); any other gives four numbers that the box coder reads. Heads that see positions read all
-of the backbone's maps, and have `reads_maps`. B = batch size, H x W = the finest map.
+A head is made from `feature_shape` (the sizes of the backbone's features) and `out_features` (4 for boxes, the number
+of classes for logits); wrong arguments raise BadInput. A localisation head with `gives_boxes` gives boxes (xyxy in
+[0, 1]); any other gives four numbers that the box coder reads. Heads that see positions read all of the backbone's
+maps, and have `reads_maps`. B = batch size, H x W = the finest map.
 """
 
 from collections.abc import Callable
@@ -20,8 +21,6 @@ class LinearHead(nn.Module):
     """One linear layer on the pooled features.
 
     Args:
-        feature_shape: sizes of the backbone's features.
-        out_features: 4 for boxes, the number of classes for logits.
         dropout: share of the pooled features that is dropped in training, [0, 1).
     """
 
@@ -44,8 +43,6 @@ class MlpHead(nn.Module):
     """One hidden layer on the pooled features.
 
     Args:
-        feature_shape: sizes of the backbone's features.
-        out_features: 4 for boxes, the number of classes for logits.
         hidden_features: width of the hidden layer.
         dropout: share that is dropped before both layers in training, [0, 1).
     """
@@ -68,8 +65,6 @@ class SpatialHead(nn.Module):
     """A 1x1 convolution that makes the map thin, then an MLP on all its positions.
 
     Args:
-        feature_shape: sizes of the backbone's features.
-        out_features: 4 for boxes, the number of classes for logits.
         channels: of the thin map.
         hidden_features: width of the hidden layer.
         dropout: share that is dropped before both layers of the MLP in training, [0, 1).
@@ -99,8 +94,6 @@ class AttentionPoolHead(nn.Module):
     Positions are told apart by a learnt vector each, so that a box can be read from them.
 
     Args:
-        feature_shape: sizes of the backbone's features.
-        out_features: 4 for boxes, the number of classes for logits.
         channels: width of queries, keys and values; a multiple of `num_heads`.
         num_heads: of the attention.
         dropout: share of the pooled vector that is dropped in training, [0, 1).
@@ -139,8 +132,6 @@ class DenseHead(nn.Module):
     A cell's box is told by the distances of its four sides from the cell's centre, as in FCOS (arXiv:1904.01355).
 
     Args:
-        feature_shape: sizes of the backbone's features.
-        out_features: 4.
         channels: of the three convolutions before.
         dropout: share of those channels that is dropped in training, [0, 1).
     """
@@ -177,8 +168,6 @@ class EdgesHead(nn.Module):
     wherever along it there is evidence; the softmax over the other axis weighs the coordinates 0 to 1.
 
     Args:
-        feature_shape: sizes of the backbone's features.
-        out_features: 4.
         channels: of the three convolutions before.
         upsample: how much finer than the map the heatmaps are.
         dropout: share of those channels that is dropped in training, [0, 1).

@@ -68,7 +68,7 @@ class Prediction(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What it should have given.
+    """The ground truth of a batch, beside which `Prediction` is held.
 
     Attributes:
         loc: [B, 4] codes of the true boxes.
