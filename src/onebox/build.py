@@ -45,11 +45,7 @@ def build_job(
 ) -> dict[str, str]:
     """Build all that a job of a sweep is made of, so that a mistake is found before the first one starts.
 
-    Args:
-        config: resolved.
-        choices: the option of each group.
-        overrides: of the job.
-        known: what was read of data sets, by what describes them; receives this one's.
+    `known` keeps the data that earlier jobs have read, by what describes them, and receives those of this job.
 
     Returns:
         The fingerprint of its data.
@@ -68,7 +64,7 @@ def build_job(
         known[described] = read_data(cfg)
     data: VocDataModule = known[described]
     fill_in(cfg, num_classes=data.num_classes, class_counts=data.class_counts)
-    check_stages(build_trainer(cfg), build_module(cfg, data))
+    build_trainer(cfg, module=build_module(cfg, data))
     return data.fingerprint()
 
 
@@ -103,7 +99,6 @@ def build(cfg: DictConfig, run: RunRecord | RankRecord, fingerprint: str) -> Bui
     module = _filled_in(cfg, data, run)
     facts: dict[str, Any] = {"fingerprint": fingerprint, "class_names": data.class_names}
     trainer = build_trainer(cfg, facts, module)
-    check_stages(trainer, module)
     if (unread := unread_levels(cfg, module)) is not None:
         log.warning(unread)
     data.decode()
@@ -262,16 +257,23 @@ def build_trainer(
     """The trainer with all callbacks and loggers that are not null; `facts` go into each checkpoint.
 
     With `module`, ranks do not wait for the gradients of parameters that get none.
+
+    Raises:
+        BadInput: a stage is to be unfrozen that the backbone of `module` does not have.
     """
     import torch.utils.deterministic
     from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
     from onebox.callbacks.epoch_csv import EpochCsvLogger
+    from onebox.callbacks.freeze import Freeze
     from onebox.runs.checkpoint import CheckpointFacts
 
     callbacks, loggers = (
         [_made(part) for part in group.values() if part is not None] for group in (cfg.callbacks, cfg.logger)
     )
+    for callback in callbacks:
+        if module and isinstance(callback, Freeze):
+            callback.frozen_until(module.localizer.backbone.stages, 0)
     if not any(isinstance(logger, EpochCsvLogger) for logger in loggers):
         loggers.append(EpochCsvLogger(path=None))  # metrics.json is made from its rows
     trainer: Trainer = _made(
@@ -306,19 +308,6 @@ def _waits_in_vain(cfg: DictConfig, module: LocalizationModule) -> bool:
     return any(parameter.requires_grad and parameter.grad is None for parameter in trial.parameters())
 
 
-def check_stages(trainer: Trainer, module: LocalizationModule) -> None:
-    """Find a stage to unfreeze that the backbone does not have before the fit does.
-
-    Raises:
-        BadInput: there is one.
-    """
-    from onebox.callbacks.freeze import Freeze
-
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it without declaring it
-        if isinstance(callback, Freeze):
-            callback.frozen_until(module.localizer.backbone.stages, 0)
-
-
 def run_trainer(trainer: Trainer, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     """Call fit or test; a Ctrl-C, which Lightning turns into an exit with code 1, stays a Ctrl-C.
 
@@ -338,12 +327,7 @@ def run_trainer(trainer: Trainer, function: Callable[..., Any], *args: Any, **kw
 
 
 def use_threads(cfg: DictConfig, *, capped: bool) -> None:
-    """Use `cfg.threads` in everything that computes.
-
-    Args:
-        cfg: its data.num_workers may be lowered, which changes no result.
-        capped: not to have more loader workers than threads, as other jobs want the rest.
-    """
+    """Use `cfg.threads` in everything that computes; `capped`, no more loader workers, as other jobs want the rest."""
     import cv2
     import torch
 

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from onebox.errors import Preempted
+from onebox.runs.claim import claim, is_held
 from onebox.runs.record import RunRecord, record_failure
 
 
@@ -42,15 +43,20 @@ def test_a_run_that_goes_on_keeps_what_is_known_of_its_earlier_attempts(tmp_path
     ("error", "status"),
     [(ValueError("broken"), "failed"), (KeyboardInterrupt(), "interrupted"), (Preempted(), "interrupted")],
 )
-def test_an_error_is_recorded_and_goes_on_its_way(tmp_path, error, status):
+def test_an_error_is_recorded_and_raised_on_and_the_directory_is_free_again(tmp_path, error, status):
+    assert claim(tmp_path, fingerprint="f", resume="auto") is None
+    assert is_held(tmp_path, unknown=False)
     with pytest.raises(type(error)), RunRecord(tmp_path):
         raise error
+    assert not is_held(tmp_path, unknown=False)
     facts = read(tmp_path)
     assert facts["status"] == status
     assert facts["error"]["type"] == type(error).__name__
     if status == "failed":
         assert facts["error"]["message"] == "broken"
         assert "test_record.py" in facts["error"]["traceback"]
+    else:
+        assert str(error).endswith("begins anew, as nothing was stored yet")
 
 
 KILLED = {"type": "JobFailed", "message": "killed by SIGKILL"}
