@@ -232,7 +232,7 @@ def test_caches_are_shown_and_cleared(tmp_path, tree):
     import numpy as np
 
     from onebox.data.cache import open_array
-    from onebox.data.catalog import read_table
+    from onebox.data.table import read_table
     from onebox.data.voc import VocTree
 
     folder = tmp_path / "my data" / "cache"

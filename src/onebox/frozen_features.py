@@ -30,7 +30,7 @@ from onebox.callbacks.freeze import Freeze
 from onebox.data.cache import open_array
 from onebox.data.datamodule import VocDataModule
 from onebox.data.dataset import Batch, Key, OneBoxDataset
-from onebox.data.progress import progress
+from onebox.data.processes import progress
 from onebox.errors import BadInput, check
 from onebox.model.localizer import Localizer
 from onebox.model.weights import weights_hash

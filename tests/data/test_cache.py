@@ -1,5 +1,6 @@
 import errno
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.conftest import Tree
 
 from onebox.build import build_data
 from onebox.data import cache, dataset
@@ -62,11 +64,8 @@ def test_images_are_decoded_once_for_all_runs(folder_data, tree, decoded):
     assert torch.equal(images(folder_data("data.cache=none")), first)
 
 
-@pytest.mark.parametrize(
-    "override",
-    ["image_size=64", "interpolation=nearest", "data.limit=2", "data.ids=[b,c]"],
-)
-def test_other_images_or_sizes_are_another_cache(folder_data, tree, decoded, override):
+@pytest.mark.parametrize("override", ["image_size=64", "interpolation=nearest"])
+def test_another_size_is_another_cache(folder_data, tree, decoded, override):
     for name in "abc":
         tree.add(name, DOG)
     images(folder_data())
@@ -76,13 +75,83 @@ def test_other_images_or_sizes_are_another_cache(folder_data, tree, decoded, ove
     assert torch.equal(mine, images(folder_data(override, "data.cache=none")))
 
 
+def test_seeds_and_selections_share_one_file_that_holds_each_image_once(folder_data, tree, tmp_path, decoded):
+    for name in "abcde":
+        tree.add(name, DOG)
+    first = images(folder_data("data.ids=[b,d]"))
+    for override in ("data.limit=3", "seed=1", "seed=2", "data.holdout={val:0.4}", "data.ids=[d]"):
+        data = folder_data(override)
+        data.decode()
+        assert torch.equal(images(data), images(folder_data(override, "data.cache=none")))
+    assert torch.equal(images(folder_data("data.ids=[b,d]")), first)
+    (file,) = (tmp_path / "cache/pixels").glob("*.pixels")
+    assert file.stat().st_size == 5 * 100 * 100 * 3
+
+
+def test_trees_of_equal_names_sizes_and_times_share_no_pixels(composed, tmp_path):
+    trees = {colour: Tree(tmp_path / colour) for colour in ("black", "white")}
+    for colour, made in trees.items():
+        made.add("a", DOG)
+        (made.folder / "JPEGImages/a.jpg").unlink()
+        Image.new("RGB", (60, 40), colour).save(made.folder / "JPEGImages/a.bmp")
+        os.utime(made.folder / "JPEGImages/a.bmp", ns=(10**18, 10**18))
+
+    def first_pixel(folder):
+        data = build_data(composed("data=folder", f"data.root={folder}", *ALL, small=False))
+        data.setup()
+        return images(data)[0, 0, 0, 0].item()
+
+    assert [first_pixel(made.folder) for made in trees.values()] == [0, 255]
+    (tmp_path / "black").rename(tmp_path / "old")
+    (tmp_path / "white").rename(tmp_path / "black")
+    assert first_pixel(tmp_path / "black") == 255
+
+
 def test_a_changed_image_is_decoded_again(folder_data, tree):
     tree.add("a", DOG)
     before = images(folder_data())
+    state = (tree.folder / "JPEGImages/a.jpg").stat()
     Image.new("RGB", (60, 40), "white").save(tree.folder / "JPEGImages/a.jpg")
+    os.utime(tree.folder / "JPEGImages/a.jpg", ns=(state.st_atime_ns, state.st_mtime_ns))
     after = images(folder_data())
     assert not torch.equal(before, after)
     assert (after > 250).all()
+
+
+def test_a_corrected_size_of_an_annotation_is_held_against_pixels_that_are_there(folder_data, tree):
+    tree.add("a", DOG)
+    images(folder_data())
+    path = tree.folder / "Annotations/a.xml"
+    path.write_text(path.read_text().replace("<height>40<", "<height>41<"))
+    with pytest.raises(BadInput, match=r"a\.jpg: the image is 60x40 px but its annotation says 60x41"):
+        folder_data().decode()
+
+
+@pytest.mark.parametrize("file", ["pixels", "rows"])
+def test_pixels_that_are_cut_off_or_were_never_entered_are_decoded_again(folder_data, tree, tmp_path, file):
+    for name in "abc":
+        tree.add(name, DOG)
+    expected = images(folder_data())
+    (path,) = (tmp_path / "cache/pixels").glob(f"*.{file}")
+    path.write_bytes(path.read_bytes()[:-20])
+    assert torch.equal(images(folder_data()), expected)
+
+
+def test_who_is_killed_while_decoding_leaves_nothing_that_is_taken_for_pixels(folder_data, tree, tmp_path, monkeypatch):
+    for name in "abc":
+        tree.add(name, DOG)
+    expected = images(folder_data("data.cache=none"))
+    images(folder_data("data.ids=[b]"))
+    child = os.fork()
+    if not child:
+        kills = iter([None, lambda: os.kill(os.getpid(), signal.SIGKILL)])
+        monkeypatch.setattr(
+            dataset, "read_image", lambda path: (next(kills) or (lambda: np.zeros((40, 60, 3), np.uint8)))()
+        )
+        images(folder_data())
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert torch.equal(images(folder_data()), expected)
 
 
 def test_writing_to_a_batch_or_the_mapped_images_changes_no_file(folder_data, tree):
@@ -214,7 +283,7 @@ def test_entries_and_clear(folder_data, tree, tmp_path):
     (folder / "mine.txt").write_text("not of the cache")
     by_kind = {entry.kind: entry for entry in cache.entries(folder)}
     pixels, index = by_kind["pixels"], by_kind["index"]
-    assert (pixels.images, pixels.size, pixels.data) == (2, (100, 100), str(tree.folder / "JPEGImages"))
+    assert (pixels.images, pixels.size, pixels.data) == (2, (100, 100), str(tree.folder))
     assert pixels.num_bytes >= 2 * 100 * 100 * 3
     assert (index.images, index.data) == (2, str(tree.folder))
     freed, busy = cache.clear(folder)
@@ -288,7 +357,7 @@ def test_skip_leaves_bad_samples_out_and_lists_them(folder_data, bad_tree, caplo
 def test_raise_stops_at_each_of_them(folder_data, bad_tree, name):
     file, reason = REASONS[name]
     with pytest.raises(BadInput, match=rf"^[^\n]*{file}: [^\n]*{re.escape(reason)}[^\n]*$"):
-        folder_data("data.on_error=raise", "data.classes=[dog]", f"data.ids=[{name}]")
+        folder_data("data.on_error=raise", "data.classes=[dog]", f"data.ids=[{name}]").decode()
 
 
 def test_a_repaired_image_is_taken_again(folder_data, tree):
@@ -343,8 +412,9 @@ def test_raise_names_what_only_decoding_finds(folder_data, tree):
         tree.add(name, DOG)
     for name in "ac":
         break_the_middle(tree.folder / f"JPEGImages/{name}.jpg")
-    with pytest.raises(BadInput, match=r"a\.jpg: not a readable image.*1 other images; data.on_error=skip"):
+    with pytest.raises(BadInput, match=r"a\.jpg: not a readable image.*1 other images; data.on_error=skip") as error:
         folder_data().decode()
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)  # of a job, whose sweep shows it
 
 
 def test_bytes_after_the_end_of_an_image_are_no_damage(folder_data, tree):

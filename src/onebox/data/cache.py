@@ -1,45 +1,130 @@
-"""Arrays in files that processes share: made once, whole or not at all, opened in a millisecond.
+"""Arrays in files that processes share: what is in them is whole, and opened in a millisecond.
 
-A cache folder holds `index/` (see `onebox.data.catalog`), `pixels/` (decoded images) and `features/` (see
-`onebox.frozen_features`): for each set of images one `.npy` file, which is mapped into memory, and beside it a `.json`
-file that says what it is and whose time of change is its last use.
+A cache folder holds `index/` (see `onebox.data.table`), `pixels/` (decoded images, see `stored_pixels`) and `features/`
+(see `onebox.frozen_features`). Beside an array a `.json` file says what it is; its time of change is the last use.
 """
 
 import hashlib
+import json
 import logging
-import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from onebox.data.table import Ints, read_words
 from onebox.files import alone, read_json, remove_unfinished, replacing, write_json
 
 log = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]  # [N, H, W, 3], RGB
-KINDS = {"index": ".npz", "pixels": ".npy", "features": ".npy"}
+KEY_BYTES = 16  # of the hash that stands for an image
+KINDS = {"index": (".npz",), "pixels": (".pixels", ".npy"), "features": (".npy",)}  # .npy: of earlier versions
 
 
-def pixels_key(ids: Sequence[str], stamps: Ints, resizing: str) -> str:
-    """Name of the cache for these images.
+def image_keys(names: Sequence[str], columns: NDArray[np.int64]) -> list[bytes]:
+    """What stands for the decoded form of each image: a hash of its name and of all numbers that it follows from."""
+    return [
+        hashlib.blake2b(os.fsencode(name) + b"\0" + bytes(row), digest_size=KEY_BYTES).digest()
+        for name, row in zip(names, columns.astype("<i8"), strict=True)
+    ]
+
+
+def stored_pixels(
+    path: Path,
+    keys: Sequence[bytes],
+    side: int,
+    *,
+    decode: Callable[[Sequence[int], Pixels], Mapping[int, str]],
+    about: Mapping[str, Any],
+) -> tuple[Pixels, NDArray[np.int64], Mapping[int, str]]:
+    """Decoded images in a file that all runs on a folder of images share; those that are not there yet are added.
+
+    Rows are only ever appended, under a lock, so other processes read on. `<stem>.rows` has the key of each row and is
+    written, whole, when the rows are: what a killed process leaves beyond it is overwritten by the next one.
 
     Args:
-        ids: N names.
-        stamps: [N, 2] size in bytes and time of change in ns of the image files.
-        resizing: how images are decoded and brought to the model's size.
+        path: the `.pixels` file; its name stands for the folder and how its images are decoded.
+        keys: [N] of the images that are wanted, see `image_keys`.
+        side: of the square images, px.
+        decode: writes some of the images (numbers below N) into an array; returns what is wrong with those that it
+            cannot.
+        about: what people want to know of the file; `data` is where the images come from.
+
+    Returns:
+        The images in the file, mapped into memory, where writing to them changes no file; [N] which of them are the
+        wanted ones, and what is wrong with those that are not there, by number.
+
+    Raises:
+        OSError: the folder cannot be written, or there is not enough space.
     """
-    digest = hashlib.sha256("\0".join([resizing, *ids]).encode("utf-8", "surrogateescape"))
-    digest.update(stamps.astype("<i8").tobytes())
-    return digest.hexdigest()[:24]
+    shape = (side, side, 3)
+    size = side * side * 3
+    bad: Mapping[int, str] = {}
+    row_of = _stored_rows(path, size)
+    if not row_of.keys() >= set(keys):
+        with alone(path.with_suffix(".lock"), waiting=f"Waiting for another process that decodes {about['data']}"):
+            row_of = _stored_rows(path, size)
+            missing = [number for number, key in enumerate(keys) if key not in row_of]
+            if missing:
+                remove_unfinished(path.with_suffix(".rows"))
+                bad = _append(path, shape, row_of, missing, keys, decode)
+            write_json(path.with_suffix(".json"), {**about, "size": side})
+    with suppress(OSError):  # another user's cache
+        os.utime(path.with_suffix(".json"))
+    # c: pages are shared until written to, and PyTorch takes no read-only arrays.
+    pixels = (
+        np.memmap(path, np.uint8, "c", shape=(len(row_of), *shape)).view(np.ndarray)
+        if row_of
+        else np.empty((0, *shape), np.uint8)
+    )
+    return pixels, np.array([row_of.get(key, -1) for key in keys], dtype=np.int64), bad
+
+
+def _stored_rows(path: Path, size: int) -> dict[bytes, int]:
+    """Row of each key; `size` is that of an image in bytes."""
+    try:
+        keys = path.with_suffix(".rows").read_bytes()
+        count = min(len(keys) // KEY_BYTES, path.stat().st_size // size)
+    except FileNotFoundError:
+        return {}
+    return {keys[row * KEY_BYTES : (row + 1) * KEY_BYTES]: row for row in range(count)}
+
+
+def _append(
+    path: Path,
+    shape: tuple[int, int, int],
+    row_of: dict[bytes, int],
+    missing: Sequence[int],
+    keys: Sequence[bytes],
+    decode: Callable[[Sequence[int], Pixels], Mapping[int, str]],
+) -> Mapping[int, str]:
+    """Decode the missing images behind the last row, and enter those that can be decoded into `row_of`."""
+    start = len(row_of)
+    size = int(np.prod(shape))
+    with path.open("r+b" if path.exists() else "w+b") as file:
+        try:
+            file.truncate(start * size)
+            _reserve(file, (start + len(missing)) * size)
+            new = np.memmap(path, np.uint8, "r+", offset=start * size, shape=(len(missing), *shape))
+            bad = decode(missing, new)
+            good = [place for place, number in enumerate(missing) if number not in bad]
+            for row, place in enumerate(good):
+                if row < place:
+                    new[row] = new[place]
+                row_of[keys[missing[place]]] = start + row
+            new.flush()
+        finally:
+            file.truncate(len(row_of) * size)
+    with replacing(path.with_suffix(".rows")) as temporary:
+        temporary.write_bytes(b"".join(row_of))
+    return bad
 
 
 def open_array(
@@ -78,7 +163,7 @@ def open_array(
                     log.warning("%s is damaged, and is made again", path)
                 remove_unfinished(path)
                 with replacing(path) as temporary:
-                    _reserve(temporary, shape, dtype())
+                    _make(temporary, shape, dtype())
                     array = np.lib.format.open_memmap(temporary, mode="r+")
                     fill(array)
                     array.flush()
@@ -94,25 +179,29 @@ def open_array(
 
 def _map(path: Path, shape: tuple[int, ...]) -> NDArray[Any] | None:
     try:
-        # c: pages are shared until written to, and PyTorch takes no read-only arrays.
         array = np.load(path, mmap_mode="c").view(np.ndarray)
     except (FileNotFoundError, ValueError, EOFError):
         return None
     return array if array.shape == shape else None
 
 
-def _reserve(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    """Write an .npy file of zeros that has its space on the disk: a mapped file that outgrows the disk is killed."""
+def _make(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Write an .npy file of zeros."""
     with path.open("wb") as file:
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_2_0(file, header)
         file.flush()
-        size = file.tell() + math.prod(shape) * dtype.itemsize
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:
-            for _ in range(file.tell(), size, 1 << 20):
-                file.write(bytes(1 << 20))
+        _reserve(file, file.tell() + int(np.prod(shape)) * dtype.itemsize)
+
+
+def _reserve(file: IO[bytes], size: int) -> None:
+    """Let a file grow by bytes that have their space on the disk: a mapped file that outgrows the disk is killed."""
+    start = file.seek(0, os.SEEK_END)
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), start, size - start)
+    else:
+        for _ in range(start, size, 1 << 20):
+            file.write(bytes(1 << 20))
         file.truncate(size)
 
 
@@ -142,60 +231,49 @@ class Entry:
 def entries(cache_dir: Path) -> list[Entry]:
     """What a cache folder holds, the last used first."""
     found = []
-    for kind, suffix in KINDS.items():
-        for path in (cache_dir / kind).glob(f"[!.]*{suffix}"):
-            about = _describe(path)
-            used = path.with_suffix(".json") if path.with_suffix(".json").exists() else path
-            last_use = datetime.fromtimestamp(used.stat().st_mtime, UTC)
-            found.append(Entry(path, kind, **about, num_bytes=path.stat().st_size, last_use=last_use))
+    for kind, suffixes in KINDS.items():
+        for path in (cache_dir / kind).glob("[!.]*"):
+            if path.suffix in suffixes:
+                used = path.with_suffix(".json") if path.with_suffix(".json").exists() else path
+                last_use = datetime.fromtimestamp(used.stat().st_mtime, UTC)
+                found.append(Entry(path, kind, *_describe(path), num_bytes=path.stat().st_size, last_use=last_use))
     return sorted(found, key=lambda entry: entry.last_use, reverse=True)
 
 
+def _describe(path: Path) -> tuple[str, int, tuple[int, ...]]:
+    """Where it comes from, number of images and their height and width."""
+    try:
+        if path.suffix == ".npz":
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+                return json.loads(bytes(file["words"]))["folder"], len(file["stamps"]), ()
+        about = read_json(path.with_suffix(".json"))
+        if path.suffix == ".pixels":
+            side = about["size"]
+            return about["data"], len(_stored_rows(path, side * side * 3)), (side, side)
+        data = f"{about['data']}: {about['split']}, view {about['view']}, {about['backbone']}"
+        return data, about["images"], (about["image_size"],) * 2
+    except Exception:  # damaged files are to be seen as well, and to be cleared
+        return "unknown", 0, ()
+
+
 def clear(cache_dir: Path) -> tuple[int, int]:
-    """Remove what a cache folder holds, but for what is being made at the moment. Other files stay.
+    """Remove what a cache folder holds, but for what is being made at the moment.
 
     Returns:
         How many bytes were freed, and how many files another process was busy with.
     """
     freed = busy = 0
-    for kind, suffix in KINDS.items():
-        folder = cache_dir / kind
-        stems = {path.name.removesuffix(suffix) for path in folder.glob(f"[!.]*{suffix}")}
-        stems |= {path.stem for path in folder.glob("[!.]*.lock")}
-        for stem in sorted(stems):
-            lock = FileLock(folder / f"{stem}.lock")
+    for kind in KINDS:
+        files = [path for path in (cache_dir / kind).glob("*") if path.is_file()]
+        for stem in sorted({path.name.lstrip(".").partition(".")[0] for path in files}):
+            lock = FileLock(cache_dir / kind / f"{stem}.lock")
             try:
-                lock.acquire(timeout=0)
+                # The empty file of the lock stays: another process may be about to take this very one.
+                with lock.acquire(timeout=0):
+                    for path in files:
+                        if path.name.lstrip(".").startswith(f"{stem}.") and path.suffix != ".lock":
+                            freed += path.stat().st_size
+                            path.unlink()
             except Timeout:
                 busy += 1
-                continue
-            try:
-                path = folder / f"{stem}{suffix}"
-                freed += _remove([path, path.with_suffix(".json"), *folder.glob(f".{stem}*.tmp")])
-            finally:
-                lock.release()  # the empty file stays: another process may be about to take this very lock
     return freed, busy
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    try:
-        if path.suffix == ".npy":
-            about = read_json(path.with_suffix(".json"))
-            if path.parent.name == "features":
-                data = f"{about['data']}: {about['split']}, view {about['view']}, {about['backbone']}"
-                return {"data": data, "images": about["images"], "size": (about["image_size"],) * 2}
-            images, *size, _ = np.load(path, mmap_mode="r").shape
-            return {"data": str(about["data"]), "images": images, "size": tuple(size)}
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            return {"data": str(read_words(file)["folder"]), "images": len(file["stamps"]), "size": ()}
-    except Exception:  # damaged files are to be seen as well, and to be cleared
-        return {"data": "unknown", "images": 0, "size": ()}
-
-
-def _remove(paths: Iterable[Path]) -> int:
-    freed = 0
-    for path in paths:
-        if path.exists():
-            freed += path.stat().st_size
-            path.unlink()
-    return freed

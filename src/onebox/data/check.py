@@ -16,8 +16,7 @@ from typing import Literal
 import PIL.Image
 
 from onebox.data.image import read_image
-from onebox.data.processes import num_cores
-from onebox.data.progress import progress
+from onebox.data.processes import num_cores, progress
 from onebox.data.voc import VocObject, VocTree, edges, is_inside, read_parts, wrong_box
 from onebox.errors import BadInput
 from onebox.errors import check as require

@@ -3,11 +3,10 @@
 import dataclasses
 import hashlib
 import logging
-import math
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,19 +14,17 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from onebox.data.augment import Transform
-from onebox.data.catalog import Catalog
-from onebox.data.dataset import Batch, Cache, EpochSampler, EvalBatches, OneBoxDataset, UndecodableImages, pixel_source
-from onebox.data.index import Index, OnError, Select, build_index, check_disjoint, class_names
+from onebox.data.dataset import Batch, Cache, EpochSampler, EvalBatches, OneBoxDataset, pixel_source
+from onebox.data.index import SPLITS, Index, Listed, Selection, Splits, build_index, check_disjoint, class_names
 from onebox.data.table import Ints
 from onebox.data.voc import VocTree
-from onebox.errors import BadInput, is_integer, is_number, refuse
+from onebox.errors import BadInput, check, is_integer
 
 log = logging.getLogger(__name__)
 
 BACKGROUND = "background"
-SPLITS = ("train", "val", "test")
 
-Image = tuple[str, str]  # tree, id
+Part = TypeVar("Part")
 
 
 class Source(Protocol):
@@ -37,6 +34,28 @@ class Source(Protocol):
         """Make or fetch the trees below `root` that are missing; ask the network only if `download` is true."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Loading:
+    """How batches are made.
+
+    Attributes:
+        batch_size: images of a training step, on each device.
+        eval_batch_size: images of a validation or test step, on each device.
+        num_workers: loader processes; 0 loads in the main process, which is fastest with the cache.
+        drop_last: whether an incomplete last training batch is left out.
+    """
+
+    batch_size: int
+    eval_batch_size: int
+    num_workers: int
+    drop_last: bool
+
+    def __post_init__(self) -> None:
+        for key, least in {"batch_size": 1, "eval_batch_size": 1, "num_workers": 0}.items():
+            value = getattr(self, key)
+            check(is_integer(value, least), f"data.{key} must be a number >= {least}, not {value}")
+
+
 class VocDataModule(LightningDataModule):
     """Single-object images of one or several VOC trees.
 
@@ -44,35 +63,19 @@ class VocDataModule(LightningDataModule):
         root: folder that the trees of `splits` lie in.
         source: called with `root` before the first use; makes or fetches the trees. None: they are there.
         download: whether `source` may fetch what is missing from the network.
-        splits: for train, val and test the lists that make it up, as `TREE/LIST` (`VOC2007/train`) or `LIST` when
-            root itself is the tree; the list `*` is every image of the tree.
-        holdout: for val and test, the share of the training images in [0, 1] that a seeded draw takes away for it when
-            `splits` names no list for it.
-        only_train: put the images of all lists into the training split (overfitting checks); val and test are empty.
         classes: names of the classes; None reads them from the annotations.
         background_class: whether logit 0 stands for "background", so that labels start at 1.
-        select: `single` keeps images with exactly one object, `largest` takes each image's largest.
-        include_difficult: whether objects marked difficult count.
-        box_origin: 1 for VOC's pixels, which count from 1; 0 for tools that count from 0.
-        ids: keep only these images; None keeps all.
-        limit: keep at most so many images of each split; None keeps all.
         transform: resize and augmentation.
         cache: `disk` keeps decoded images in a file, for this run and the next; `ram` keeps them in memory; `none`
             decodes at each access.
         cache_dir: folder for what is read once: the index of the annotations, and decoded images.
-        on_error: what is done with a listed image that cannot be used (a file is missing, unreadable or cut off; a
-            box, class or size is wrong): `raise` an error, or `skip` it and say so.
-        batch_size: images a training step, on each device.
-        eval_batch_size: images a validation or test step, on each device.
-        num_workers: loader processes; 0 loads in the main process, which is fastest with the cache.
-        drop_last: whether an incomplete last training batch is left out.
-        split_seed: seed of holdout. Not the run's: seeds are to measure the noise of training on the same images.
         seed: seed of order and augmentation.
-        views: augment each training image in so many ways, and show every one equally often; None draws anew in each
+        views: augment each training image in this many ways, and show every one equally often; None draws anew in each
             epoch.
         views_seed: seed of these views; `seed` says which of them an epoch shows.
         features: `auto` computes what a frozen part of the network gives for each view once, `off` in every epoch; see
             `onebox.frozen_features`.
+        parts: the fields of `Splits`, `Selection` and `Loading`.
     """
 
     def __init__(
@@ -81,88 +84,42 @@ class VocDataModule(LightningDataModule):
         root: str,
         source: Source | None,
         download: bool,
-        splits: Mapping[str, Sequence[str]],
-        holdout: Mapping[str, float],
-        only_train: bool,
         classes: Sequence[str] | None,
         background_class: bool,
-        select: Select,
-        include_difficult: bool,
-        box_origin: Literal[0, 1],
-        ids: Sequence[str] | None,
-        limit: int | None,
         transform: Transform,
         cache: Cache,
         cache_dir: str,
-        on_error: OnError,
-        batch_size: int,
-        eval_batch_size: int,
-        num_workers: int,
-        drop_last: bool,
-        split_seed: int,
         seed: int,
         views: int | None,
         views_seed: int,
         features: Literal["auto", "off"],
+        **parts: Any,
     ) -> None:
         super().__init__()
-        shares = [holdout.get(split, 0.0) for split in ("val", "test")]
-        refuse(
-            {
-                f"data.splits has {sorted(set(splits) - set(SPLITS))}, but the splits are train, val and test": bool(
-                    set(splits) - set(SPLITS)
-                ),
-                f"data.holdout must be shares >= 0 that leave something to train, not {dict(holdout)}": not all(
-                    is_number(share, 0, 1) for share in shares
-                )
-                or sum(shares) >= 1,
-                "data.classes must be names, each once": classes is not None
-                and (not classes or isinstance(classes, str) or len(set(classes)) < len(classes)),
-                f"data.select must be single or largest, not {select}": select not in ("single", "largest"),
-                f"data.box_origin must be 1 or 0, not {box_origin}": box_origin not in (0, 1),
-                f"data.ids must be a list, such as ['000028'], not {ids}": isinstance(ids, str | int),
-                f"data.limit must be a number >= 1 or null, not {limit}": limit is not None
-                and not is_integer(limit, 1),
-                f"data.cache must be disk, ram or none, not {cache}": cache not in ("disk", "ram", "none"),
-                f"data.on_error must be raise or skip, not {on_error}": on_error not in ("raise", "skip"),
-                f"data.batch_size must be >= 1, not {batch_size}": not is_integer(batch_size, 1),
-                f"data.eval_batch_size must be a number >= 1, not {eval_batch_size}": not is_integer(
-                    eval_batch_size, 1
-                ),
-                f"data.num_workers must be >= 0, not {num_workers}": not is_integer(num_workers, 0),
-                f"data.views must be a number >= 1 or null, not {views}": views is not None
-                and not is_integer(views, 1),
-                f"data.views_seed must be a number >= 0, not {views_seed}": not is_integer(views_seed, 0),
-                f"data.split_seed must be a number >= 0, not {split_seed}": not is_integer(split_seed, 0),
-                f"data.features must be auto or off, not {features}": features not in ("auto", "off"),
-            }
-        )
+        parts.setdefault("split_seed", seed)  # as in runs that were stored before it had a key
+        self._splits = _part(Splits, parts)
+        self._selection = _part(Selection, parts)
+        self._loading = _part(Loading, parts)
+        each_once = classes is None or (not isinstance(classes, str) and 0 < len(set(classes)) == len(classes))
+        check(each_once, "data.classes must be names, each once")
+        check(cache in ("disk", "ram", "none"), f"data.cache must be disk, ram or none, not {cache}")
+        check(views is None or is_integer(views, 1), f"data.views must be a number >= 1 or null, not {views}")
+        check(is_integer(views_seed, 0), f"data.views_seed must be a number >= 0, not {views_seed}")
+        check(features in ("auto", "off"), f"data.features must be auto or off, not {features}")
         self._root = Path(root)
         self._source = source
         self._download = download
-        self._splits = {split: list(splits.get(split, [])) for split in SPLITS}
-        self._holdout = dict(holdout)
-        self._only_train = only_train
         self._classes = None if classes is None else list(classes)
         self._background_class = background_class
-        self._select: Select = select
-        self._include_difficult = include_difficult
-        self._box_origin = box_origin
-        self._ids = None if ids is None else [str(image_id) for image_id in ids]
-        self._limit = limit
         self._transform = transform
         self.image_size: int = transform.resize.size
         self._cache: Cache = cache
         self._cache_dir = Path(cache_dir)
-        self._on_error: OnError = on_error
-        self._batch_size = batch_size
-        self._eval_batch_size = eval_batch_size
-        self._num_workers = num_workers
-        self._drop_last = drop_last
-        self._seed, self._split_seed = seed, split_seed
+        self._seed = seed
         self._views_seed = seed if views is None else views_seed
         self.views = views if transform.is_random else 1
         self.features = features
+        self._undecodable: dict[int, str] = {}  # by row of the listed images
         self._datasets: dict[str, OneBoxDataset] = {}
         self._replaced: dict[str, Any] = {}
         self.start = (0, 0)  # epoch and step of it that training begins with
@@ -182,13 +139,19 @@ class VocDataModule(LightningDataModule):
         """
         if self.indexes:
             return
-        self._catalog, self._rows = self._listed()
+        self._listed, self._rows = self._read_lists()
         if self._classes is None:
-            rows = np.concatenate(list(self._rows.values()))
-            self._classes = class_names(self._catalog, rows, box_origin=self._box_origin)
+            self._classes = class_names(self._listed, box_origin=self._selection.box_origin)
         self.class_names = [BACKGROUND] * self._background_class + self._classes
         self.indexes = {split: self._index(split) for split in SPLITS}
+        if self._selection.on_error == "skip":  # which images are used depends on what can be decoded
+            self.decode()
         self._check_training_images()
+        for split, index in self.indexes.items():
+            log.info("%-5s %s", split, index)
+            for first in index.skipped[:1]:
+                count, what = len(index.skipped), f"{first.file}: {first.reason}"
+                log.warning("%-5s %d bad samples skipped, the first: %s", split, count, what)
 
     def decode(self) -> None:
         """Decode all splits into the cache, if there is one, so that a bad image is found before the fit.
@@ -229,28 +192,28 @@ class VocDataModule(LightningDataModule):
     def dataset(self, split: str) -> OneBoxDataset:
         """The images of one split as the loaders give them; decoded at the first call when there is a cache."""
         while split not in self._datasets:
+            index = self.indexes[split]
+            dataset = self._dataset(split, augment=split == "train")
+            looks = self._cache != "none" or self._selection.on_error == "skip"
             try:
-                dataset = self._dataset(split, augment=split == "train", cache=self._cache)
-                if self._cache == "none" and self._on_error == "skip":
-                    dataset.decode_all(None)
-                self._datasets[split] = dataset
-            except UndecodableImages as error:
-                index, bad = self.indexes[split], sorted(error.reasons)
-                reasons = [error.reasons[row] for row in bad]
-                self._catalog.keep_checks(index.rows[bad], index.image_stamps[bad], reasons)
-                if self._on_error == "raise":
-                    raise
-                self.indexes[split] = self._index(split)
+                bad = dataset.load(self._cache, self._cache_dir) if looks else {}
             except OSError as error:
-                if self._cache == "none":
-                    raise
                 log.warning("%s: %s; decoding at each access, as with data.cache=none", self._cache_dir, error)
                 self._cache = "none"  # said once
+                continue
+            if not bad:
+                self._datasets[split] = dataset
+            elif self._selection.on_error == "raise":
+                others = f" (and {len(bad) - 1:,} other images; data.on_error=skip leaves them out)"
+                raise BadInput(f"{index.image_paths[min(bad)]}: {bad[min(bad)]}{others * (len(bad) > 1)}")
+            else:
+                self._undecodable |= {int(index.rows[row]): reason for row, reason in bad.items()}
+                self.indexes[split] = self._index(split)
         return self._datasets[split]
 
     def plain_batch(self, split: str, rows: Sequence[int]) -> Batch:
         """Some images of one split without augmentation."""
-        return self._dataset(split, augment=False, cache="none").__getitems__([(0, row) for row in rows])
+        return self._dataset(split, augment=False).__getitems__([(0, row) for row in rows])
 
     def replace_datasets(self, make: Callable[[OneBoxDataset, str, int, Path], Any]) -> None:
         """Let the loaders of train and val take their batches from other datasets, such as stored features.
@@ -278,85 +241,57 @@ class VocDataModule(LightningDataModule):
         """Batches in the order of the lists."""
         return self._loader("test")
 
-    def _dataset(self, split: str, *, augment: bool, cache: Cache) -> OneBoxDataset:
-        return OneBoxDataset(
-            self.indexes[split],
-            self._transform,
-            augment=augment,
-            cache=cache,
-            cache_dir=self._cache_dir,
-            seed=self._views_seed,
-        )
+    def _dataset(self, split: str, *, augment: bool) -> OneBoxDataset:
+        index = self.indexes[split]
+        return OneBoxDataset(index, self._transform, root=self._root, augment=augment, seed=self._views_seed)
 
-    def _listed(self) -> tuple[Catalog, dict[str, Ints]]:
-        """What is known of all trees, and the rows of each split in it."""
+    def _read_lists(self) -> tuple[Listed, dict[str, Ints]]:
+        """All listed images, and which of them are in each split."""
         trees: dict[str, VocTree] = {}
-        listed: dict[str, dict[Image, None]] = {split: {} for split in SPLITS}  # in order, each image once
-        for split, lists in self._splits.items():
-            for item in lists:
+        listed: dict[str, dict[tuple[str, str], None]] = {split: {} for split in SPLITS}  # in order, each image once
+        for split in SPLITS:
+            for item in self._splits.lists(split):
                 name, _, list_name = item.rpartition("/")
                 if name not in trees:
                     trees[name] = VocTree(self._root / name)
-                listed[split].update(dict.fromkeys((name, image_id) for image_id in trees[name].ids(list_name)))
-        if self._only_train:
-            pooled = dict.fromkeys(image for split in SPLITS for image in listed[split])
-            listed = {"train": pooled, "val": {}, "test": {}}
+                images = [(name, image_id) for image_id in trees[name].ids(list_name)]
+                listed["train" if self._splits.only_train else split].update(dict.fromkeys(images))
         check_disjoint({split: ["/".join(image).lstrip("/") for image in images] for split, images in listed.items()})
-        unknown = set(self._ids or []).difference(image_id for images in listed.values() for _, image_id in images)
-        if unknown:
-            raise BadInput(
-                f"data.ids: no list of data.splits names {', '.join(sorted(unknown))} "
-                "(an unquoted number loses its zeros: write \"data.ids=['000028']\")"
-            )
-        catalog = Catalog(trees, self._cache_dir)
-        rows = {split: catalog.rows(images) for split, images in listed.items()}
-        if not self._only_train:
-            self._hold_out(rows)
-        return catalog, rows
+        all_images = [image for images in listed.values() for image in images]
+        unknown = {str(image_id) for image_id in self._selection.ids or []} - {image_id for _, image_id in all_images}
+        check(
+            not unknown,
+            f"data.ids: no list of data.splits names {', '.join(sorted(unknown))} "
+            "(an unquoted number loses its zeros: write \"data.ids=['000028']\")",
+        )
+        ends = np.cumsum([0, *(len(images) for images in listed.values())]).tolist()
+        rows = {split: np.arange(*ends[place : place + 2]) for place, split in enumerate(SPLITS)}
+        if not self._splits.only_train:
+            self._splits.hold_out(rows)
+        return Listed(trees, all_images, self._cache_dir), rows
 
     def _index(self, split: str) -> Index:
         index = build_index(
-            self._catalog,
+            self._listed,
             self._rows[split],
+            self._selection,
             label_of={name: label for label, name in enumerate(self.class_names)},
-            select=self._select,
-            include_difficult=self._include_difficult,
-            box_origin=self._box_origin,
-            ids=self._ids,
-            limit=self._limit,
-            on_error=self._on_error,
+            undecodable=self._undecodable,
         )
-        index = index.where(self._transform.keeps(index.boxes.numpy()), "below augment.min_area")
-        log.info("%-5s %s", split, index)
-        if index.skipped:
-            first = index.skipped[0]
-            log.warning(
-                "%-5s %d bad samples skipped, the first: %s: %s", split, len(index.skipped), first.file, first.reason
-            )
-        return index
+        return index.where(self._transform.keeps(index.boxes.numpy()), "below augment.min_area")
 
     def _check_training_images(self) -> None:
-        if len(self.indexes["train"]) == 0:
-            raise BadInput(
-                f"{self._root}: no training image is left ({self.indexes['train']}); "
-                "loosen data.select, data.ids or data.limit, or name other lists in data.splits"
-            )
-        if self._drop_last and len(self.indexes["train"]) < self._batch_size:
-            raise BadInput(
-                f"data.drop_last leaves no batch of {self._batch_size} from {len(self.indexes['train'])} training "
-                "images; set data.drop_last=false or a smaller data.batch_size"
-            )
-
-    def _hold_out(self, rows: dict[str, Ints]) -> None:
-        """Move a share of the training rows to the splits that name no list."""
-        train = rows["train"]
-        order = np.random.default_rng(self._split_seed).permutation(len(train))
-        for split in ("val", "test"):
-            if not self._splits[split]:
-                count = math.floor(self._holdout.get(split, 0.0) * len(train))
-                taken, order = np.sort(order[:count]), order[count:]
-                rows[split] = train[taken]
-        rows["train"] = train[np.sort(order)]
+        train, batch_size = self.indexes["train"], self._loading.batch_size
+        check(
+            len(train) > 0,
+            f"{self._root}: no training image is left ({train}); "
+            "loosen data.select, data.ids or data.limit, or name other lists in data.splits",
+        )
+        check(
+            not self._loading.drop_last or len(train) >= batch_size,
+            f"data.drop_last leaves no batch of {batch_size} from {len(train)} training "
+            "images; set data.drop_last=false or a smaller data.batch_size",
+        )
 
     def _loader(self, split: str) -> DataLoader[Batch]:
         dataset = self._replaced[split] if split in self._replaced else self.dataset(split)
@@ -364,7 +299,7 @@ class VocDataModule(LightningDataModule):
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         rank = torch.distributed.get_rank() if distributed else 0
         num_replicas = torch.distributed.get_world_size() if distributed else 1
-        batch_size = self._batch_size if is_train else self._eval_batch_size
+        batch_size = self._loading.batch_size if is_train else self._loading.eval_batch_size
         epoch, step = self.start if is_train else (0, 0)
         batches: dict[str, Any] = {
             "batch_size": batch_size,
@@ -377,7 +312,7 @@ class VocDataModule(LightningDataModule):
                 start=(epoch, step * batch_size),
                 views=self.views if is_train else 1,
             ),
-            "drop_last": is_train and self._drop_last,
+            "drop_last": is_train and self._loading.drop_last,
         }
         if not is_train and len(dataset) and num_replicas > 1:
             if len(dataset) < num_replicas:
@@ -387,13 +322,18 @@ class VocDataModule(LightningDataModule):
         return DataLoader(
             dataset,
             **batches,
-            num_workers=self._num_workers,
-            persistent_workers=self._num_workers > 0,
+            num_workers=self._loading.num_workers,
+            persistent_workers=self._loading.num_workers > 0,
             collate_fn=_as_is,  # __getitems__ gives whole batches
             worker_init_fn=_ignore_sigterm,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(self._seed),  # workers must not draw from the global generator
         )
+
+
+def _part(kind: Callable[..., Part], keys: Mapping[str, Any]) -> Part:
+    """A part of the data module, from those of its keys that are fields of it."""
+    return kind(**{item.name: keys[item.name] for item in dataclasses.fields(kind)})  # type: ignore[arg-type]
 
 
 def _as_is(batch: Any) -> Any:

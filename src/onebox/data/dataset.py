@@ -1,12 +1,11 @@
 """From rows of an index to batches. B = batch size, H x W = the model's image size in px."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -16,11 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from onebox.data.augment import Transform
-from onebox.data.cache import Pixels, open_array, pixels_key
+from onebox.data.cache import Pixels, image_keys, stored_pixels
 from onebox.data.image import read_image, wrong_size
 from onebox.data.index import Index
-from onebox.data.processes import num_cores
-from onebox.data.progress import progress
+from onebox.data.processes import num_cores, progress
 from onebox.data.resize import Image, Resize
 from onebox.errors import BadInput
 
@@ -74,24 +72,6 @@ class Batch:
         return len(self.ids)
 
 
-class UndecodableImages(BadInput):
-    """Images whose head and end are whole, but not what lies between.
-
-    Args:
-        reasons: row of the index -> what is wrong.
-        first: the file of the first of them.
-    """
-
-    def __init__(self, reasons: Mapping[int, str], first: str) -> None:
-        self.reasons, self.first = reasons, first
-        others = f" (and {len(reasons) - 1:,} other images; data.on_error=skip leaves them out)" * (len(reasons) > 1)
-        super().__init__(f"{first}: {reasons[min(reasons)]}{others}")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Made again from its own arguments: jobs and workers send it between processes."""
-        return type(self), (self.reasons, self.first)
-
-
 def pixel_source(resize: Resize) -> str:
     """What makes pixels of a file: the decoder and the resize."""
     decoder = f"OpenCV {cv2.__version__}"
@@ -101,38 +81,30 @@ def pixel_source(resize: Resize) -> str:
 class OneBoxDataset(Dataset[Batch]):
     """Images with one box and one label each, fetched a batch at a time.
 
-    A sample is a function of (seed, its key) and of nothing else, so it does not depend on workers or order.
+    A sample is a function of (seed, its key) and of nothing else, so it does not depend on workers or order. Until
+    `load` has been called, images are decoded at each access.
 
     Args:
         index: which images and objects.
         transform: resize and augmentation.
+        root: folder that holds the images, at whatever depth.
         augment: whether the random transforms are applied.
-        cache: `disk` decodes every image once, at the transform's size, into a file that is used again and shared by
-            processes; `ram` does it into memory; `none` decodes at each access.
-        cache_dir: folder of that file.
         seed: seed of the augmentation.
-
-    Raises:
-        OSError: the file of `disk` cannot be made.
-        UndecodableImages: `disk` or `ram` found some.
     """
 
-    def __init__(
-        self, index: Index, transform: Transform, *, augment: bool, cache: Cache, cache_dir: Path, seed: int
-    ) -> None:
+    def __init__(self, index: Index, transform: Transform, *, root: Path, augment: bool, seed: int) -> None:
         self.index = index
+        self.folder = str(root.resolve())
         self._transform = transform
         self.is_random = augment and transform.is_random
         self.image_size = transform.resize.size
         self._resize = transform.resize_before_augment if self.is_random else transform.resize
         self._seed = seed
         self._images: Pixels | None = None
-        if len(index) and cache == "ram":
-            images = np.empty(self._shape(), dtype=np.uint8)
-            self.decode_all(images)
-            self._images = images
-        elif len(index) and cache == "disk":
-            self._images = self._open(cache_dir)
+        self._rows: NDArray[np.int64] = np.arange(len(index))  # where they are in _images
+        names = [path.removeprefix(str(root)) for path in index.image_paths]
+        # The annotated size too: an image is stored when it was found to have it.
+        self._keys = image_keys(names, np.hstack([index.image_stamps, index.sizes.numpy()]))
 
     def __len__(self) -> int:
         return len(self.index)
@@ -149,7 +121,7 @@ class OneBoxDataset(Dataset[Batch]):
             images, boxes = drawn.images, drawn.boxes
             shares = {"augment_redrawn": drawn.redrawn / len(rows), "augment_fallback": drawn.fallback / len(rows)}
         elif self._images is not None:
-            images = self._images[rows]  # by NumPy, which copies whole images; torch goes element by element
+            images = self._images[self._rows[rows]]  # by NumPy, which copies whole images; torch goes by elements
         else:
             images = np.stack([self._decode(row) for row in rows])
         ids = tuple(self.index.ids[row] for row in rows)
@@ -160,70 +132,74 @@ class OneBoxDataset(Dataset[Batch]):
         """One image of epoch 0, as a batch of one."""
         return self.__getitems__([(0, row)])
 
+    def load(self, cache: Cache, cache_dir: Path) -> Mapping[int, str]:
+        """Decode all images, so that they are at hand.
+
+        Args:
+            cache: `disk` decodes every image once, at the transform's size, into a file that is used again and shared
+                by processes; `ram` does it into memory; `none` only finds those that cannot be decoded.
+            cache_dir: folder of that file.
+
+        Returns:
+            Row -> what is wrong with an image that cannot be used; where there is one, nothing else may be called.
+
+        Raises:
+            OSError: the file of `disk` cannot be made.
+        """
+        side, rows = self._resize.size, range(len(self))
+        if not rows or cache == "none":
+            return self._decode_all(rows, None)
+        if cache == "ram":
+            self._images = np.empty((len(rows), side, side, 3), dtype=np.uint8)
+            return self._decode_all(rows, self._images)
+        resizing = pixel_source(self._resize)
+        name = hashlib.sha256(f"{self.folder}\0{resizing}".encode("utf-8", "surrogateescape")).hexdigest()[:24]
+        path = cache_dir / "pixels" / f"{name}.pixels"
+        about = {"data": self.folder, "resizing": resizing}
+        self._images, self._rows, bad = stored_pixels(path, self._keys, side, decode=self._decode_all, about=about)
+        return bad
+
+    def fingerprint(self) -> str:
+        """Hash of what images and boxes follow from, but for the transform's own arguments."""
+        digest = hashlib.sha256(f"{self.folder}\0{pixel_source(self._resize)}".encode("utf-8", "surrogateescape"))
+        digest.update(b"".join(self._keys))
+        if self.is_random:
+            digest.update(self.index.boxes.numpy().tobytes() + str(self._seed).encode())
+        return digest.hexdigest()
+
     def _image(self, row: int) -> Image:
-        return self._decode(row) if self._images is None else self._images[row]
+        return self._decode(row) if self._images is None else self._images[self._rows[row]]
 
     def _decode(self, row: int) -> Image:
         path = self.index.image_paths[row]
         image = read_image(path)
-        height, width = self.index.sizes[row].tolist()
-        if image.shape[:2] != (height, width):
-            raise BadInput(f"{path}: {wrong_size(image.shape[0], image.shape[1], height, width)}")
+        size = tuple(self.index.sizes[row].tolist())
+        if image.shape[:2] != size:
+            raise BadInput(f"{path}: {wrong_size(image.shape[:2], size)}")
         return self._resize(image)
 
-    @property
-    def folder(self) -> str:
-        """Where the images lie."""
-        return os.path.commonpath({str(Path(self.index.image_paths[row]).parent.absolute()) for row in (0, -1)})
-
-    def fingerprint(self) -> str:
-        """Hash of what images and boxes follow from, but for the transform's own arguments."""
-        boxes = hashlib.sha256(self.index.boxes.numpy().tobytes()).hexdigest() if self.is_random else ""
-        return f"{self._pixels_key()} {boxes} {self._seed if self.is_random else ''}"
-
-    def _pixels_key(self) -> str:
-        return pixels_key(self.index.ids, self.index.image_stamps, pixel_source(self._resize))
-
-    def _open(self, cache_dir: Path) -> Pixels:
-        about = {"data": self.folder, "resizing": pixel_source(self._resize)}
-        return open_array(
-            cache_dir / "pixels" / f"{self._pixels_key()}.npy",
-            shape=self._shape(),
-            dtype=lambda: np.dtype(np.uint8),
-            fill=self.decode_all,
-            about=about,
-            doing="decodes",
-        )
-
-    def _shape(self) -> tuple[int, ...]:
-        return len(self), self._resize.size, self._resize.size, 3
-
-    def decode_all(self, images: Pixels | None) -> None:
-        """Decode all images into an array ([N, H, W, 3]); into none to see whether they can be decoded.
-
-        Raises:
-            UndecodableImages: some cannot.
-        """
+    def _decode_all(self, rows: Sequence[int], images: Pixels | None) -> Mapping[int, str]:
+        """Decode some rows into an array, unless it is None; returns what is wrong with those that cannot be."""
         bad: dict[int, str] = {}
 
-        def fill(row: int) -> None:
+        def fill(place: int) -> None:
+            row = rows[place]
             try:
                 image = self._decode(row)
                 if images is not None:
-                    images[row] = image
+                    images[place] = image
             except BadInput as error:
                 bad[row] = str(error).removeprefix(f"{self.index.image_paths[row]}: ")
 
         # Threads are enough: OpenCV lets go of the interpreter while it decodes.
         pool = ThreadPoolExecutor(num_cores())
         try:
-            done = pool.map(fill, range(len(self)))
-            for _ in progress(done, total=len(self), description="decoding"):
+            done = pool.map(fill, range(len(rows)))
+            for _ in progress(done, total=len(rows), description="decoding"):
                 pass
         finally:
             pool.shutdown(cancel_futures=True)  # Ctrl-C is not to wait for all the others
-        if bad:
-            raise UndecodableImages(bad, self.index.image_paths[min(bad)])
+        return bad
 
 
 class EpochSampler(Sampler[Key]):

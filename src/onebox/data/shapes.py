@@ -17,8 +17,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from onebox.data.processes import num_cores
-from onebox.data.progress import progress
+from onebox.data.processes import num_cores, progress
 from onebox.errors import BadInput, check
 
 GENERATOR = 1  # raise it whenever the same settings would give other bytes

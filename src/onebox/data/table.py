@@ -1,22 +1,28 @@
-"""The annotations of a tree as columns. N = number of annotations, M = number of their objects."""
+"""The annotations of a tree as columns, kept in a file. N = number of annotations, M = number of their objects."""
 
+from __future__ import annotations
+
+import hashlib
 import json
+import logging
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onebox.data.voc import Record
-from onebox.files import replacing
+from onebox.data.processes import process_map
+from onebox.data.voc import Record, VocTree, read_record
+from onebox.files import alone, remove_unfinished, replacing
 
-SCHEMA = 2  # of the file; another number is as good as no file
-UNCHECKED = -1
+log = logging.getLogger(__name__)
+
+SCHEMA = 3  # of the file; another number is as good as no file
 
 Ints = NDArray[np.int64]
-COLUMNS = ("stamps", "sizes", "first", "names", "difficult", "corners", "image_stamps")
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,31 +30,24 @@ class Table:
     """One row an annotation file, whatever it says; nothing is judged here.
 
     Attributes:
-        ids: [N] names of the images in their tree.
+        ids: [N] str, names of the images in their tree.
         stamps: [N, 3] of each XML file: size in bytes, and when content and state (rights, links) changed, in ns.
         sizes: [N, 2] height and width in px as annotated; 0 where `problems` has the row.
         first: [N + 1] the objects of row i are first[i] to first[i + 1].
-        names: [M] int32, the object's class as a row of `class_names`.
+        names: [M] str, the object's class.
         difficult: [M] bool, whether the object is marked so.
         corners: [M, 4] float64, xmin ymin xmax ymax as the file has them.
-        image_stamps: [N, 2] of each image file when it was last checked: size in bytes, and when its content changed,
-            in ns; -1 when it never was.
-        class_names: the classes that occur, sorted.
         problems: row -> what is wrong with the XML file.
-        image_problems: row -> what was wrong with the image file when it was checked.
     """
 
-    ids: tuple[str, ...]
+    ids: NDArray[np.str_]
     stamps: Ints
     sizes: Ints
     first: Ints
-    names: NDArray[np.int32]
+    names: NDArray[np.str_]
     difficult: NDArray[np.bool_]
     corners: NDArray[np.float64]
-    image_stamps: Ints
-    class_names: tuple[str, ...]
     problems: Mapping[int, str]
-    image_problems: Mapping[int, str]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -59,7 +58,7 @@ class Table:
         return np.repeat(np.arange(len(self)), np.diff(self.first))
 
     @classmethod
-    def from_records(cls, ids: Sequence[str], stamps: Ints, records: Sequence[Record | str]) -> "Table":
+    def from_records(cls, ids: Sequence[str], stamps: Ints, records: Sequence[Record | str]) -> Table:
         """What was read, as a table.
 
         Args:
@@ -69,134 +68,119 @@ class Table:
         """
         good: list[Record] = [(0, 0, []) if isinstance(record, str) else record for record in records]
         objects = [item for *_, found in good for item in found]
-        class_names = tuple(sorted({item[0] for item in objects}))
-        number = {name: position for position, name in enumerate(class_names)}
         return cls(
-            ids=tuple(ids),
+            ids=np.array(ids, dtype=np.str_),
             stamps=stamps.reshape(-1, 3),
             sizes=np.array([(height, width) for width, height, _ in good], dtype=np.int64).reshape(-1, 2),
             first=np.cumsum([0, *(len(found) for *_, found in good)], dtype=np.int64),
-            names=np.array([number[item[0]] for item in objects], dtype=np.int32),
+            names=np.array([item[0] for item in objects], dtype=np.str_),
             difficult=np.array([item[1] for item in objects], dtype=bool),
             corners=np.array([item[2:] for item in objects], dtype=np.float64).reshape(-1, 4),
-            image_stamps=np.full((len(good), 2), UNCHECKED, dtype=np.int64),
-            class_names=class_names,
             problems={row: record for row, record in enumerate(records) if isinstance(record, str)},
-            image_problems={},
         )
 
-    def take(self, rows: Ints) -> "Table":
-        """Some of the rows, in the order given; each at most once."""
+    def take(self, rows: Ints) -> Table:
+        """Some of the rows, in the order given."""
         counts = np.diff(self.first)[rows]
         first = np.concatenate([[0], np.cumsum(counts)])
         objects = np.arange(first[-1]) + np.repeat(self.first[rows] - first[:-1], counts)
-        used, names = np.unique(self.names[objects], return_inverse=True)
-        position = {row: number for number, row in enumerate(rows.tolist())}
         return Table(
-            ids=tuple(map(self.ids.__getitem__, rows.tolist())),
+            ids=self.ids[rows],
             stamps=self.stamps[rows],
             sizes=self.sizes[rows],
             first=first,
-            names=names.astype(np.int32),
+            names=self.names[objects],
             difficult=self.difficult[objects],
             corners=self.corners[objects],
-            image_stamps=self.image_stamps[rows],
-            class_names=tuple(self.class_names[name] for name in used.tolist()),
-            problems={position[row]: text for row, text in self.problems.items() if row in position},
-            image_problems={position[row]: text for row, text in self.image_problems.items() if row in position},
-        )
-
-    def with_image_checks(self, rows: Ints, stamps: Ints, problems: Sequence[str | None]) -> "Table":
-        """The same table, with what a check of some images found.
-
-        Args:
-            rows: [K] which rows.
-            stamps: [K, 2] of the image files.
-            problems: [K] what is wrong; None for nothing.
-        """
-        image_stamps = self.image_stamps.copy()
-        image_stamps[rows] = stamps
-        checked = dict(zip(rows.tolist(), problems, strict=True))
-        merged = {**self.image_problems, **checked}
-        return replace(
-            self, image_stamps=image_stamps, image_problems={row: text for row, text in merged.items() if text}
+            problems={new: self.problems[old] for new, old in enumerate(rows.tolist()) if old in self.problems},
         )
 
     def save(self, path: Path, *, folder: str) -> None:
         """Write the table, whole or not at all; `folder` is for people who look at what there is."""
-        words = {
-            "schema": SCHEMA,
-            "folder": folder,
-            "class_names": self.class_names,
-            "problems": list(self.problems.items()),
-            "image_problems": list(self.image_problems.items()),
-        }
-        columns = {name: getattr(self, name) for name in COLUMNS}
+        words = json.dumps({"schema": SCHEMA, "folder": folder, "problems": list(self.problems.items())})
+        columns = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "problems"}
         with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, words=to_bytes(json.dumps(words)), ids=to_bytes("\0".join(self.ids)), **columns)
+            np.savez(file, words=np.frombuffer(words.encode(), np.uint8), **columns)
 
     @classmethod
-    def load(cls, path: Path) -> "Table | None":
+    def load(cls, path: Path) -> Table | None:
         """The table in a file; None when there is none that can be used."""
         try:
             with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-                words = read_words(file)
-                if words["schema"] != SCHEMA:
-                    return None
-                table = cls(
-                    ids=to_ids(file["ids"]),
-                    class_names=tuple(words["class_names"]),
-                    problems=dict(words["problems"]),
-                    image_problems=dict(words["image_problems"]),
-                    **{name: file[name] for name in COLUMNS},
-                )
-        except FileNotFoundError:
+                columns = dict(file.items())
+            words = json.loads(bytes(columns.pop("words")))
+            table = cls(**columns, problems=dict(words["problems"])) if words["schema"] == SCHEMA else None
+        except Exception:  # there is no file, or a damaged one, which raises anything; the table is made again
             return None
-        except Exception:  # a damaged zip file raises anything; the table is made again
-            return None
-        lengths = {len(table), len(table.stamps), len(table.sizes), len(table.first) - 1, len(table.image_stamps)}
-        return table if len(lengths) == 1 else None
-
-
-def read_words(file: Mapping[str, Any]) -> dict[str, Any]:
-    """What a table's file says besides its columns."""
-    words: dict[str, Any] = json.loads(bytes(file["words"]))
-    return words
-
-
-def to_ids(column: NDArray[np.uint8]) -> tuple[str, ...]:
-    """The ids that `to_bytes` was given."""
-    text = bytes(column).decode("utf-8", "surrogateescape")
-    return tuple(text.split("\0")) if text else ()
+        return table if table is not None and len(table) == len(table.sizes) == len(table.first) - 1 else None
 
 
 def join(tables: Sequence[Table]) -> Table:
     """The rows of several tables, one after the other."""
-    class_names = tuple(sorted(set().union(*(table.class_names for table in tables))))
-    number = {name: position for position, name in enumerate(class_names)}
-    starts = np.cumsum([0, *(len(table) for table in tables)]).tolist()
+    starts = np.cumsum([0, *map(len, tables)]).tolist()
     objects = np.cumsum([0, *(len(table.names) for table in tables)])
     firsts = [table.first[:-1] + start for table, start in zip(tables, objects[:-1], strict=True)]
-    renumber = [np.array([number[name] for name in table.class_names], dtype=np.int32) for table in tables]
+    columns: dict[str, Any] = {
+        name: np.concatenate([getattr(table, name) for table in tables])
+        for name in ("ids", "stamps", "sizes", "names", "difficult", "corners")
+    }
     return Table(
-        ids=tuple(image_id for table in tables for image_id in table.ids),
-        stamps=np.concatenate([table.stamps for table in tables]),
-        sizes=np.concatenate([table.sizes for table in tables]),
+        **columns,
         first=np.concatenate([*firsts, objects[-1:]]).astype(np.int64),
-        names=np.concatenate([codes[table.names] for codes, table in zip(renumber, tables, strict=True)]),
-        difficult=np.concatenate([table.difficult for table in tables]),
-        corners=np.concatenate([table.corners for table in tables]),
-        image_stamps=np.concatenate([table.image_stamps for table in tables]),
-        class_names=class_names,
-        problems=_shift([table.problems for table in tables], starts),
-        image_problems=_shift([table.image_problems for table in tables], starts),
+        problems={start + row: text for start, part in zip(starts, tables) for row, text in part.problems.items()},  # noqa: B905
     )
 
 
-def _shift(problems: Sequence[Mapping[int, str]], starts: Sequence[int]) -> dict[int, str]:
-    return {row + start: text for part, start in zip(problems, starts, strict=False) for row, text in part.items()}
+def table_path(tree: VocTree, cache_dir: Path) -> Path:
+    """The file that keeps a tree's table."""
+    return cache_dir / "index" / f"{hashlib.sha256(os.fsencode(tree.folder.resolve())).hexdigest()[:16]}.npz"
 
 
-def to_bytes(text: str) -> NDArray[np.uint8]:
-    """A text as a column of a file; ids are joined by NUL."""
-    return np.frombuffer(text.encode("utf-8", "surrogateescape"), dtype=np.uint8)
+def read_table(tree: VocTree, cache_dir: Path) -> Table:
+    """All annotations of a tree, sorted by id. XML files are parsed when they are new or changed since the last time.
+
+    Several processes may call this at once; one parses, the others wait. A folder that cannot be written costs a
+    warning and the time to parse.
+    """
+    path = table_path(tree, cache_dir)
+    found = sorted(tree.annotation_files())
+    ids = [image_id for image_id, *_ in found]
+    files = [f"{folder}/{image_id}.xml" for image_id, folder, *_ in found]
+    stamps = np.array([stamp for _, _, *stamp in found], dtype=np.int64).reshape(-1, 3)
+    table = Table.load(path)
+    if _is_current(table, ids, stamps):
+        return table
+    try:
+        with alone(path.with_suffix(".lock"), waiting=f"Waiting for another process that reads {tree.folder}"):
+            table = Table.load(path)
+            if not _is_current(table, ids, stamps):
+                remove_unfinished(path)
+                table = _read_changed(table, ids, files, stamps)
+                table.save(path, folder=str(tree.folder.resolve()))
+    except (OSError, NotImplementedError) as error:  # filelock raises the second where a folder cannot be locked
+        log.warning("%s: the index is not kept (%s); free some space or set data.cache_dir", path, error)
+        if not _is_current(table, ids, stamps):
+            table = _read_changed(table, ids, files, stamps)
+    return table
+
+
+def _is_current(table: Table | None, ids: list[str], stamps: Ints) -> TypeGuard[Table]:
+    return table is not None and table.ids.tolist() == ids and np.array_equal(table.stamps, stamps)
+
+
+def _read_changed(table: Table | None, ids: list[str], files: list[str], stamps: Ints) -> Table:
+    """A table of these files, in which the rows of `table` that did not change are taken over."""
+    known = (
+        {}
+        if table is None
+        else {key: row for row, key in enumerate(zip(table.ids.tolist(), map(bytes, table.stamps), strict=True))}
+    )
+    old = np.array([known.get(key, -1) for key in zip(ids, map(bytes, stamps), strict=True)], dtype=np.int64)
+    new = np.flatnonzero(old < 0)
+    names = [files[row] for row in new.tolist()]
+    records = list(process_map(read_record, names, description="reading annotations"))
+    parsed = Table.from_records([ids[row] for row in new.tolist()], stamps[new], records)
+    if table is None:
+        return parsed
+    old[new] = len(table) + np.arange(len(new))
+    return join([table, parsed]).take(old)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onebox.data.table import read_words, to_bytes, to_ids
 from onebox.errors import BadInput, check
 from onebox.files import replacing
 from onebox.trust import stored_file
@@ -96,3 +95,20 @@ def compare_samples(one: Path, other: Path) -> dict[str, dict[str, list[str]]] |
         if any(map(len, changes.values())):
             found[split] = {what: ids.tolist() for what, ids in changes.items() if len(ids)}
     return found
+
+
+def read_words(file: Mapping[str, Any]) -> dict[str, Any]:
+    """What a table's file says besides its columns."""
+    words: dict[str, Any] = json.loads(bytes(file["words"]))
+    return words
+
+
+def to_bytes(text: str) -> NDArray[np.uint8]:
+    """A text as a column of a file; ids are joined by NUL."""
+    return np.frombuffer(text.encode("utf-8", "surrogateescape"), dtype=np.uint8)
+
+
+def to_ids(column: NDArray[np.uint8]) -> tuple[str, ...]:
+    """The ids that `to_bytes` was given."""
+    text = bytes(column).decode("utf-8", "surrogateescape")
+    return tuple(text.split("\0")) if text else ()
