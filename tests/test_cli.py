@@ -229,9 +229,7 @@ def test_stopped_by_hand_it_leaves_with_130_and_keeps_what_it_has(tmp_path, tar,
 
 
 def test_caches_are_shown_and_cleared(tmp_path, tree):
-    import numpy as np
-
-    from onebox.data.cache import open_array
+    from onebox.data.cache import stored_pixels
     from onebox.data.table import read_table
     from onebox.data.voc import VocTree
 
@@ -240,22 +238,16 @@ def test_caches_are_shown_and_cleared(tmp_path, tree):
     assert run(tmp_path, "data", "cache", **plain) == (0, f"{folder} holds no cache\n", "")
     tree.add("a", ("dog", (1, 1, 30, 20)))
     read_table(VocTree(tree.folder), folder)
-    shape = (1200, 20, 30, 3)
-    open_array(
-        folder / "pixels/key.npy",
-        shape=shape,
-        dtype=lambda: np.dtype(np.uint8),
-        fill=np.zeros_like,
-        about={"data": "/voc/JPEGImages"},
-        doing="decodes",
-    )
+    keys = [bytes([number // 256, number % 256] * 8) for number in range(1200)]
+    about = {"data": "/voc"}
+    stored_pixels(folder / "pixels/key.pixels", keys, 20, decode=lambda numbers, pixels: {}, about=about)
     code, out, err = run(tmp_path, "data", "cache", **plain)
     assert (code, err) == (0, "")
     lines = {line.split()[0]: line for line in out.splitlines()}
-    assert set(lines) == {"what", "pixels", "index", "2.2"}
-    assert lines["pixels"].split()[1:5] == ["2.2", "MB", "1,200", "30x20"]
-    assert lines["pixels"].endswith("  /voc/JPEGImages")
+    assert set(lines) == {"what", "pixels", "index", "1.4"}
+    assert lines["pixels"].split()[1:5] == ["1.4", "MB", "1,200", "20x20"]
+    assert lines["pixels"].endswith("  /voc")
     assert lines["index"].endswith(f"  {tree.folder}")
     code, out, err = run(tmp_path, "data", "cache", "--clear", f"data.cache_dir='{folder}'")
-    assert (code, out, err) == (0, f"{folder}: 2.2 MB freed\n", "")
+    assert (code, out, err) == (0, f"{folder}: 1.5 MB freed\n", "")
     assert run(tmp_path, "data", "cache", **plain)[1] == f"{folder} holds no cache\n"

@@ -170,7 +170,7 @@ def test_an_accepted_annotation_says_what_the_file_says(xml_path, data, box_orig
     assert read.sizes.tolist() == [[height, width]]
     assert 1 <= width < 2**31 and 1 <= height < 2**31
     assert read.corners.tolist() == [[x1 - box_origin, y1 - box_origin, x2, y2] for x1, y1, x2, y2 in boxes]
-    assert all(read.class_names) and len(read.names) == len(boxes)
+    assert all(read.names) and len(read.names) == len(boxes)
     for x1, y1, x2, y2 in read.corners.tolist():
         assert all(math.isfinite(edge) for edge in (x1, y1, x2, y2))
         assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
