@@ -252,12 +252,3 @@ def test_the_keys_whose_type_has_a_meaning_are_lightnings():
         for name, item in inspect.signature(Trainer.__init__).parameters.items()
         if "int" in str(item.annotation) and "float" in str(item.annotation) and name != "gradient_clip_val"
     } == COUNT_OR_SHARE
-
-
-def test_a_key_at_its_neutral_value_counts_as_absent(composed):
-    plain = fingerprints(composed())
-    later = ["+later=0", "+fingerprint_neutral.later=0"]
-    assert fingerprints(composed(*later)) == plain
-    assert fingerprints(composed("+later=1", later[1])) != plain
-    assert fingerprints(composed(later[0])) != plain
-    assert fingerprints(composed("~data.split_seed")) == plain
