@@ -128,7 +128,9 @@ def check(root: Path, *, box_origin: int, classes: Sequence[str] | None, voc_cla
 
 def _find_trees(root: Path) -> list[VocTree]:
     """The VOC trees at `root`: itself, or those in it or in its VOCdevkit."""
-    require(root.is_dir(), f"{root}: no such folder; name a folder with Annotations/ and JPEGImages/, or one of such")
+    require(
+        root.is_dir(), f"{root}: no such folder; name one with Annotations/ and JPEGImages/, or one of such folders"
+    )
     if any((root / name).is_dir() for name in ("Annotations", "JPEGImages")):
         return [VocTree(root, strict=False)]
     for folder in (root / "VOCdevkit", root):
@@ -229,7 +231,10 @@ def _surprises(path: Path, size: tuple[int, int], annotated: tuple[int, int] | N
         remedy = "look at its boxes in --montage; if they lie wrong, turn the pixels themselves (exiftran -ai)"
         yield Problem("warning", "EXIF turn", path, message, remedy)
     if format_ not in (FORMATS[suffix], "MPO"):  # MPO: a JPEG with a second picture behind it
-        message, remedy = f"{format_} content under a {path.suffix} name", "rename or convert it; training reads it"
+        message, remedy = (
+            f"{format_} content under a {path.suffix} name",
+            "rename or convert it; training reads it as it is",
+        )
         yield Problem("warning", "other format", path, message, remedy)
     if mode in MODES:
         remedy = "nothing, if you expect it: training reads it as RGB"
