@@ -67,5 +67,6 @@ def progress(items: Iterable[Item], *, total: int, description: str) -> Iterator
     from rich.progress import track  # slow to import, and the processes that parse need none
 
     console = Console(stderr=True)
-    hidden = not console.is_terminal
-    yield from track(items, total=total, description=description, console=console, transient=True, disable=hidden)
+    if console.is_terminal:
+        items = track(items, total=total, description=description, console=console, transient=True)
+    yield from items
