@@ -137,6 +137,14 @@ def test_an_error_in_another_process_is_raised_in_this_one():
         list(process_map(len, [1] * 4000, description=""))
 
 
+def test_a_script_without_a_main_guard_reads_alone(tmp_path):
+    script = tmp_path / "script.py"
+    line = "print(sum(process_map(str.__len__, ['ab'] * 4000, description='')))"
+    script.write_text(f"from onebox.data.processes import process_map\n{line}\n")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert done.stdout == "8000\n"
+
+
 BUILD = """
 import sys
 from pathlib import Path

@@ -1,14 +1,18 @@
 """A function over many items, in processes of their own: for work that holds the interpreter, such as parsing."""
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TypeVar
+
+log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,10 +35,20 @@ def process_map(function: Callable[[Item], Result], items: Sequence[Item], *, de
     if workers < 2:
         yield from progress(map(function, items), total=len(items), description=description)
         return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_follow_parent)
+    yield from progress(_in_pool(function, items, workers), total=len(items), description=description)
+
+
+def _in_pool(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_follow_parent)
+    done = 0
     try:
-        yield from progress(pool.map(function, items, chunksize=CHUNK), total=len(items), description=description)
+        for result in pool.map(function, items, chunksize=CHUNK):
+            done += 1
+            yield result
+    except BrokenProcessPool:
+        # A script without `if __name__ == "__main__"` runs again in each new interpreter, which then gives up.
+        log.warning("processes that help with reading cannot be started; this one reads alone")
+        yield from map(function, items[done:])
     finally:
         pool.shutdown(cancel_futures=True)
 
