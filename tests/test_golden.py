@@ -132,6 +132,7 @@ def test_experiment_of_a_killed_sweep_has_the_golden_bits(swept, experiment):
     assert_golden(experiment, swept[experiment])
 
 
+@pytest.mark.long
 def test_killed_and_resumed_run_has_the_golden_bits(start):
     arguments = ["experiment=baseline", "callbacks.checkpoint_last.every_minutes=0", "hydra.run.dir=killed"]
     process = start(*arguments, wait=False)
@@ -145,6 +146,7 @@ def test_killed_and_resumed_run_has_the_golden_bits(start):
     assert_golden("killed", start.folder / "killed", "baseline")
 
 
+@pytest.mark.long
 def test_two_ranks_have_the_golden_bits(start):
     start("experiment=baseline", "trainer=ddp", "trainer.accelerator=cpu", "hydra.run.dir=ranks")
     assert_golden("two_ranks", start.folder / "ranks")

@@ -46,7 +46,7 @@ def test_lr_find_suggests_a_rate_draws_the_curve_and_changes_nothing_else(run, t
         (["-o", "nowhere/lr.png"], "nowhere/lr.png: there is no such folder"),
         (["-o", "lr.svg"], "lr.svg: the curve is a PNG; choose an --output that ends with .png"),
         (["optimzer.lr=1"], "no key optimzer"),
-        (["data.batch_size=0"], "data.batch_size must be >= 1, not 0"),
+        (["data.batch_size=0"], "data.batch_size must be a number >= 1, not 0"),
         (["model.backbone.dropout=2"], "model.backbone.dropout must be in [0, 1), not 2"),
         (["data={limit:"], "no viable alternative at input"),
         (["scheduler=null"], "scheduler cannot be null; choose one of its options"),

@@ -189,6 +189,7 @@ def test_whatever_ends_a_rank_ends_the_run_which_goes_on_with_the_same_bits(nurs
     assert [attempt["status"] for attempt in facts(folder)["attempts"]] == ["failed", "running", "interrupted"]
 
 
+@pytest.mark.long
 def test_a_sweep_of_such_runs_gives_what_the_single_runs_give(by_hand, data, tmp_path):
     """No rank starts a sweep of its own."""
     for lr in ("0.003", "0.001"):

@@ -271,6 +271,8 @@ def test_one_run_directory_belongs_to_one_process_and_one_config(nursery, data, 
 def test_a_run_whose_data_changed_is_refused(nursery, data, tmp_path):
     shutil.copytree(data[0].partition("=")[2], tmp_path / "shapes")
     common = [f"data.root={tmp_path / 'shapes'}", *data[1:]]
+    warm = [f"hydra.run.dir={tmp_path / 'warm'}", "trainer.max_epochs=1"]  # the two that follow find all images decoded
+    assert nursery.run(*common, *warm, log=tmp_path / "warm.log") == 0
     assert nursery.run(*common, f"hydra.run.dir={tmp_path / 'straight'}", log=tmp_path / "straight.log") == 0
     in_test = (tmp_path / "straight.log.moments").read_text().splitlines().index("before predictions.jpg") + 1
     arguments = [*common, f"hydra.run.dir={tmp_path / 'run'}"]

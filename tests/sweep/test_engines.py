@@ -85,7 +85,7 @@ def assert_same(sweep, alone, rates):
     "launcher, rates",
     [
         (["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], RATES),  # two jobs a worker
-        (["hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2"], RATES[:2]),
+        pytest.param(["hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2"], RATES[:2], marks=pytest.mark.long),
     ],
     ids=["joblib", "ray"],
 )
@@ -97,6 +97,7 @@ def test_a_sweep_gives_the_bits_of_its_jobs_alone(data, alone, tmp_path, launche
     assert_same(tmp_path / "outputs/sweeps/engine", alone, rates)
 
 
+@pytest.mark.long
 def test_a_job_whose_time_is_over_is_queued_again_and_goes_on(data, alone, tmp_path):
     """As on Slurm, where submitit sends the same signal to the same handler."""
     process = start([*data, "hydra/launcher=submitit_local", f"optimizer.lr={RATES[0]}"], tmp_path)
