@@ -1,16 +1,19 @@
-"""`onebox lr-find`: Lightning's learning-rate range test (arXiv:1506.01186, section 3.3) on an experiment."""
+"""`onebox lr-find`: the learning-rate range test (arXiv:1506.01186, section 3.3) on an experiment."""
 
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onebox.errors import BadInput, check
+from onebox.errors import check
 
 if TYPE_CHECKING:
+    import numpy as np
     from omegaconf import DictConfig
+
+    from onebox.callbacks.lr_range import LrRange
 
 
 def lr_find(
@@ -26,8 +29,8 @@ def lr_find(
 ) -> None:
     """Train an experiment for some steps while the learning rate grows, and suggest one.
 
-    Prints an override to paste and draws the curve. All parts have the same rate, what is frozen in the first epoch
-    stays frozen, schedules are left out. Nothing else is written but what data.cache_dir keeps.
+    Prints an override to paste and draws the curve. Each part keeps its share of the rate (param_groups), freezing
+    follows its epochs, schedules are left out. Nothing else is written but what data.cache_dir keeps.
 
     \b
     Examples
@@ -42,6 +45,7 @@ def lr_find(
     with TemporaryDirectory() as folder:
         cfg = _compose(overrides or [], Path(folder))
         with told_as_bad_input():
+            check(cfg.optimizer.lr > 0, "optimizer.lr is 0, so that parts have no share of it; set it to 1")
             suggested = range_test(cfg, min_lr, max_lr, steps, output)
     print(f"curve  {output}\n\noptimizer.lr={suggested:.1e}")
 
@@ -76,10 +80,10 @@ def range_test(cfg: "DictConfig", min_lr: float, max_lr: float, steps: int, pict
         BadInput: config or data cannot be used, or the loss never falls.
     """
     import lightning.pytorch as L
-    from lightning.pytorch.tuner.tuning import Tuner
+    from omegaconf import open_dict
 
     from onebox.build import build_module, build_trainer, fill_in, quieten, read_data, run_trainer, use_threads
-    from onebox.files import replacing
+    from onebox.callbacks.lr_range import LrRange
 
     quieten()
     use_threads(cfg, capped=False)
@@ -87,32 +91,31 @@ def range_test(cfg: "DictConfig", min_lr: float, max_lr: float, steps: int, pict
     data = read_data(cfg)
     data.decode()
     fill_in(cfg, num_classes=data.num_classes, class_counts=data.class_counts)
-    module = build_module(cfg, data)
-    vars(module)["lr"] = cfg.optimizer.lr  # what Lightning asks for; the optimizer does not read it
-    found: list[Any] = []
-    tuner = Tuner(build_trainer(cfg))
-    run_trainer(
-        tuner._trainer,
-        lambda: found.append(
-            tuner.lr_find(
-                module,
-                datamodule=data,
-                min_lr=min_lr,
-                max_lr=max_lr,
-                num_training=steps,
-                attr_name="lr",
-                update_attr=False,
-            )
-        ),
-    )
-    suggested = found[0].suggestion() if found[0] is not None else None
-    if suggested is None:
-        raise BadInput(
-            f"the loss does not fall between learning rates of {min_lr:g} and {max_lr:g}; choose another --min-lr or "
-            "--max-lr, or more --steps"
-        )
-    figure = found[0].plot(suggest=True)
-    figure.axes[0].set(xlabel="optimizer.lr", ylabel="train/loss", title=f"the loss falls fastest at {suggested:.2g}")
+    with open_dict(cfg):
+        cfg.trainer.max_epochs = -1  # as many as the steps take
+        cfg.trainer.limit_val_batches = 0
+    test = LrRange(min_lr=min_lr, max_lr=max_lr, num_steps=steps, lr=cfg.optimizer.lr)
+    trainer = build_trainer(cfg)
+    trainer.callbacks.append(test)  # type: ignore[attr-defined]  # Lightning sets it without declaring it
+    run_trainer(trainer, trainer.fit, build_module(cfg, data), datamodule=data)
+    smoothed, suggested = test.curve()
+    _draw(test, smoothed, suggested, picture)
+    return suggested
+
+
+def _draw(test: "LrRange", smoothed: "np.ndarray", suggested: float, picture: Path) -> None:
+    from matplotlib.figure import Figure
+
+    from onebox.files import replacing
+
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    axes.plot(test.rates, test.losses, ".", color="#B8C0C8", markersize=4, label="loss of a batch")
+    axes.plot(test.rates, smoothed, color="#0072B2", linewidth=2, label="mean of neighbouring steps")
+    axes.axvline(suggested, color="#D55E00", label=f"falls fastest: {suggested:.2g}")
+    axes.set(xscale="log", xlabel="optimizer.lr", ylabel="train/loss")
+    low, high = smoothed.min(), smoothed[: smoothed.argmin() + 1].max()
+    axes.set_ylim(low - 0.2 * (high - low), high + 0.5 * (high - low))  # where the loss diverges, it leaves the picture
+    axes.legend(frameon=False)
     with replacing(picture) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-    return float(suggested)
+        figure.savefig(temporary, format="png")
