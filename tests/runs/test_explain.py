@@ -92,6 +92,15 @@ def test_a_choice_with_what_it_brings_along_is_one_thing(make_run, tmp_path):
     assert abs(found[change][0]) == pytest.approx(0.1)
 
 
+def test_a_default_that_was_typed_is_no_change(make_run, tmp_path):
+    for index, overrides in enumerate(
+        [["optimizer=adam"], ["optimizer=adam", "optimizer.lr=0.001"], ["optimizer=sgd"]]
+    ):
+        make_run(str(index), *overrides, metrics={"joint_acc": 0.1 * index})
+    found = effects(explain(find_runs(tmp_path / "outputs"), []))
+    assert {key[0] for key in found} == {"optimizer"}
+
+
 def test_what_changed_only_together_is_said(make_run, tmp_path):
     make_run("a", metrics={"joint_acc": 0.1})
     make_run("b", "image_size=64", "data.limit=5", metrics={"joint_acc": 0.2})

@@ -91,13 +91,16 @@ def _usual_metrics(runs: Sequence[Run]) -> list[str]:
 
 
 def _levels(change: Change, changes: Sequence[Change], runs: Sequence[Run]) -> list[str]:
-    """The value of each run as a text; empty for what a varied group brought along, whatever its default is."""
+    """The value of each run as a text; empty where it is what a varied choice brings along, typed or not."""
     levels = [repr(float(value)) if is_number(value) else repr(value) for value in change.values]
-    groups = [item.key.replace("/", ".") for item in changes if item.is_choice]
-    if change.is_choice or not any(change.key.startswith(f"{group}.") for group in groups):
+    groups = [item.key for item in changes if item.is_choice]
+    owners = [group for group in groups if change.key.startswith(f"{group.replace('/', '.')}.")]
+    if change.is_choice or not owners:
         return levels
+    choices = [run.record["choices"].get(max(owners, key=len)) for run in runs]
     typed = [any(text.startswith(f"{change.key}=") for text in run.record.get("overrides", ())) for run in runs]
-    return [level if is_typed else "" for level, is_typed in zip(levels, typed, strict=True)]
+    brought = {choice: level for choice, level, given in zip(choices, levels, typed, strict=True) if not given}
+    return ["" if brought.get(choice) == level else level for choice, level in zip(choices, levels, strict=True)]
 
 
 def _effects(
