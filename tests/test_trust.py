@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import onebox
 from onebox.cli import app
 from onebox.errors import BadInput
-from onebox.sweep.plan_file import read_plan
+from onebox.sweep.job import read_plan
 from onebox.trust import check_config, check_paths, check_stored, is_allowed, stored_file, stored_overrides
 
 

@@ -177,8 +177,7 @@ def train(cfg: DictConfig) -> Value:
     from onebox.runs.composition import run_facts
     from onebox.runs.preemption import sigterm_raises
     from onebox.runs.record import RankRecord, RunRecord
-    from onebox.sweep.job import Done, stored_objective
-    from onebox.sweep.plan_file import read_plan
+    from onebox.sweep.job import Done, read_plan, stored_objective
 
     run_dir = Path(os.path.relpath(cfg.run_dir))
     facts = run_facts(cfg, HydraConfig.get())

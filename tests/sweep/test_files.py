@@ -1,6 +1,8 @@
 """The sweeps that are shipped: each file composes to the jobs that it says, and each job can be built."""
 
+import contextlib
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from omegaconf import OmegaConf
@@ -38,12 +40,13 @@ def test_all_jobs_of_a_file_compose_and_can_be_built(sweeper, file):
 def test_the_ends_of_what_tpe_searches_can_be_built(sweeper, monkeypatch):
     built = []
 
-    def check_jobs(jobs, build, start, done):
+    def build_all(jobs, build):
         known = {}
         built.extend(build(dict(job.config), job.choices, job.overrides, known) for job in jobs)
+        return contextlib.nullcontext(Mock())
 
     search = sweeper("sweep=tpe")._search
-    monkeypatch.setattr("onebox.sweep.search.check_jobs", check_jobs)
+    monkeypatch.setattr("onebox.sweep.search.Checks", build_all)
     space, fixed = search._space([])
     assert set(space) == {"optimizer.lr", "optimizer.weight_decay", "loss.weights.loc", "model.cls_head.dropout"}
     search._check(space, fixed)

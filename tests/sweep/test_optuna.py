@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -49,7 +50,7 @@ class FakeLauncher:
 def search(sweeper, tmp_path, monkeypatch):
     """Searches with made-up objectives and gives the jobs that were launched."""
     # To compose and build a job for each end of each range takes seconds; test_files.py does it.
-    monkeypatch.setattr("onebox.sweep.search.check_jobs", lambda *args: {})
+    monkeypatch.setattr("onebox.sweep.search.Checks", lambda *args: contextlib.nullcontext(Mock()))
     monkeypatch.setattr(
         "onebox.sweep.search.compose_jobs", lambda combined, compose: compose_jobs(combined[-1:], compose)
     )

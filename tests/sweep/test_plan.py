@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onebox.errors import BadInput
+from onebox.sweep.job import read_plan
 from onebox.sweep.plan import Job, as_override, combinations, varied, without_excluded, write_plan
-from onebox.sweep.plan_file import read_plan
 
 PARSER = OverridesParser.create()
 VALUES = st.recursive(

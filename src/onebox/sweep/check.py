@@ -1,75 +1,102 @@
-"""Whether the jobs of a sweep can run, tried before the first of them starts."""
+"""Whether the jobs of a sweep can run: each is built once, in a process beside those that run already."""
 
+import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
-from onebox.errors import BadInput, SweepFailed, own_complaint
+from onebox.errors import SweepFailed, check, own_complaint
 from onebox.sweep.plan import Job
+from onebox.sweep.process import start
+
+log = logging.getLogger(__name__)
 
 Fingerprint = dict[str, str]
 # From (config, choices, overrides, what was read for earlier jobs): builds everything, gives the data's fingerprint.
 Build = Callable[[dict[str, Any], Mapping[str, str | None], Sequence[str], dict[str, Any]], Fingerprint]
 
 
-def check_jobs(
-    jobs: Sequence[Job], build: Build, start: Callable[..., Any], done: Callable[[], None]
-) -> dict[str, Fingerprint]:
-    """Build the data, network, loss, optimizer and trainer of each, in a process of its own.
+class Checks:
+    """Builds the data, network, loss, optimizer and trainer of each job, and says at once which cannot be built.
+
+    As a context manager it ends its process when the block ends.
 
     Args:
-        jobs: those that differ in nothing but the seed are tried once.
+        jobs: those that differ in nothing but the seed are built once; the first of each set of choices come first, as
+            a wrong combination of parts is the likeliest mistake.
         build: builds one.
-        start: starts a process from (function, arguments) and returns it.
-        done: called after each.
 
-    Returns:
-        The fingerprint of the data, by the job's fingerprint.
-
-    Raises:
-        BadInput: names every job that cannot run.
-        SweepFailed: the process died.
+    Attributes:
+        problems: what is wrong -> the first job that it is wrong with.
+        data_fingerprints: by the job's fingerprint, of those built so far.
     """
-    from multiprocessing import Pipe
 
-    alike: dict[str, list[Job]] = {}
-    for job in jobs:
-        alike.setdefault(job.fingerprint_seedless, []).append(job)
-    firsts = [group[0] for group in alike.values()]
-    receiving, sending = Pipe(duplex=False)
-    process = start(_check, (sending, build, [(dict(job.config), dict(job.choices), job.overrides) for job in firsts]))
-    sending.close()
-    answers: list[Fingerprint | str] = []
-    try:
-        for group in alike.values():
-            answers.append(receiving.recv())
-            for _ in group:
-                done()
-    except EOFError:
-        raise SweepFailed(f"the process that checks the jobs died at: {firsts[len(answers)]}") from None
-    finally:
-        process.join()
-    problems: dict[str, str] = {}
-    for job, answer in zip(firsts, answers, strict=True):
-        if isinstance(answer, str):
-            problems.setdefault(answer, str(job))
-    if problems:
-        raise BadInput("; ".join(f"{where}: {what}" for what, where in problems.items()) + "; no job was started")
-    return {
-        job.fingerprint: answer
-        for group, answer in zip(alike.values(), answers, strict=True)
-        for job in group
-        if isinstance(answer, dict)
-    }
+    def __init__(self, jobs: Sequence[Job], build: Build) -> None:
+        alike: dict[str, list[Job]] = {}
+        for job in jobs:
+            alike.setdefault(job.fingerprint_seedless, []).append(job)
+        firsts = {repr(group[0].choices): group[0].fingerprint_seedless for group in reversed(alike.values())}
+        self._groups = sorted(alike.values(), key=lambda group: group[0].fingerprint_seedless not in firsts.values())
+        self.problems: dict[str, Job] = {}
+        self.data_fingerprints: dict[str, Fingerprint] = {}
+        self._answers, sending = Pipe(duplex=False)
+        orders = [(dict(job.config), dict(job.choices), job.overrides) for job, *_ in self._groups]
+        self._process = start(_build_all, (sending, build, orders))
+        sending.close()
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.terminate()
+        self._process.join()
+        self._thread.join()
+
+    def wait(self) -> None:
+        """Until all are built.
+
+        Raises:
+            SweepFailed: the process died.
+        """
+        self._thread.join()
+        if self._died_at is not None:
+            raise SweepFailed(f"the process that checks the jobs died at: {self._died_at}")
+
+    def refuse_problems(self) -> None:
+        """Wait, and raise BadInput that names every job that cannot be built."""
+        self.wait()
+        lines = [f"{job}: {what}" for what, job in self.problems.items()]
+        check(not lines, "; ".join(lines) + "; no job was started")
+
+    _died_at: Job | None = None
+
+    def _listen(self) -> None:
+        for group in self._groups:
+            try:
+                answer = self._answers.recv()
+            except (EOFError, OSError):
+                self._died_at = group[0]
+                return
+            if isinstance(answer, dict):
+                self.data_fingerprints |= {job.fingerprint: answer for job in group}
+            elif self.problems.setdefault(answer, group[0]) is group[0]:
+                log.error("%s: %s; this job will fail", group[0], answer)
 
 
-def _check(
+def _build_all(
     sending: Connection, build: Build, jobs: Sequence[tuple[dict[str, Any], Mapping[str, str | None], Sequence[str]]]
 ) -> None:
     known: dict[str, Any] = {}
     for config, choices, overrides in jobs:
         try:
             answer: Fingerprint | str = build(config, choices, overrides, known)
-        except Exception as error:  # whatever is wrong with a job is the answer about this job, and the next is checked
+        except Exception as error:  # whatever is wrong with a job is the answer about this job, and the next is built
             answer = " ".join(str(own_complaint(error)).split()) or type(error).__name__
         sending.send(answer)

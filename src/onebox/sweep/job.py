@@ -5,16 +5,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from onebox.errors import BadInput
+from onebox.errors import BadInput, check
 from onebox.files import read_json
 from onebox.runs.claim import claim_after_others, release
+from onebox.trust import stored_file
 
 log = logging.getLogger(__name__)
 
-Step = Literal["new", "go on", "again", "keep"]
+Step = Literal["new", "resume", "again", "keep"]
 Value = float | tuple[float | None, ...] | None
 
 RERUN = ("none", "failed", "stale", "all")
+PLAN = "sweep.json"  # the plan of a sweep, in its folder
 REPLACED = ".replaced"  # folder beside the jobs that receives what is run again
 
 
@@ -45,7 +47,7 @@ def take(
         objective: tag or tags whose values a job returns.
 
     Returns:
-        What run.json says of the run that is to go on; None for a new one.
+        What run.json says of the run to resume; None for a new one.
 
     Raises:
         BadInput: it failed and is not to be tried again.
@@ -79,10 +81,10 @@ def next_step(facts: Mapping[str, Any] | None, *, rerun: str, stale: bool) -> St
         return "new"
     status = facts.get("status")
     if status not in ("completed", "failed"):
-        return "go on"
+        return "resume"
     if rerun == "all" or (rerun == "stale" and stale):
         return "again"
-    return "go on" if status == "failed" and rerun in ("failed", "stale") else "keep"
+    return "resume" if status == "failed" and rerun in ("failed", "stale") else "keep"
 
 
 def is_stale(facts: Mapping[str, Any], source: str, data: Callable[[], Mapping[str, str] | None]) -> bool:
@@ -109,6 +111,24 @@ def stored_objective(folder: Path, objective: str | Sequence[str]) -> Value:
 def value_of(best: Mapping[str, float], objective: str | Sequence[str]) -> Value:
     """The value of one tag, or the values of several, in the row of the best epoch."""
     return best.get(objective) if isinstance(objective, str) else tuple(best.get(tag) for tag in objective)
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """What `onebox.sweep.plan.write_plan` wrote; empty without. Here, as it is read where Hydra is not imported.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    path = folder / PLAN
+    if not path.exists():
+        return {}
+    try:
+        plan: dict[str, Any] = read_json(stored_file(folder, PLAN))
+        known = all("fingerprint" in job for job in plan.get("jobs", []))
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise BadInput(f"{path}: cannot be read ({error}); move it away, the jobs are found without it") from error
+    check(known, f"{path}: a job has no fingerprint; move the file away, the jobs are found without it")
+    return plan
 
 
 def _move_away(folder: Path, facts: Mapping[str, Any]) -> None:

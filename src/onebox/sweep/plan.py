@@ -9,29 +9,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from onebox.errors import BadInput
+from onebox.errors import BadInput, check
 from onebox.files import alone, write_json
 from onebox.runs.composition import choices, without_hydra
 from onebox.runs.fingerprint import fingerprints
 from onebox.runs.reading.find import Run
 from onebox.runs.reading.where import select
-from onebox.sweep.plan_file import FILE, read_plan
+from onebox.sweep.job import PLAN, read_plan
 from onebox.validation import check_options, explain
 
 SCHEMA = 1
 _NAME = re.compile(r"(?!(null|true|false|nan|inf|infinity)$)[a-z_][\w./-]*", re.I)  # it needs no quotes
 
-Compose = Callable[[list[str]], DictConfig]
-
 
 @dataclass(frozen=True)
 class Job:
-    """One combination.
+    """One combination, composed.
 
     Attributes:
         overrides: what Hydra composes it from.
@@ -52,6 +51,16 @@ class Job:
     def __str__(self) -> str:
         return " ".join(self.overrides)
 
+    @classmethod
+    def of(cls, overrides: Sequence[str], cfg: DictConfig) -> "Job":
+        """The job of what Hydra has composed."""
+        plain = without_hydra(cfg, run_dir="")
+        prints = fingerprints(plain)
+        folder = Path(cfg.hydra.sweep.dir, prints["fingerprint"])
+        plain.run_dir = str(folder)
+        config: Any = OmegaConf.to_container(plain, resolve=True)
+        return cls(tuple(overrides), config, choices(cfg.hydra), **prints, folder=folder)
+
 
 def combinations(overrides: Iterable[Override], jobs: Sequence[Mapping[str, Any]] | None) -> list[tuple[str, ...]]:
     """All combinations of the values that overrides list, each with each of the explicit `jobs`.
@@ -63,24 +72,21 @@ def combinations(overrides: Iterable[Override], jobs: Sequence[Mapping[str, Any]
     Raises:
         BadInput: one lists values that are not countable, or `jobs` is no list of sets.
     """
-    axes: dict[str, list[str]] = {}
+    overrides = list(overrides)
     for override in overrides:
-        key = override.get_key_element()
-        is_sweep = override.is_sweep_override()
-        if is_sweep and not override.is_discrete_sweep():
-            raise BadInput(
-                f"{override.input_line}: a grid needs single values, such as {key}=1,2; sweep=tpe takes ranges"
-            )
-        values = override.sweep_string_iterator() if is_sweep else [override.get_value_element_as_str()]
-        axes[key] = [f"{key}={value}" for value in values]
-    grid = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    if jobs is None:
-        explicit: list[dict[str, str]] = [{}]
-    elif jobs and all(isinstance(job, Mapping) for job in jobs):
-        explicit = [{str(key): f"{key}={as_override(value)}" for key, value in job.items()} for job in jobs]
-    else:
-        raise BadInput(f"sweep.jobs takes a list of sets such as [{{optimizer.lr: 1e-3}}], not {jobs}")
-    return [tuple({**one, **other}.values()) for one in grid for other in explicit]
+        check(
+            not override.is_sweep_override() or override.is_discrete_sweep(),
+            f"{override.input_line}: a grid needs single values, such as {override.get_key_element()}=1,2; sweep=tpe "
+            "takes ranges",
+        )
+    is_list = jobs is None or (bool(jobs) and all(isinstance(job, Mapping) for job in jobs))
+    check(is_list, f"sweep.jobs takes a list of sets such as [{{optimizer.lr: 1e-3}}], not {jobs}")
+    (grid,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+    explicit = [[f"{key}={as_override(value)}" for key, value in job.items()] for job in jobs or [{}]]
+    pairs = (
+        {text.partition("=")[0]: text for text in [*one, *other]} for one, other in itertools.product(grid, explicit)
+    )
+    return [tuple(pair.values()) for pair in pairs]
 
 
 def as_override(value: Any) -> str:
@@ -94,12 +100,8 @@ def as_override(value: Any) -> str:
     return "null" if value is None else str(value).lower()
 
 
-def compose_jobs(combined: Sequence[tuple[str, ...]], compose: Compose) -> list[Job]:
-    """Compose each, without those that would be the same run as an earlier one.
-
-    Args:
-        combined: overrides of each.
-        compose: Hydra's composition of a job.
+def compose_jobs(combined: Iterable[tuple[str, ...]], compose: Callable[[list[str]], DictConfig]) -> list[Job]:
+    """Compose each combination, without those that would be the same run as an earlier one.
 
     Raises:
         BadInput: names every combination that cannot be composed.
@@ -109,14 +111,13 @@ def compose_jobs(combined: Sequence[tuple[str, ...]], compose: Compose) -> list[
     for overrides in combined:
         try:
             check_options(overrides)
-            job = _job(overrides, compose(list(overrides)))
+            job = Job.of(overrides, compose(list(overrides)))
         except (BadInput, HydraException, OmegaConfBaseException) as error:
             problems.setdefault(" ".join(explain(error, overrides).split()), " ".join(overrides))
             continue
         jobs.setdefault(job.fingerprint, job)
-    if problems:
-        lines = [what if what.startswith(where) else f"{where}: {what}" for what, where in problems.items()]
-        raise BadInput("; ".join(lines) + "; no job was started")
+    lines = [what if what.startswith(where) else f"{where}: {what}" for what, where in problems.items()]
+    check(not lines, "; ".join(lines) + "; no job was started")
     return list(jobs.values())
 
 
@@ -131,8 +132,7 @@ def without_excluded(jobs: Sequence[Job], expression: str | None) -> list[Job]:
     runs = [Run(job.folder, {"config": job.config, "choices": job.choices}) for job in jobs]
     left_out = {run.path for run in select(runs, expression, "sweep.exclude")[0]}
     kept = [job for job in jobs if job.folder not in left_out]
-    if not kept:
-        raise BadInput(f"sweep.exclude='{expression}' leaves no job")
+    check(bool(kept), f"sweep.exclude='{expression}' leaves no job")
     return kept
 
 
@@ -159,11 +159,10 @@ def write_plan(
         jobs: all that this start asks for.
         objective: tag -> max or min.
         source: fingerprint of the code.
-        data_fingerprints: by the fingerprint of the job.
+        data_fingerprints: by the fingerprint of the job, as far as they are known.
     """
     with alone(folder / ".sweep.lock", waiting="another process is planning this sweep; waiting"):
-        earlier = read_plan(folder)
-        known = {job["fingerprint"]: job for job in earlier.get("jobs", [])}
+        known = {job["fingerprint"]: job for job in read_plan(folder).get("jobs", [])}
         for job, shown in zip(jobs, varied(jobs), strict=True):
             known[job.fingerprint] = {
                 "fingerprint": job.fingerprint,
@@ -183,13 +182,4 @@ def write_plan(
             "source": source,
             "jobs": [{"number": number, **job} for number, job in enumerate(known.values())],
         }
-        write_json(folder / FILE, plan)
-
-
-def _job(overrides: tuple[str, ...], cfg: DictConfig) -> Job:
-    plain = without_hydra(cfg, run_dir="")
-    prints = fingerprints(plain)
-    folder = Path(cfg.hydra.sweep.dir, prints["fingerprint"])
-    plain.run_dir = str(folder)
-    config: Any = OmegaConf.to_container(plain, resolve=True)
-    return Job(overrides, config, choices(cfg.hydra), **prints, folder=folder)
+        write_json(folder / PLAN, plan)

@@ -32,10 +32,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from onebox.errors import BadInput, SweepFailed, check, is_integer
 from onebox.files import alone, write_text
-from onebox.sweep.check import Build, check_jobs
+from onebox.sweep.check import Build, Checks
 from onebox.sweep.plan import compose_jobs
-from onebox.sweep.process import start, start_server
-from onebox.sweep.sweeper import counting, objectives, report
+from onebox.sweep.process import start_server
+from onebox.sweep.sweeper import objectives, report
 
 log = logging.getLogger(__name__)
 
@@ -170,8 +170,8 @@ class Search(Sweeper):
         combined = [(*(f"{key}={value}" for key, value in corner.items()), *fixed) for corner in corners]
         compose = functools.partial(self._loader.load_sweep_config, self._config)
         jobs = compose_jobs(combined, compose)
-        with counting(len(jobs), "checking what is searched") as done:
-            check_jobs(jobs, self._build, start, done)
+        with Checks(jobs, self._build) as checks:
+            checks.refuse_problems()
         return compose_jobs([tuple(fixed)], compose)[0].fingerprint
 
     def _search(self, study: Study, folder: Path, space: dict[str, BaseDistribution], fixed: Sequence[str]) -> None:

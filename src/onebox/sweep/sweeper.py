@@ -1,9 +1,9 @@
-"""The sweeper of grids and lists: plans, checks, launches what must run, and says how it ended."""
+"""The sweeper of grids and lists: plans, launches what must run, and says how it ended."""
 
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,24 +15,24 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from onebox.errors import BadInput, SweepFailed
+from onebox.errors import BadInput, SweepFailed, check, own_complaint
 from onebox.files import replacing
 from onebox.runs.provenance import source_fingerprint
 from onebox.runs.reading.find import read_run
-from onebox.sweep.check import Build, check_jobs
-from onebox.sweep.job import RERUN, Step, is_stale, next_step, stored_objective
+from onebox.sweep.check import Build, Checks
+from onebox.sweep.job import RERUN, is_stale, next_step, stored_objective
 from onebox.sweep.plan import Job, combinations, compose_jobs, without_excluded, write_plan
-from onebox.sweep.process import start, start_server
+from onebox.sweep.process import start_server
 
 log = logging.getLogger(__name__)
 
-NAMES: dict[Step, str] = {"keep": "done", "go on": "to go on", "again": "to run again", "new": "new"}
 
-
+# Hydra's BasicSweeper cannot be a base: Hydra loads its module twice, and super() in it then fails.
 class GridSweeper(Sweeper):
     """Runs all combinations of the values that the command line and `params` list, and those of `sweep.jobs`.
 
-    Everything is composed and checked before the first job starts. What is done already is not launched.
+    All are composed before the first starts, so that a typo costs nothing. They are built beside those that run. What
+    is done already is not launched.
 
     Args:
         params: key -> values as the command line writes them, such as `1,3,10`; the command line wins.
@@ -45,75 +45,52 @@ class GridSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """See Hydra's Sweeper."""
-        self.config = config
-        self.hydra_context = hydra_context
+        self.config, self.hydra_context = config, hydra_context
         self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
-        """Run the sweep.
-
-        Args:
-            arguments: overrides of the command line.
+        """Run the sweep; `arguments` are overrides of the command line.
 
         Raises:
-            BadInput: a job cannot be composed or built; none was started.
+            BadInput: a job cannot be composed, and none was started; or all failed for a mistake in their config.
             SweepFailed: some jobs failed.
         """
         assert self.config is not None
         folder = Path(self.config.hydra.sweep.dir)
         start_server()  # imports, while the jobs are composed
         jobs = self._plan(arguments)
-        with counting(len(jobs), "checking the jobs") as done:
-            prints = check_jobs(jobs, type(self).build, start, done)
-        source = source_fingerprint()
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / "multirun.yaml") as temporary:
             OmegaConf.save(self.config, temporary)
-        write_plan(folder, jobs, objective=objectives(self.config), source=source, data_fingerprints=prints)
-
-        returns: dict[str, JobReturn] = {}
-        to_run: list[Job] = []
-        counts: Counter[str] = Counter()
-        for job in jobs:
-            run = read_run(job.folder)
-            facts = run.record if run else None
-            stale = facts is not None and is_stale(facts, source, partial(prints.get, job.fingerprint))
-            step = next_step(facts, rerun=self.config.rerun, stale=stale)
-            failed = facts is not None and facts.get("status") == "failed"
-            if step == "keep":
-                returns[job.fingerprint] = self._kept(job, failed=failed)
-                counts["failed before, kept" if failed else "done, but stale" if stale else "done"] += 1
-            else:
-                to_run.append(job)
-                counts["failed before, tried again" if failed and step == "go on" else NAMES[step]] += 1
-        log.info("%d jobs: %s", len(jobs), ", ".join(f"{number} {what}" for what, number in counts.items()))
-        if counts["done, but stale"]:
-            log.info("stale: done by other code or on other data; rerun=stale runs them again")
-        try:
-            if to_run:
-                launched = self._launcher.launch([list(job.overrides) for job in to_run], initial_job_idx=0)
-                returns |= {job.fingerprint: back for job, back in zip(to_run, launched, strict=True)}
-        finally:
-            report(folder)
-        failed_jobs = [job for job in jobs if returns[job.fingerprint].status is not JobStatus.COMPLETED]
-        if failed_jobs:
-            raise SweepFailed(f"{len(failed_jobs)} of {len(jobs)} jobs failed; the same command tries them again")
+        plan = partial(write_plan, folder, jobs, objective=objectives(self.config), source=source_fingerprint())
+        plan(data_fingerprints={})
+        with Checks(jobs, type(self).build) as checks:
+            if any((job.folder / "run.json").exists() for job in jobs):
+                checks.wait()  # whether what is done is of these data
+            returns, to_run = self._kept(jobs, checks.data_fingerprints)
+            try:
+                if to_run:
+                    launched = self._launcher.launch([list(job.overrides) for job in to_run], initial_job_idx=0)
+                    returns |= {job.fingerprint: back for job, back in zip(to_run, launched, strict=True)}
+            finally:
+                plan(data_fingerprints=checks.data_fingerprints)
+                report(folder)
+        _raise_failures([returns[job.fingerprint] for job in jobs])
         return [returns[job.fingerprint] for job in jobs]
 
     def _plan(self, arguments: list[str]) -> list[Job]:
+        """Compose the jobs that the sweep asks for."""
         config, context = self.config, self.hydra_context
         assert config is not None
         assert context is not None
-        if config.rerun not in RERUN:
-            raise BadInput(f"rerun must be one of {', '.join(RERUN)}, not {config.rerun}")
-        settings = OmegaConf.to_container(config.sweep, resolve=True)
-        assert isinstance(settings, dict)
-        parser = OverridesParser.create(config_loader=context.config_loader)
-        given = [f"{key}={value}" for key, value in self._params.items()]
+        check(config.rerun in RERUN, f"rerun must be one of {', '.join(RERUN)}, not {config.rerun}")
+        settings: Any = OmegaConf.to_container(config.sweep, resolve=True)
         # What only says which jobs there are is no part of any of them.
+        given = [f"{key}={value}" for key, value in self._params.items()]
         given += [text for text in arguments if not text.lstrip("+~").startswith("sweep.")]
+        parser = OverridesParser.create(config_loader=context.config_loader)
         combined = combinations(parser.parse_overrides(given), settings["jobs"])
         with counting(len(combined), "composing the jobs") as done:
 
@@ -126,15 +103,49 @@ class GridSweeper(Sweeper):
             log.info("%d of %d combinations are the same as others", len(combined) - len(jobs), len(combined))
         return without_excluded(jobs, settings["exclude"])
 
-    def _kept(self, job: Job, *, failed: bool) -> JobReturn:
-        value: Any = RuntimeError("failed before") if failed else stored_objective(job.folder, job.config["objective"])
-        return JobReturn(
-            overrides=list(job.overrides),
-            cfg=OmegaConf.create(dict(job.config)),
-            working_dir=str(job.folder),
-            status=JobStatus.FAILED if failed else JobStatus.COMPLETED,
-            _return_value=value,
-        )
+    def _kept(
+        self, jobs: Sequence[Job], data_fingerprints: Mapping[str, Mapping[str, str]]
+    ) -> tuple[dict[str, JobReturn], list[Job]]:
+        """What is kept, by fingerprint, and what is to run; says how many there are of each."""
+        assert self.config is not None
+        source = source_fingerprint()
+        kept: dict[str, JobReturn] = {}
+        to_run: list[Job] = []
+        counts: Counter[str] = Counter()
+        for job in jobs:
+            run = read_run(job.folder)
+            facts = run.record if run else None
+            stale = facts is not None and is_stale(facts, source, partial(data_fingerprints.get, job.fingerprint))
+            step = next_step(facts, rerun=self.config.rerun, stale=stale)
+            failed = facts is not None and facts.get("status") == "failed"
+            if step == "keep":
+                kept[job.fingerprint] = _returned(job, failed=failed)
+                counts["failed before, kept" if failed else "done, but stale" if stale else "done"] += 1
+            else:
+                to_run.append(job)
+                counts["failed before, tried again" if failed and step == "resume" else step] += 1
+        log.info("%d jobs: %s", len(jobs), ", ".join(f"{number} {what}" for what, number in counts.items()))
+        if counts["done, but stale"]:
+            log.info("stale: done by other code or on other data; rerun=stale runs them again")
+        return kept, to_run
+
+
+def _returned(job: Job, *, failed: bool) -> JobReturn:
+    """What a job that is kept would have returned."""
+    value: Any = RuntimeError("failed before") if failed else stored_objective(job.folder, job.config["objective"])
+    status = JobStatus.FAILED if failed else JobStatus.COMPLETED
+    config = OmegaConf.create(dict(job.config))
+    return JobReturn(
+        overrides=list(job.overrides), cfg=config, working_dir=str(job.folder), status=status, _return_value=value
+    )
+
+
+def _raise_failures(returns: Sequence[JobReturn]) -> None:
+    errors = [own_complaint(back._return_value) for back in returns if back.status is not JobStatus.COMPLETED]
+    if len(errors) == len(returns) and all(isinstance(error, BadInput) for error in errors):
+        raise BadInput("; ".join(dict.fromkeys(map(str, errors))))
+    if errors:
+        raise SweepFailed(f"{len(errors)} of {len(returns)} jobs failed; the same command tries them again")
 
 
 def objectives(config: DictConfig) -> dict[str, str]:

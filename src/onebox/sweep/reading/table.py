@@ -18,8 +18,7 @@ from onebox.runs.reading.changes import compare
 from onebox.runs.reading.find import MISSING, Run, find_runs, near_keys
 from onebox.runs.reading.noise import lower_is_better, t95
 from onebox.runs.reading.table import STYLES, Listing, cell, choose_metrics, ordered, scalar
-from onebox.sweep.job import is_stale
-from onebox.sweep.plan_file import FILE, read_plan
+from onebox.sweep.job import PLAN, is_stale, read_plan
 from onebox.text import Line, duration
 
 STATUSES = ("completed", "running", "pending", "interrupted", "died", "failed", "stale")  # the worst last
@@ -63,7 +62,7 @@ def read_sweep(folder: Path) -> Sweep:
         found.setdefault(str(run.record.get("fingerprint") or run.path), run)
     planned = {str(job["fingerprint"]): job for job in plan.get("jobs", [])}
     if not found and not planned:
-        raise BadInput(f"{folder}: holds neither runs nor {FILE}, so it is no sweep")
+        raise BadInput(f"{folder}: holds neither runs nor {PLAN}, so it is no sweep")
     found = dict(sorted(found.items(), key=lambda item: item[1].started))
     varied = _varied(found, planned)
     source = source_fingerprint()
