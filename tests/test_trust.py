@@ -69,12 +69,23 @@ def test_a_stored_config_writes_into_its_own_folder_only(tmp_path):
     for path in ("/etc/passwd", "../victim", "a/../../victim", "~/victim"):
         with pytest.raises(BadInput, match="outside of"):
             check_paths({"callbacks": {"pictures": {"path": path}}}, tmp_path, "config.yaml")
+    (tmp_path / "VOCdevkit/VOC2007/Annotations").mkdir(parents=True)
+    for root in ("VOCdevkit", "VOCdevkit/VOC2007"):
+        check_stored({"data": {"root": str(tmp_path / root), "source": {}}}, tmp_path, tmp_path)
     with pytest.raises(BadInput, match="does not make or fetch"):
         check_stored({"data": {"root": str(tmp_path / "none"), "source": {}}}, tmp_path, tmp_path)
 
 
 def test_stored_overrides_hold_no_options_of_hydra_and_nothing_that_is_called(tmp_path):
-    for text in ("hydra.run.dir=/x", "+hydra/launcher=joblib", "--config-dir=/x", "-m", "name=${oc.env:HOME}", 3):
+    for text in (
+        "hydra.run.dir=/x",
+        "+hydra/launcher=joblib",
+        "--config-dir=/x",
+        "-m",
+        "name=${oc.env:HOME}",
+        "data={cache_dir: /x}",
+        3,
+    ):
         with pytest.raises(BadInput, match=r"overrides\.yaml"):
             stored_overrides(tmp_path, [text])
     assert stored_overrides(tmp_path, ["seed=1", "data.cache_dir=/x", "data_dir=/x", "loss.weights.loc=${seed}"]) == [

@@ -77,8 +77,8 @@ def check_stored(config: Any, folder: Path, where: Path, trust: Sequence[str] = 
     check_config(config, where, trust)
     check_paths(config, folder, where)
     root = Path(str(config["data"].get("root"))).expanduser()
-    check(
-        config["data"].get("source") is None or (root / "Annotations").is_dir(),
+    check(  # a tree, or a folder of trees
+        config["data"].get("source") is None or any(root.glob("Annotations")) or any(root.glob("*/Annotations")),
         f"{root}: holds no data, and a stored run does not make or fetch them; give data.root=FOLDER, or repeat the "
         "whole command",
     )
@@ -120,7 +120,12 @@ def stored_overrides(folder: Path, overrides: Sequence[Any]) -> list[str]:
     found = []
     for text in overrides:
         check(isinstance(text, str), f"{where}: an override is text, not {text!r:.80}")
-        key = text.partition("=")[0].lstrip("+~")
+        key, _, value = text.lstrip("+~").partition("=")
+        key = key.partition("@")[0]
+        check(
+            not (value.lstrip().startswith("{") and any(name.startswith(f"{key}.") for name in LOCAL)),
+            f"{where}: holds {text}, which may set what is up to you; start the run again with the command itself",
+        )
         check(
             not text.startswith("-") and not key.startswith(("hydra.", "hydra/")) and not _RESOLVER.search(text),
             f"{where}: holds {text}, which a stored override may not be; start the run again with the command itself",
