@@ -42,6 +42,7 @@ class Checks:
         self._groups = sorted(alike.values(), key=lambda group: group[0].fingerprint_seedless not in firsts.values())
         self.problems: dict[str, Job] = {}
         self.data_fingerprints: dict[str, Fingerprint] = {}
+        self._died_at: Job | None = None
         self._answers, sending = Pipe(duplex=False)
         orders = [(dict(job.config), dict(job.choices), job.overrides) for job, *_ in self._groups]
         self._process = start(_build_all, (sending, build, orders))
@@ -74,8 +75,6 @@ class Checks:
         self.wait()
         lines = [f"{job}: {what}" for what, job in self.problems.items()]
         check(not lines, "; ".join(lines) + "; no job was started")
-
-    _died_at: Job | None = None
 
     def _listen(self) -> None:
         for group in self._groups:

@@ -21,11 +21,7 @@ REPLACED = ".replaced"  # folder beside the jobs that receives what is run again
 
 
 class Done(Exception):
-    """The job need not run.
-
-    Attributes:
-        value: its stored objective.
-    """
+    """The job need not run; `value` is its stored objective."""
 
     def __init__(self, value: Value) -> None:
         super().__init__(f"done already: {value}")
@@ -37,14 +33,9 @@ def take(
 ) -> dict[str, Any] | None:
     """Take the directory of a job for this process; waits while another process has it.
 
-    What is to run again moves to `REPLACED` first.
-
-    Args:
-        folder: the run directory; its name is the job's fingerprint, so a run in it is of the same config.
-        rerun: which jobs that ended are run again, one of `RERUN`.
-        source: fingerprint of the code that would run.
-        data: gives the fingerprint of the data; only called when it decides.
-        objective: tag or tags whose values a job returns.
+    The folder's name is the job's fingerprint, so a run in it is of the same config. What is to run again, which
+    `rerun` (one of `RERUN`) decides, moves to `REPLACED` first. `source` is the fingerprint of the code; `data` gives
+    that of the data, and is only called when it decides.
 
     Returns:
         What run.json says of the run to resume; None for a new one.
@@ -70,13 +61,7 @@ def take(
 
 
 def next_step(facts: Mapping[str, Any] | None, *, rerun: str, stale: bool) -> Step:
-    """What becomes of a job.
-
-    Args:
-        facts: run.json; None when there is none.
-        rerun: one of `RERUN`.
-        stale: whether it ran under other code or data.
-    """
+    """What becomes of a job with these `facts` of run.json (None when there is none); `rerun` is one of `RERUN`."""
     if facts is None:
         return "new"
     status = facts.get("status")
@@ -88,12 +73,9 @@ def next_step(facts: Mapping[str, Any] | None, *, rerun: str, stale: bool) -> St
 
 
 def is_stale(facts: Mapping[str, Any], source: str, data: Callable[[], Mapping[str, str] | None]) -> bool:
-    """Whether a run, or an attempt at it, was made by other code or from other data.
+    """Whether a run, or an attempt at it, was made by other code or from other data than those given.
 
-    Args:
-        facts: run.json.
-        source: fingerprint of the code now.
-        data: gives the fingerprint of the data now, None when it is not known.
+    `data` is only called when it decides, and gives None where the fingerprint of the data is not known.
     """
     if any(part.get("source", source) != source for part in (facts, *facts.get("attempts", []))):
         return True

@@ -1,152 +1,76 @@
-"""What a sweep says while it runs: on a terminal a line for each job that runs, otherwise when one starts or ends."""
+"""What a sweep says while it runs: a bar for each running job on a terminal, and a line when a job starts or ends."""
 
-import csv
-import time
+import contextlib
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.table import Table
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 from rich.text import Text
 
 from onebox.text import duration
 
-REFRESH_S = 0.5
-COLOURS = {"done": "green", "failed": "red", "stopped": "yellow"}
-
-
-class RunningJob(NamedTuple):
-    """What is shown of a job that runs.
-
-    Attributes:
-        number: as the sweep counts.
-        label: what is varied.
-        folder: run directory.
-        max_epochs: of its fit; None when it has no such limit.
-        monitor: tag of the metric to show.
-        seconds: since it was started.
-    """
-
-    number: int
-    label: str
-    folder: Path
-    max_epochs: int | None
-    monitor: str
-    seconds: float
+COLOURS = {"done": "green", "failed": "red", "stopped": "yellow", "retried": "yellow"}
 
 
 class View:
-    """Says how far a sweep is.
+    """Says how far a sweep of `total` jobs is."""
 
-    Args:
-        console: where.
-        total: number of jobs.
-    """
-
-    def __init__(self, console: Console, total: int) -> None:
-        self._console, self._total = console, total
-        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+    def __init__(self, total: int, console: Console | None = None) -> None:
+        self._console = console or Console()
+        self._bar = Progress(
+            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+            BarColumn(20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            expand=True,
+            disable=not self._console.is_terminal,
+        )
+        self._total = total
+        self._jobs = self._bar.add_task("all", total=total, unit="jobs")
+        self._running: dict[int, tuple[TaskID, Path]] = {}
         self._ended: Counter[str] = Counter()
-        self._refreshed = 0.0
 
     def __enter__(self) -> Self:
-        if self._live is not None:
-            self._live.start()
+        self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live is not None:
-            self._live.stop()
+        self._bar.stop()
 
-    def note(self, text: str, style: str = "") -> None:
+    def say(self, text: str, style: str = "") -> None:
         """Print one line that stays."""
         self._console.print(Text(text, style), soft_wrap=True, highlight=False)
 
-    def started(self, number: int, label: str, attempt: int) -> None:
-        """A job begins, or begins once more."""
-        if self._live is None:
-            again = f" (attempt {attempt})" if attempt > 1 else ""
-            self.note(f"#{number} {label}: started{again}")
+    def start(self, number: int, label: str, attempt: int, folder: Path, max_epochs: int | None) -> None:
+        """A job starts, or is started again; its progress is read from metrics.csv in its `folder`."""
+        if not self._console.is_terminal:
+            self.say(f"#{number} {label}: started{f' (attempt {attempt})' if attempt > 1 else ''}")
+        self._running[number] = self._bar.add_task(f"#{number} {label}", total=max_epochs, unit="epochs"), folder
 
-    def retried(self, number: int, label: str, reason: str) -> None:
-        """A job failed and will be tried again."""
-        self.note(f"#{number} {label}: {reason}; will be tried again", COLOURS["stopped"])
-
-    def ended(self, number: int, label: str, status: str, seconds: float, told: str) -> None:
-        """A job is over.
-
-        Args:
-            number: of the job.
-            label: what is varied.
-            status: `done`, `failed` or `stopped`.
-            seconds: that it took.
-            told: its result, or why it has none.
-        """
+    def end(self, number: int, label: str, status: str, seconds: float, detail: str = "") -> None:
+        """An attempt at a job is over; `status` is one of `COLOURS`, `detail` its result, or why it has none."""
+        if number in self._running:
+            self._bar.remove_task(self._running.pop(number)[0])
+        if status == "retried":
+            return self.say(f"#{number} {label}: {detail}; will be tried again", COLOURS[status])
         self._ended[status] += 1
-        line = f"#{number} {label}: {status} after {duration(seconds)}{told and f', {told}'}"
-        if self._live is None and self._ended.total() < self._total:
+        self._bar.advance(self._jobs)
+        line = f"#{number} {label}: {status} after {duration(seconds)}{detail and f', {detail}'}"
+        if not self._console.is_terminal and self._ended.total() < self._total:
             line += f" ({self._ended.total()}/{self._total})"
-        self.note(line, COLOURS[status])
+        return self.say(line, COLOURS[status])
 
-    def refresh(self, running: Sequence[RunningJob]) -> None:
-        """Draw what runs, when the last drawing is old enough."""
-        if self._live is None or time.monotonic() - self._refreshed < REFRESH_S:
-            return
-        self._refreshed = time.monotonic()
-        table = Table.grid(padding=(0, 2))
-        table.add_column(no_wrap=True, justify="right")
-        table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-        for _ in range(4):
-            table.add_column(no_wrap=True, justify="right")
-        for job in running:
-            progress = read_progress(job.folder, job.monitor)
-            epochs = f"epoch {progress.epochs}/{'?' if job.max_epochs is None else job.max_epochs}"
-            values = [
-                f"loss {_number(progress.loss)}",
-                f"{job.monitor} {_number(progress.metric)}",
-                duration(job.seconds),
-            ]
-            table.add_row(f"#{job.number}", job.label, epochs, *values)
-        counts = {**self._ended, "running": len(running)}
-        counts["pending"] = self._total - sum(counts.values())
-        text = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-        self._live.update(Group(table, Text(text, "bold")), refresh=True)
-
-
-class Progress(NamedTuple):
-    """How far a fit is.
-
-    Attributes:
-        epochs: that are done.
-        loss: train/loss of the last one.
-        metric: the monitored metric of the last one that has it.
-    """
-
-    epochs: int
-    loss: str | None
-    metric: str | None
-
-
-def read_progress(folder: Path, monitor: str) -> Progress:
-    """What metrics.csv of a run directory says so far."""
-    try:
-        with (folder / "metrics.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-    except OSError:  # not yet
-        rows = []
-    last = rows[-1] if rows else {}
-    return Progress(
-        epochs=int(last.get("epoch", -1)) + 1,
-        loss=last.get("train/loss"),
-        metric=next((row[monitor] for row in reversed(rows) if row.get(monitor)), None),
-    )
-
-
-def _number(value: str | None) -> str:
-    return f"{float(value):.3f}" if value else "-"
+    def refresh(self) -> None:
+        """Read how far the running jobs are."""
+        for bar, folder in self._running.values() if self._console.is_terminal else ():
+            with contextlib.suppress(OSError):  # there is no metrics.csv before the first epoch has ended
+                self._bar.update(bar, completed=(folder / "metrics.csv").read_bytes().count(b"\n") - 1)

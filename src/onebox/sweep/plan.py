@@ -30,23 +30,14 @@ _NAME = re.compile(r"(?!(null|true|false|nan|inf|infinity)$)[a-z_][\w./-]*", re.
 
 @dataclass(frozen=True)
 class Job:
-    """One combination, composed.
+    """One combination, composed."""
 
-    Attributes:
-        overrides: what Hydra composes it from.
-        config: resolved; plain data.
-        choices: the option of each group.
-        fingerprint: see `onebox.runs.fingerprint`.
-        fingerprint_seedless: the same for all seeds.
-        folder: its run directory.
-    """
-
-    overrides: tuple[str, ...]
-    config: Mapping[str, Any]
-    choices: Mapping[str, str | None]
-    fingerprint: str
-    fingerprint_seedless: str
-    folder: Path
+    overrides: tuple[str, ...]  # what Hydra composes it from
+    config: Mapping[str, Any]  # resolved; plain data
+    choices: Mapping[str, str | None]  # the option of each group
+    fingerprint: str  # see `onebox.runs.fingerprint`
+    fingerprint_seedless: str  # the same for all seeds
+    folder: Path  # its run directory
 
     def __str__(self) -> str:
         return " ".join(self.overrides)
@@ -63,11 +54,7 @@ class Job:
 
 
 def combinations(overrides: Iterable[Override], jobs: Sequence[Mapping[str, Any]] | None) -> list[tuple[str, ...]]:
-    """All combinations of the values that overrides list, each with each of the explicit `jobs`.
-
-    Args:
-        overrides: of sweep files and the command line, the later of one key wins.
-        jobs: sets of overrides; null for none.
+    """All combinations of the values that overrides list, each with each of the explicit `jobs`; later keys win.
 
     Raises:
         BadInput: one lists values that are not countable, or `jobs` is no list of sets.
@@ -152,14 +139,10 @@ def write_plan(
     source: str,
     data_fingerprints: Mapping[str, Mapping[str, str]],
 ) -> None:
-    """Write what is planned to `sweep.json`; what earlier starts planned stays in it.
+    """Write what is planned to `sweep.json` in the sweep's folder; what earlier starts planned stays in it.
 
-    Args:
-        folder: of the sweep.
-        jobs: all that this start asks for.
-        objective: tag -> max or min.
-        source: fingerprint of the code.
-        data_fingerprints: by the fingerprint of the job, as far as they are known.
+    `objective` maps tags to max or min, `data_fingerprints` the fingerprints of jobs to those of their data, as far as
+    they are known; `source` is the fingerprint of the code.
     """
     with alone(folder / ".sweep.lock", waiting="another process is planning this sweep; waiting"):
         known = {job["fingerprint"]: job for job in read_plan(folder).get("jobs", [])}

@@ -1,6 +1,6 @@
 """Imported once, by the server that jobs are forked from: all that a job would import, so that it need not.
 
-Nothing here may start a thread, use a GPU or change a setting, as every job begins with what is here.
+Nothing here may start a thread, use a GPU or change a setting, as every job starts with what is here.
 """
 
 import contextlib
@@ -36,19 +36,14 @@ LIBRARIES = (
 LEFT_OUT = ("onebox.cli", "onebox.conf", "onebox.runs.reading", "onebox.sweep.reading", "onebox.sweep.search", __name__)
 
 
-def module_names() -> list[str]:
-    """Everything to import."""
-    ours = (module.name for module in pkgutil.walk_packages(onebox.__path__, "onebox."))
-    return [*LIBRARIES, *(name for name in ours if not name.startswith(LEFT_OUT))]
-
-
 def preload() -> None:
     """Import everything, in a session of its own, which the terminal's Ctrl-C does not reach."""
     parent = os.getppid()
     os.setsid()
     # A pool of threads, which OpenBLAS starts when it is imported, would be lost in the forks.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    for name in module_names():
+    ours = (module.name for module in pkgutil.walk_packages(onebox.__path__, "onebox."))
+    for name in (*LIBRARIES, *(name for name in ours if not name.startswith(LEFT_OUT))):
         with contextlib.suppress(ImportError):  # a job that needs it says so itself
             importlib.import_module(name)
     with contextlib.suppress(ImportError):

@@ -46,29 +46,17 @@ def start(function: Callable[..., None], args: tuple[Any, ...]) -> Any:
 
 @dataclass(frozen=True)
 class Order:
-    """All that a job's process is told.
+    """All that a job's process is told."""
 
-    Attributes:
-        config: the job's config, with `hydra`.
-        folder: its run directory.
-        context: Hydra's, for its callbacks.
-        task_function: what is called with the config.
-        task_name: Hydra's name of the program.
-        attempt: counted from 1.
-        threads: that it may use.
-        environment: variables, all of them.
-        grace_s: what it gets to stop when its parent is gone, s.
-    """
-
-    config: DictConfig
+    config: DictConfig  # with `hydra`
     folder: Path
-    context: HydraContext
+    context: HydraContext  # for its callbacks
     task_function: TaskFunction
-    task_name: str
-    attempt: int
+    task_name: str  # Hydra's name of the program
+    attempt: int  # counted from 1
     threads: int
-    environment: Mapping[str, str]
-    grace_s: float
+    environment: Mapping[str, str]  # all variables
+    grace_s: float  # from the end of the parent until it is killed, s
 
 
 class JobProcess:
@@ -173,7 +161,6 @@ def _work(order: Order, answers: Connection) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     answers.send(answer)
-    answers.close()
     sys.exit(code)
 
 

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from optuna.distributions import (
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from onebox.errors import BadInput, SweepFailed, check, is_integer
+from onebox.errors import BadInput, SweepFailed, check, is_integer, is_number
 from onebox.files import alone, write_text
 from onebox.sweep.check import Build, Checks
 from onebox.sweep.plan import compose_jobs
@@ -42,64 +43,39 @@ log = logging.getLogger(__name__)
 RETRY_OF = "retry_of"  # user attribute of a trial: number of the one, killed or failed, whose parameters it runs again
 
 
+@dataclass
 class Search(Sweeper):
     """Asks Optuna for jobs and tells it their objectives, until the study holds `n_trials` that ended.
 
     With one job at a time, which parameters a trial gets follows from the seed and the trials before it alone: a
     search that was killed and started again proposes what it would have proposed.
-
-    Args:
-        sampler: config of an Optuna sampler with an argument `seed`.
-        direction: maximize or minimize, or a list of one for each objective; null takes it from the objective.
-        storage: address of the database that holds the study.
-        study_name: its name there.
-        n_trials: how many trials the study is to hold in the end, those of earlier starts included.
-        n_jobs: trials that are proposed and launched together; null takes the launcher's n_jobs, or 1 if it has none.
-        max_failure_rate: a larger share of failed jobs among those launched together ends the search.
-        params: override -> what it may be, in Hydra's notation, such as `tag(log, interval(1e-4, 1e-2))`.
-        build: builds a job, see `onebox.sweep.check`.
     """
 
-    def __init__(
-        self,
-        sampler: DictConfig,
-        direction: str | Sequence[str] | None,
-        storage: str,
-        study_name: str,
-        n_trials: int,
-        n_jobs: int | None,
-        max_failure_rate: float,
-        params: DictConfig | None,
-        build: Build,
-    ) -> None:
-        check(is_integer(n_trials, 1), f"hydra.sweeper.n_trials must be a number >= 1, not {n_trials}")
-        check(
-            n_jobs is None or is_integer(n_jobs, 1), f"hydra.sweeper.n_jobs must be null or a number >= 1, not {n_jobs}"
-        )
-        check(0 <= max_failure_rate <= 1, f"hydra.sweeper.max_failure_rate must be in [0, 1], not {max_failure_rate}")
-        self._sampler = sampler
-        self._direction = direction
-        self._storage = storage
-        self._study_name = study_name
-        self._n_trials = n_trials
-        self._n_jobs = n_jobs
-        self._max_failure_rate = max_failure_rate
-        self._params: dict[Any, str] = dict(params or {})
-        self._build = build
+    sampler: DictConfig  # of an Optuna sampler that takes a `seed`
+    direction: str | Sequence[str] | None  # maximize or minimize, one for each objective; None: see `objectives`
+    storage: str  # address of the database that holds the study
+    study_name: str
+    n_trials: int  # that the study holds in the end, with those of earlier starts
+    n_jobs: int | None  # trials that are proposed and launched together; None: the launcher's n_jobs, or 1
+    max_failure_rate: float  # a larger share of failed jobs among those launched together ends the search
+    params: Mapping[Any, str] | None  # override -> its values in Hydra's notation: `tag(log, interval(1e-4, 1e-2))`
+    build: Build
+
+    def __post_init__(self) -> None:
+        name, n_jobs, rate = "hydra.sweeper", self.n_jobs, self.max_failure_rate
+        check(is_integer(self.n_trials, 1), f"{name}.n_trials must be a number >= 1, not {self.n_trials}")
+        check(n_jobs is None or is_integer(n_jobs, 1), f"{name}.n_jobs must be null or a number >= 1, not {n_jobs}")
+        check(is_number(rate, 0, 1), f"{name}.max_failure_rate must be in [0, 1], not {rate}")
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """See Hydra's Sweeper."""
-        self._config = config
-        self._loader = hydra_context.config_loader
+        self._config, self._loader = config, hydra_context.config_loader
         self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Search, beginning with what an earlier start left open.
-
-        Args:
-            arguments: overrides of the command line.
+        """Search, beginning with what an earlier start left open; `arguments` are overrides of the command line.
 
         Raises:
             BadInput: there is nothing to search, a job cannot be composed or built, or the folder holds another search.
@@ -108,7 +84,7 @@ class Search(Sweeper):
         start_server()  # imports, while jobs are composed
         folder = Path(self._config.hydra.sweep.dir)
         tags = objectives(self._config)
-        directions = _directions(tags, self._direction)
+        directions = _directions(tags, self.direction)
         space, fixed = self._space(arguments)
         base = self._check(space, fixed)
         with (
@@ -117,11 +93,11 @@ class Search(Sweeper):
         ):
             try:
                 study = optuna.create_study(
-                    study_name=self._study_name, storage=self._storage, directions=directions, load_if_exists=True
+                    study_name=self.study_name, storage=self.storage, directions=directions, load_if_exists=True
                 )
             except RuntimeError as error:  # the database has the schema of another Optuna
                 raise BadInput(
-                    f"{self._storage}: cannot be used by Optuna {optuna.__version__} ({error}); move it away, the runs "
+                    f"{self.storage}: cannot be used by Optuna {optuna.__version__} ({error}); move it away, the runs "
                     "that it asked for stay"
                 ) from error
             _check_study(study, folder, {"config": base, "objective": list(tags)}, space)
@@ -138,7 +114,7 @@ class Search(Sweeper):
     def _space(self, arguments: list[str]) -> tuple[dict[str, BaseDistribution], list[str]]:
         """What is searched, and the overrides that all jobs share. The command line wins over `params`."""
         parser = OverridesParser.create(config_loader=self._loader)
-        lines = [f"{key}={value}" for key, value in self._params.items()] + arguments
+        lines = [f"{key}={value}" for key, value in (self.params or {}).items()] + arguments
         last = {override.get_key_element(): override for override in parser.parse_overrides(lines)}
         space = {key: _distribution(override) for key, override in last.items() if override.is_sweep_override()}
         fixed = [str(override.input_line) for override in last.values() if not override.is_sweep_override()]
@@ -161,8 +137,7 @@ class Search(Sweeper):
     def _check(self, space: dict[str, BaseDistribution], fixed: Sequence[str]) -> str:
         """Compose and build a job for each end and each choice, so that a mistake is found before anything runs.
 
-        Returns:
-            The fingerprint of what is not searched.
+        Returns the fingerprint of what is not searched.
         """
         ends = {key: _ends(part) for key, part in space.items()}
         first = {key: values[0] for key, values in ends.items()}
@@ -170,20 +145,20 @@ class Search(Sweeper):
         combined = [(*(f"{key}={value}" for key, value in corner.items()), *fixed) for corner in corners]
         compose = functools.partial(self._loader.load_sweep_config, self._config)
         jobs = compose_jobs(combined, compose)
-        with Checks(jobs, self._build) as checks:
+        with Checks(jobs, self.build) as checks:
             checks.refuse_problems()
         return compose_jobs([tuple(fixed)], compose)[0].fingerprint
 
     def _search(self, study: Study, folder: Path, space: dict[str, BaseDistribution], fixed: Sequence[str]) -> None:
-        log.info("%s: %s of %s trials done", folder, len(_ended(study)), self._n_trials)
-        n_jobs = self._n_jobs or _launcher_jobs(self._config)
-        while (to_do := self._n_trials - len(_ended(study))) > 0:
+        log.info("%s: %s of %s trials done", folder, len(_ended(study)), self.n_trials)
+        n_jobs = self.n_jobs or _launcher_jobs(self._config)
+        while (to_do := self.n_trials - len(_ended(study))) > 0:
             trials = [self._ask(study, space) for _ in range(min(to_do, n_jobs))]
             jobs = [[*(f"{key}={value}" for key, value in trial.params.items()), *fixed] for trial in trials]
             returns = self._launcher.launch(jobs, initial_job_idx=trials[0].number)
             failed = [not _tell(study, trial, job) for trial, job in zip(trials, returns, strict=True)]
             _write_results(study, folder, list(objectives(self._config)))
-            if sum(failed) / len(failed) > self._max_failure_rate:
+            if sum(failed) / len(failed) > self.max_failure_rate:
                 log.error("%s of %s jobs failed, more than max_failure_rate allows", sum(failed), len(failed))
                 break
 
@@ -191,8 +166,8 @@ class Search(Sweeper):
         # Optuna keeps no state of its random numbers. Seeded again by the trial's place, a search that resumes neither
         # repeats its first draws nor differs from one that was never stopped.
         place = len([trial for trial in _standing(study) if trial.state is not TrialState.WAITING])
-        seed = np.random.SeedSequence([self._sampler.seed, place]).generate_state(1)[0]
-        study.sampler = instantiate(self._sampler, seed=int(seed))
+        seed = np.random.SeedSequence([self.sampler.seed, place]).generate_state(1)[0]
+        study.sampler = instantiate(self.sampler, seed=int(seed))
         return study.ask(space)
 
 
@@ -224,22 +199,14 @@ def _ends(part: Any) -> Sequence[Any]:
     return part.choices if isinstance(part, CategoricalDistribution) else (part.low, part.high)
 
 
-def _directions(tags: Mapping[str, str], given: str | Sequence[str] | None) -> list[StudyDirection]:
-    """One for each objective.
-
-    Args:
-        tags: tag -> max or min.
-        given: what is configured; null for nothing.
-
-    Raises:
-        BadInput: it contradicts them.
-    """
+def _directions(tags: Mapping[str, str], wanted: str | Sequence[str] | None) -> list[StudyDirection]:
+    """One for each tag, which is mapped to max or min; `wanted` is what the config asks for, and may not differ."""
     derived = [StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE for mode in tags.values()]
-    given = [given] if isinstance(given, str) else given
-    if given is not None and list(given) != [direction.name.lower() for direction in derived]:
-        wanted = ", ".join(f"{tag} is best at its {mode}" for tag, mode in tags.items())
+    wanted = [wanted] if isinstance(wanted, str) else wanted
+    if wanted is not None and list(wanted) != [direction.name.lower() for direction in derived]:
+        modes = ", ".join(f"{tag} is best at its {mode}" for tag, mode in tags.items())
         raise BadInput(
-            f"hydra.sweeper.direction is {', '.join(given)}, but {wanted}; leave it null (monitor_mode says which end "
+            f"hydra.sweeper.direction is {', '.join(wanted)}, but {modes}; leave it null (monitor_mode says which end "
             "of the monitor is best)"
         )
     return derived
@@ -277,10 +244,10 @@ def _ended(study: Study) -> list[FrozenTrial]:
 
 
 def _retry(study: Study, *, failed: bool) -> None:
-    """Put the trials that a killed process left behind in the queue again, and those that failed if they are to be.
+    """Queue the trials again that a killed process left behind, and those that `failed`.
 
-    Safe against being killed in between: a trial is enqueued before it is told as failed, and so never lost; what is
-    enqueued already is no longer standing.
+    Safe against a kill in between: a trial is enqueued before it is marked as failed, and what is enqueued no longer
+    stands.
     """
     standing = {trial.number for trial in _standing(study)}
     for trial in study.get_trials(deepcopy=False):
@@ -305,17 +272,13 @@ def _tell(study: Study, trial: Trial, job: JobReturn) -> bool:
     value = job._return_value  # its property prints a line of its own for a job that failed
     if job.status is JobStatus.COMPLETED:
         values = list(value) if isinstance(value, list | tuple) else [value]
-        if len(values) == len(study.directions) and all(_is_finite(item) for item in values):
+        if len(values) == len(study.directions) and all(is_number(item) and math.isfinite(item) for item in values):
             study.tell(trial, [float(item) for item in values])
             return True
         value = f"its objective is {value}"
     log.warning("trial %s failed: %s", trial.number, value)
     study.tell(trial, state=TrialState.FAIL)
     return False
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _write_results(study: Study, folder: Path, tags: Sequence[str]) -> None:

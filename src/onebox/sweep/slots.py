@@ -38,31 +38,26 @@ class LaunchOptions:
     max_retries: int
 
     def __post_init__(self) -> None:
-        threads, gpus, timeout = self.threads_per_job, self.gpus_per_job, self.timeout_s
-        whole = is_number(gpus, 0) and (float(gpus or 0).is_integer() or float(1 / (gpus or 1)).is_integer())
-        for condition, text in (
-            (is_integer(self.n_jobs, 1), f"n_jobs must be a number >= 1, not {self.n_jobs}"),
-            (
-                threads is None or is_integer(threads, 1),
-                f"threads_per_job must be null or a number >= 1, not {threads}",
-            ),
-            (gpus is None or whole, f"gpus_per_job must be null, a whole number or 1/k such as 0.5, not {gpus}"),
-            (timeout is None or is_number(timeout, 1e-9), f"timeout_s must be null or a number > 0, not {timeout}"),
-            (is_number(self.grace_s, 0), f"grace_s must be a number >= 0, not {self.grace_s}"),
-            (self.on_error in ("continue", "stop"), f"on_error must be continue or stop, not {self.on_error}"),
-            (is_integer(self.max_retries, 0), f"max_retries must be a number >= 0, not {self.max_retries}"),
+        gpus = self.gpus_per_job
+        is_whole = is_number(gpus, 0) and (float(gpus or 0).is_integer() or float(1 / (gpus or 1)).is_integer())
+        threads_fit = self.threads_per_job is None or is_integer(self.threads_per_job, 1)
+        for name, fits, wanted in (
+            ("n_jobs", is_integer(self.n_jobs, 1), "a number >= 1"),
+            ("threads_per_job", threads_fit, "null or a number >= 1"),
+            ("gpus_per_job", gpus is None or is_whole, "null, a whole number or 1/k such as 0.5"),
+            ("timeout_s", self.timeout_s is None or is_number(self.timeout_s, 1e-9), "null or a number > 0"),
+            ("grace_s", is_number(self.grace_s, 0), "a number >= 0"),
+            ("on_error", self.on_error in ("continue", "stop"), "continue or stop"),
+            ("max_retries", is_integer(self.max_retries, 0), "a number >= 0"),
         ):
-            check(condition, f"hydra.launcher.{text}")
+            check(fits, f"hydra.launcher.{name} must be {wanted}, not {getattr(self, name)}")
 
 
 def device_slots(n_jobs: int, gpus_per_job: float | None, devices: Sequence[str | int] | None) -> list[str | None]:
-    """`CUDA_VISIBLE_DEVICES` of each job that runs at once; as many as there are devices for, at most `n_jobs`.
+    """`CUDA_VISIBLE_DEVICES` of each job that runs at once: at most `n_jobs`, and as many as there are devices for.
 
-    Args:
-        n_jobs: how many are wanted.
-        gpus_per_job: whole devices of a job; or 1/k, when k jobs share a device; None assigns none, and all jobs see
-            what the sweep sees (a slot of None).
-        devices: those to share out; None for what CUDA_VISIBLE_DEVICES says, or all of this machine.
+    With `gpus_per_job` None every job sees what the sweep sees (a slot of None). Without `devices` all that are visible
+    are shared out.
 
     Raises:
         BadInput: there are too few devices for one job.
@@ -72,25 +67,22 @@ def device_slots(n_jobs: int, gpus_per_job: float | None, devices: Sequence[str 
     if gpus_per_job == 0:
         return [""] * n_jobs
     names = [str(device) for device in (visible_devices() if devices is None else devices)]
-    if gpus_per_job < 1:
-        return [*(names * round(1 / gpus_per_job))[:n_jobs]] or _too_few(gpus_per_job, names)
-    size = int(gpus_per_job)
+    size = max(1, int(gpus_per_job))
     groups = [",".join(names[start : start + size]) for start in range(0, len(names) - size + 1, size)]
-    return [*groups[:n_jobs]] or _too_few(gpus_per_job, names)
-
-
-def _too_few(gpus_per_job: float, names: Sequence[str]) -> list[str | None]:
-    raise BadInput(
-        f"hydra.launcher.gpus_per_job={gpus_per_job:g} but the devices are [{', '.join(names)}]; ask for fewer, name "
-        "them in hydra.launcher.devices, or set gpus_per_job=null"
-    )
+    sharing = round(1 / gpus_per_job) if gpus_per_job < 1 else 1
+    if not groups:
+        raise BadInput(
+            f"hydra.launcher.gpus_per_job={gpus_per_job:g} but the devices are [{', '.join(names)}]; ask for fewer, "
+            "name them in hydra.launcher.devices, or set gpus_per_job=null"
+        )
+    return [*(groups * sharing)[:n_jobs]]
 
 
 def visible_devices() -> list[str]:
     """The NVIDIA devices that this process may use, found without CUDA, which no process may start before it forks."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [name for name in given.split(",") if name.strip()]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name.strip()]
     try:
         query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
         return subprocess.run(query, check=True, capture_output=True, text=True, timeout=20).stdout.split()

@@ -1,9 +1,8 @@
 """The sweeper of grids and lists: plans, launches what must run, and says how it ended."""
 
-import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import track
 
 from onebox.errors import BadInput, SweepFailed, check, own_complaint
 from onebox.files import replacing
@@ -92,13 +93,8 @@ class GridSweeper(Sweeper):
         given += [text for text in arguments if not text.lstrip("+~").startswith("sweep.")]
         parser = OverridesParser.create(config_loader=context.config_loader)
         combined = combinations(parser.parse_overrides(given), settings["jobs"])
-        with counting(len(combined), "composing the jobs") as done:
-
-            def compose(overrides: list[str]) -> DictConfig:
-                done()
-                return context.config_loader.load_sweep_config(config, overrides)
-
-            jobs = compose_jobs(combined, compose)
+        bar = track(combined, "composing the jobs", transient=True, disable=not Console().is_terminal)
+        jobs = compose_jobs(bar, partial(context.config_loader.load_sweep_config, config))
         if len(jobs) < len(combined):
             log.info("%d of %d combinations are the same as others", len(combined) - len(jobs), len(combined))
         return without_excluded(jobs, settings["exclude"])
@@ -160,20 +156,6 @@ def objectives(config: DictConfig) -> dict[str, str]:
 
 def report(folder: Path) -> None:
     """Print the table of all jobs in a sweep's folder."""
-    from rich.console import Console
-
     from onebox.sweep.reading.table import list_sweep, read_sweep
 
     list_sweep(read_sweep(folder)).show(Console(highlight=False))
-
-
-@contextlib.contextmanager
-def counting(total: int, description: str) -> Iterator[Callable[[], None]]:
-    """A progress bar on a terminal; the function that is given counts one."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda: bar.advance(task)
