@@ -1,4 +1,4 @@
-"""Run directories: found below a folder, named by path, time or fingerprint."""
+"""Run directories: found below a folder, and named by path, time or fingerprint."""
 
 import difflib
 import gc
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from onebox.errors import BadInput
+from onebox.runs.claim import is_held
 from onebox.runs.fingerprint import flatten
 from onebox.text import printable
 
@@ -30,8 +31,6 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "seconds": (int, float),
 }
 _ITEMS: dict[str, Any] = {"overrides": str, "attempts": dict, "choices": str | None}  # of those lists and that dict
-_BACK = re.compile(r"(.+)~(\d+)")
-_HEXADECIMAL = re.compile(r"[0-9a-f]{3,12}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +39,8 @@ class Run:
 
     Attributes:
         path: the directory.
-        record: what run.json holds, but for null in place of what `_TYPES` lists. Where it says `running` and no
-            process holds the directory, `status` is `died`.
+        record: what run.json holds, without the nulls among `_TYPES`. `status` is `died` where run.json says `running`
+            and no process holds the directory.
     """
 
     path: Path
@@ -50,22 +49,19 @@ class Run:
     @cached_property
     def metrics(self) -> Mapping[str, Any]:
         """The sections of metrics.json; empty when the run did not get that far."""
-        found = _read(self.path / "metrics.json") or {}
-        return {name: section for name, section in found.items() if isinstance(section, dict)}
+        sections = _read(self.path / "metrics.json") or {}
+        return {name: section for name, section in sections.items() if isinstance(section, dict)}
 
     @cached_property
     def tags(self) -> Mapping[str, float]:
         """`val/...` and `train/...` of the best epoch (of the last, when none was best), and `test/...`."""
-        metrics = self.metrics
-        test = {f"test/{name}": value for name, value in metrics.get("test", {}).items()}
-        found = {**(metrics.get("best") or metrics.get("final") or {}), **test}
-        return {tag: value for tag, value in found.items() if isinstance(value, int | float)}
+        test = {f"test/{name}": value for name, value in self.metrics.get("test", {}).items()}
+        return _numbers({**(self.metrics.get("best") or self.metrics.get("final") or {}), **test})
 
     @property
     def floors(self) -> Mapping[str, float]:
         """`floor/NAME`: what a prediction that ignores the image has for the metric `test/NAME`."""
-        found = self.metrics.get("floor", {}).items()
-        return {f"floor/{name}": value for name, value in found if isinstance(value, int | float)}
+        return _numbers({f"floor/{name}": value for name, value in self.metrics.get("floor", {}).items()})
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -73,24 +69,15 @@ class Run:
         config: Mapping[str, Any] = self.record.get("config", {})
         return config
 
-    @property
-    def started(self) -> str:
-        """ISO 8601, UTC."""
-        return str(self.record.get("started", ""))
-
     def value(self, key: str) -> Any:
-        """What a key means in `onebox runs`: a metric, a fact of run.json, a value of the config, a group's choice.
-
-        `MISSING` when the run has no such key.
-        """
-        found = _at(self.record, key)
-        if found is MISSING or isinstance(found, Mapping | list):
-            found = _at(self.config, key)
-        if found is MISSING or isinstance(found, Mapping):
-            found = self.record.get("choices", {}).get(key.replace(".", "/"), MISSING)
-        if found is MISSING:
-            found = self.tags.get(key, MISSING)
-        return found
+        """The fact of run.json, value of the config, choice of a group or metric that a key names, or `MISSING`."""
+        fact = _at(self.record, key)
+        if fact is not MISSING and not isinstance(fact, Mapping | list):
+            return fact
+        value = _at(self.config, key)
+        if value is not MISSING and not isinstance(value, Mapping):
+            return value
+        return self.record.get("choices", {}).get(key.replace(".", "/"), self.tags.get(key, MISSING))
 
     def known_keys(self) -> Iterator[str]:
         """All keys that `value` knows, but for the less interesting facts."""
@@ -107,19 +94,17 @@ def read_run(path: Path) -> Run | None:
 
 
 def find_runs(folder: Path) -> list[Run]:
-    """All runs in or below a folder, the newest first, but for those below it in a folder `reproduced` or a hidden one.
+    """All runs in or below a folder, newest first; those in hidden folders and in `reproduced` are left out.
 
-    A run.json that cannot be read, or holds something else than a run writes, is logged and left out.
+    A run.json that cannot be read, or holds something other than a run writes, is logged and left out.
     """
-    was_enabled = gc.isenabled()
-    gc.disable()  # thousands of records are read, none is dropped: looking for garbage takes a quarter of the time
+    gc.disable()  # of thousands of records none is dropped: looking for garbage would take a quarter of the time
     try:
-        found = ((path, _record(path)) for path in _directories(folder))
-        runs = [Run(Path(path), record) for path, record in found if record is not None]
+        records = [(path, _record(path)) for path in _directories(folder)]
     finally:
-        if was_enabled:
-            gc.enable()
-    return sorted(runs, key=lambda run: (run.started, str(run.path)), reverse=True)
+        gc.enable()
+    runs = [Run(Path(path), record) for path, record in records if record is not None]
+    return sorted(runs, key=lambda run: (run.record.get("started", ""), str(run.path)), reverse=True)
 
 
 def find_run(name: str, outputs: Path) -> Run:
@@ -134,36 +119,33 @@ def find_run(name: str, outputs: Path) -> Run:
         BadInput: there is no such run, or more than one; the message names candidates.
     """
     for folder in (Path(name), outputs / name):
-        # ~ is allowed in the name of a directory.
         run = read_run(folder.parent if folder.name == "run.json" else folder)
         if run is not None:
             return run
-    back = _BACK.fullmatch(name)
-    base = back[1] if back else name
-    runs = find_runs(outputs)
-    if base == "latest":
-        found = runs
-    elif _HEXADECIMAL.fullmatch(base):
-        found = [run for run in runs if str(run.record.get("fingerprint", "")).startswith(base)]
-    else:
-        found = []
-    if back or base == "latest":
-        number = int(back[2]) if back else 0
-        if number < len(found):
-            return found[number]
-        raise BadInput(f"{name}: there are {len(found)} such runs in {outputs}{_candidates(name, runs, outputs)}")
-    if len(found) == 1:
+    base, _, back = name.rpartition("~")
+    if not base or not back.isdecimal():
+        base, back = name, "0" if name == "latest" else ""
+    runs = found = find_runs(outputs)
+    if base != "latest":
+        is_code = re.fullmatch("[0-9a-f]{3,12}", base)
+        found = [run for run in runs if is_code and str(run.record.get("fingerprint", "")).startswith(base)]
+    if back and int(back) < len(found):
+        return found[int(back)]
+    if len(found) == 1 and not back:
         return found[0]
-    if found:
-        fingerprints = len({run.record["fingerprint"] for run in found})
-        advice = "give more digits" if fingerprints > 1 else f"give a directory, or {base}~0 for the newest of them"
-        raise BadInput(f"{name}: {len(found)} runs have it: {_names(found)}; {advice}")
-    if Path(name).is_dir():
-        raise BadInput(f"{name}: holds no run.json, so it is no run directory{_candidates(name, runs, outputs)}")
-    raise BadInput(
-        f"{name}: no such run in {outputs}; give a run directory, latest, latest~1, or the first digits of a "
-        f"fingerprint (onebox runs lists them){_candidates(name, runs, outputs)}"
-    )
+    if back:
+        problem = f"there are {len(found)} such runs in {outputs}"
+    elif found:
+        raise BadInput(
+            f"{name}: {len(found)} runs have it: {_names(found)}; give more digits, or {base}~0 for the newest of them"
+        )
+    else:
+        what = "holds no run.json, and there is no such run" if Path(name).is_dir() else "no such run"
+        problem = (
+            f"{what} in {outputs}; give a run directory, latest, latest~1, or the first digits of a fingerprint "
+            "(onebox runs lists them)"
+        )
+    raise BadInput(f"{name}: {problem}; {_candidates(name, runs, outputs)}")
 
 
 def find_all(names: Sequence[str], outputs: Path) -> list[Run]:
@@ -175,8 +157,8 @@ def find_all(names: Sequence[str], outputs: Path) -> list[Run]:
     found: dict[Path, Run] = {}
     for name in names:
         folder = next((path for path in (Path(name), outputs / name) if path.is_dir()), None)
-        inside = find_runs(folder) if folder is not None else []
-        for run in inside or [find_run(name, outputs)]:
+        below = find_runs(folder) if folder is not None else []
+        for run in below or [find_run(name, outputs)]:
             found.setdefault(run.path.resolve(), run)
     return list(found.values())
 
@@ -191,10 +173,10 @@ def near_keys(key: str, runs: Sequence[Run]) -> str:
 
 def _candidates(name: str, runs: Sequence[Run], outputs: Path) -> str:
     if not runs:
-        return "; there are no runs yet (--outputs FOLDER looks elsewhere)"
+        return "there are no runs yet (--outputs FOLDER looks elsewhere)"
     paths = {os.path.relpath(run.path, outputs): run for run in runs}
-    close = difflib.get_close_matches(name, paths, n=3, cutoff=0.6)
-    return f"; {'close to it' if close else 'the newest'}: {_names([paths[path] for path in close] or runs[:3])}"
+    near = [paths[path] for path in difflib.get_close_matches(name, paths, n=3, cutoff=0.6)]
+    return f"close to it: {_names(near)}" if near else f"the newest: {_names(runs[:3])}"
 
 
 def _names(runs: Sequence[Run]) -> str:
@@ -212,42 +194,39 @@ def _directories(folder: Path | str) -> Iterator[Path | str]:
         yield folder  # no run lies in another
         return
     for entry in found:
-        hidden = entry.name == REPRODUCED or entry.name.startswith(".")
-        if entry.is_dir(follow_symlinks=False) and not hidden:
+        is_left_out = entry.name == REPRODUCED or entry.name.startswith(".")
+        if entry.is_dir(follow_symlinks=False) and not is_left_out:
             yield from _directories(entry.path)
 
 
-def _record(folder: Path | str) -> Any:
+def _record(folder: Path | str) -> dict[str, Any] | None:
+    """run.json without nulls, with `died` for a run whose process is gone; None when there is none that is sound."""
     path = os.path.join(folder, "run.json")
     record = _read(path)
-    if record is None or not _is_sound(path, record):
+    if record is not None and record.get("status") == "running" and not is_held(folder, unknown=True):
+        record = _read(path)  # again, as the run may have ended in between
+        if record is not None and record.get("status") == "running":
+            record["status"] = "died"
+    if record is None:
         return None
-    if record.get("status") == "running":
-        from onebox.runs.claim import is_held
-
-        if not is_held(folder, unknown=True):
-            again = _read(path)  # it may have ended in between
-            record = again if again is not None and _is_sound(path, again) else record
-            if record.get("status") == "running":
-                record["status"] = "died"
+    for key in _TYPES.keys() & record.keys():
+        value = record[key]
+        if value is None:
+            del record[key]
+        elif not _is_sound(key, value):
+            log.warning("%s: %s is not what a run writes (%.40r); left out", printable(path), key, value)
+            return None
     return record
 
 
-def _is_sound(path: str, record: dict[str, Any]) -> bool:
-    """Remove null entries of `_TYPES`; false when another one is of the wrong type."""
-    for key, kind in _TYPES.items():
-        if record.get(key) is None:
-            record.pop(key, None)
-            continue
-        value = record[key]
-        items = value.values() if isinstance(value, dict) else value
-        if not isinstance(value, kind) or (key in _ITEMS and not all(isinstance(item, _ITEMS[key]) for item in items)):
-            log.warning("%s: %s is not what a run writes (%.40r); left out", printable(path), key, value)
-            return False
-    return True
+def _is_sound(key: str, value: Any) -> bool:
+    items = value.values() if isinstance(value, dict) else value
+    return isinstance(value, _TYPES[key]) and (
+        key not in _ITEMS or all(isinstance(item, _ITEMS[key]) for item in items)
+    )
 
 
-def _read(path: Path | str) -> Any:
+def _read(path: Path | str) -> dict[str, Any] | None:
     try:
         facts = os.lstat(path)  # a link may lead out of the directory, a pipe would never end
         if not stat.S_ISREG(facts.st_mode) or facts.st_size > MAX_BYTES:
@@ -268,3 +247,7 @@ def _at(node: Any, key: str) -> Any:
             return MISSING
         node = node[name]
     return node
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in values.items() if isinstance(value, int | float)}

@@ -3,18 +3,16 @@
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from onebox.errors import BadInput, check
 from onebox.files import write_text
 from onebox.runs.fingerprint import flatten
-from onebox.runs.reading.diff_view import value_text
 from onebox.runs.reading.find import MISSING, Run, find_runs, near_keys
 from onebox.runs.reading.where import select
 from onebox.text import Line, duration, print_lines, printable
@@ -35,26 +33,79 @@ PLACES = ("run_dir=", "hydra", "data_dir=")  # overrides that say where a run li
 def runs(folder: str | Path = "outputs") -> pd.DataFrame:
     """All runs below a folder as a table, the newest first.
 
-    Args:
-        folder: where runs are looked for.
-
     Returns:
         One row for each run, indexed by its path. The columns are facts of run.json (`status`, `started`, `seconds`,
         `seed`, ...), values of the config (`optimizer.lr`; lists as JSON), the option of each group (`loss/loc`),
         metrics of the best epoch and of the test (`val/joint_acc`, `test/iou`), and the floor of the latter
         (`floor/iou`). What a run does not have is missing.
     """
-    cells = [
-        {key: scalar(value) for key, value in flatten(dict(run.config))}
+    rows = {
+        str(run.path): {key: run.record.get(key) for key in FACTS}
+        | {key: scalar(value) for key, value in flatten(dict(run.config)) if key not in FACTS}
         | run.record.get("choices", {})
         | run.tags
         | run.floors
-        | {key: run.record.get(key) for key in FACTS}
-        | {"run": str(run.path)}
         for run in find_runs(Path(folder))
-    ]
-    frame = pd.DataFrame(cells, columns=None if cells else ["run", *FACTS]).set_index("run")
-    return frame[[*FACTS, *frame.columns.difference(list(FACTS), sort=False)]]
+    }
+    frame = pd.DataFrame(list(rows.values()), index=pd.Index(rows, name="run", dtype=object))
+    return frame if rows else frame.reindex(columns=list(FACTS))
+
+
+def list_runs(
+    outputs: Path, *, where: str | None, sort: str | None, ascending: bool, limit: int, metrics: Sequence[str]
+) -> "Listing":
+    """The runs below a folder that meet an expression, the newest or the largest in `sort` first.
+
+    Args:
+        outputs: the folder.
+        where: see `onebox.runs.reading.where`.
+        sort: a key of `Run.value`; runs that have no such value come last.
+        ascending: the oldest or the smallest first.
+        limit: how many at most; 0 for all.
+        metrics: which to show in place of the usual ones.
+
+    Raises:
+        BadInput: the expression cannot be read, or no run has one of the keys or metrics.
+    """
+    every = find_runs(outputs)
+    found, keys = select(every, where) if where else (every, [])
+    if sort:
+        if every and all(run.value(sort) is MISSING for run in every):
+            raise BadInput(f"--sort: {near_keys(sort, every)}")
+        keys = list(dict.fromkeys([*keys, sort]))
+        values = sortable(pd.Series([scalar(run.value(sort)) for run in found], dtype=object))
+        found = [found[place] for place in values.sort_values(ascending=ascending, kind="stable").index]
+    elif ascending:
+        found = found[::-1]
+    total, found = len(found), found[: limit or None]
+    tags = choose_metrics(metrics, every, found)
+    columns: dict[str, Any] = {"run": [str(run.path) for run in found]}
+    columns |= {key: [run.record.get(key, math.nan) for run in found] for key in FACTS}
+    columns |= {key: [scalar(run.value(key)) for run in found] for key in keys if key not in (*columns, *tags)}
+    typed = [[text for text in run.record.get("overrides", []) if not text.startswith(PLACES)] for run in found]
+    columns["overrides"] = [" ".join(texts) for texts in typed]
+    results = pd.DataFrame([[run.tags.get(tag, math.nan) for tag in tags] for run in found], columns=tags, dtype=float)
+    more: Line = [(f"{total - len(found):,} more (--limit 0 shows all {total:,})", "")]
+    return Listing(
+        pd.DataFrame(columns, dtype=object).join(results),
+        shown=list(dict.fromkeys(["run", "started", "status", "fingerprint", *tags, *keys, "overrides"])),
+        metrics=tags,
+        notes=[more] if len(found) < total else [],
+        facts={"outputs": str(outputs), "runs": total},
+    )
+
+
+def choose_metrics(wanted: Sequence[str], every: Sequence[Run], found: Sequence[Run]) -> list[str]:
+    """The metrics to show: those wanted, or what any of `found` has of `METRICS` and of what the runs monitor.
+
+    Raises:
+        BadInput: there are runs, but none has one that is wanted.
+    """
+    for tag in wanted:
+        if every and not any(tag in run.tags for run in every):
+            raise BadInput(near_keys(tag, every))
+    usual = dict.fromkeys([*METRICS, *sorted({str(run.config.get("monitor")) for run in found})])
+    return list(wanted) or [tag for tag in usual if any(tag in run.tags for run in found)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +125,7 @@ class Listing:
     frame: pd.DataFrame
     shown: Sequence[str]
     metrics: Sequence[str]
-    title: str | None = None
+    title: str = ""
     notes: Sequence[Line] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -94,7 +145,7 @@ class Listing:
             rows = self.frame.astype(object).where(self.frame.notna(), None).to_dict("records")
             print(json.dumps({"schema": SCHEMA, **self.facts, "rows": rows}, indent=2, ensure_ascii=False))
         elif markdown:
-            print(*self.markdown(), sep="\n")
+            print(self.markdown())
         elif csv not in (None, "-"):
             write_text(str(csv), self.csv(","))
         elif csv == "-" or not sys.stdout.isatty():
@@ -109,13 +160,12 @@ class Listing:
         texts = self.frame.map(lambda value: value if isinstance(value, int | float) else printable(str(value)))
         return texts.where(self.frame.notna()).to_csv(sep=delimiter, index=False, lineterminator="\n")
 
-    def markdown(self) -> list[str]:
-        """Lines of Markdown."""
-        texts = self._texts()
-        lines = [f"| {' | '.join(text.replace('|', chr(92) + '|') for text in row)} |" for row in texts]
+    def markdown(self) -> str:
+        """The table and its notes as Markdown."""
         marks = ["---:" if self._is_number(name) else "---" for name in self.shown]
-        notes = ["- " + printable("".join(text for text, _ in line)) for line in self.notes]
-        return [f"| {' | '.join(self.shown)} |", f"|{'|'.join(marks)}|", *lines, "", *notes]
+        cells = [[text.replace("|", r"\|") for text in row] for row in self._texts()]
+        table = [f"| {' | '.join(self.shown)} |", f"|{'|'.join(marks)}|", *(f"| {' | '.join(row)} |" for row in cells)]
+        return "\n".join([*table, "", *("- " + printable("".join(text for text, _ in line)) for line in self.notes)])
 
     def show(self, console: "Console") -> None:
         """Print it for people."""
@@ -126,21 +176,22 @@ class Listing:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
         table.title = Text(printable(self.title)) if self.title else None
         for name in self.shown:
-            lines = name.replace("/", "/\n").replace(".", ".\n").split("\n")
-            # Where a terminal is narrow, an interval goes below its mean.
-            wraps = name in (*self.metrics, "run", "overrides")
-            justify: Literal["left", "right"] = "right" if self._is_number(name) else "left"
-            least = max(map(len, lines)) if name in self.metrics else None
-            title = Text("\n".join(lines))
-            table.add_column(title, justify=justify, no_wrap=not wraps, min_width=least, overflow="fold")
-        best = self.frame["best"] if "best" in self.frame else [False] * len(self.frame)
-        for row, is_best in zip_longest(self._texts(), best):
+            title = name.replace("/", "/\n").replace(".", ".\n")
+            table.add_column(
+                Text(title),
+                justify="right" if self._is_number(name) else "left",
+                no_wrap=name not in (*self.metrics, "run", "overrides"),
+                min_width=max(map(len, title.split("\n"))) if name in self.metrics else None,
+                overflow="fold",
+            )
+        weights = ["bold" if best else "" for best in self.frame.get("best", [False] * len(self.frame))]
+        for number, row in enumerate(self._texts()):
             # Of several statuses the last one is the worst.
-            cells = [
-                Text(text, STYLES.get(text.rpartition(" ")[2], "") if name == "status" else "")
-                for name, text in zip(self.shown, row, strict=True)
+            styles = [
+                STYLES.get(row[i].rpartition(" ")[2], "") * (name == "status") for i, name in enumerate(self.shown)
             ]
-            table.add_row(*cells, style="dim" if is_best is None else "bold" if is_best else "")
+            weight = weights[number] if number < len(weights) else "dim"  # the last row is the floor
+            table.add_row(*map(Text, row, styles), style=weight)
         console.print(table)
         print_lines(self.notes, console)
 
@@ -149,9 +200,9 @@ class Listing:
 
     def _texts(self) -> list[list[str]]:
         """The rows for people, and if any metric of the test has a floor a last row with it."""
-        columns = [map(printable, self._column(name)) for name in self.shown]
-        rows = list(map(list, zip(*columns, strict=True)))
+        columns = [[printable(text) for text in self._column(name)] for name in self.shown]
         floors = [self._floor(name) for name in self.shown]
+        rows = list(map(list, zip(*columns, strict=True)))
         if any(floors):
             floors[self.shown.index("status") if "status" in self.shown else 0] = "floor"
             rows.append(floors)
@@ -164,78 +215,23 @@ class Listing:
             return ""
         return " to ".join(dict.fromkeys(f"{value:.3f}" for value in self.frame[key].agg(["min", "max"])))
 
-    def _column(self, name: str) -> Iterable[str]:
+    def _column(self, name: str) -> list[str]:
         values = self.frame[name]
         if name in self.metrics:
-            intervals = self.frame.get(f"{name}_interval", pd.Series(math.nan, self.frame.index))
-            return map(_metric, values, intervals)
+            halves = self.frame.get(f"{name}_interval", [math.nan] * len(values))
+            intervals = ["" if math.isnan(half) else f" ± {half:.3f}" for half in halves]
+            return [
+                "-" if math.isnan(mean) else f"{mean:.3f}" + half for mean, half in zip(values, intervals, strict=True)
+            ]
         if name == "seconds":
             return ["-" if math.isnan(value) else duration(value) for value in values]
         if name == "started":
             return [cell(value)[:19].replace("T", " ") for value in values]
-        return ["●" if value else "" for value in values] if name == "best" else map(cell, values)
+        return ["●" if value else "" for value in values] if name == "best" else [cell(value) for value in values]
 
 
-def list_runs(
-    outputs: Path, *, where: str | None, sort: str | None, ascending: bool, limit: int, metrics: Sequence[str]
-) -> Listing:
-    """The runs below a folder that meet an expression, the newest or the largest in `sort` first.
-
-    Args:
-        outputs: the folder.
-        where: see `onebox.runs.reading.where`.
-        sort: a key of `Run.value`; runs that have no such value come last.
-        ascending: the oldest or the smallest first.
-        limit: how many at most; 0 for all.
-        metrics: which to show in place of the usual ones.
-
-    Raises:
-        BadInput: the expression cannot be read, or no run has one of the keys or metrics.
-    """
-    every = find_runs(outputs)
-    found, keys = select(every, where) if where else (every, [])
-    if sort:
-        keys = list(dict.fromkeys([*keys, sort]))
-        if every and all(run.value(sort) is MISSING for run in every):
-            raise BadInput(f"--sort: {near_keys(sort, every)}")
-        values = ordered(pd.Series([scalar(run.value(sort)) for run in found], dtype=object))
-        places = values.sort_values(ascending=ascending, na_position="last", kind="stable").index
-        found = [found[place] for place in places]
-    elif ascending:
-        found = found[::-1]
-    total, found = len(found), found[: limit or None]
-    tags = choose_metrics(metrics, every, found)
-    columns: dict[str, list[Any]] = {"run": [str(run.path) for run in found]}
-    columns |= {key: [run.record.get(key, math.nan) for run in found] for key in FACTS}
-    columns |= {key: [scalar(run.value(key)) for run in found] for key in keys if key not in (*columns, *tags)}
-    typed = [[text for text in run.record.get("overrides", []) if not text.startswith(PLACES)] for run in found]
-    columns["overrides"] = [" ".join(texts) for texts in typed]
-    results = pd.DataFrame([[run.tags.get(tag, math.nan) for tag in tags] for run in found], columns=tags, dtype=float)
-    more: list[Line] = [[(f"{total - len(found):,} more (--limit 0 shows all {total:,})", "")]]
-    return Listing(
-        pd.DataFrame(columns, dtype=object).join(results),
-        shown=list(dict.fromkeys(["run", "started", "status", "fingerprint", *tags, *keys, "overrides"])),
-        metrics=tags,
-        notes=more if len(found) < total else (),
-        facts={"outputs": str(outputs), "runs": total},
-    )
-
-
-def choose_metrics(wanted: Sequence[str], every: Sequence[Run], found: Sequence[Run]) -> list[str]:
-    """The metrics to show: those wanted, or what any of `found` has of `METRICS` and of what the runs monitor.
-
-    Raises:
-        BadInput: there are runs, but none has one that is wanted.
-    """
-    for tag in wanted:
-        if every and not any(tag in run.tags for run in every):
-            raise BadInput(near_keys(tag, every))
-    usual = dict.fromkeys([*METRICS, *sorted({str(run.config.get("monitor")) for run in found})])
-    return list(wanted) or [tag for tag in usual if any(tag in run.tags for run in found)]
-
-
-def ordered(values: "pd.Series[Any]") -> "pd.Series[Any]":
-    """The same in a type that can be sorted: numbers, or else texts; what is missing stays missing."""
+def sortable(values: "pd.Series[Any]") -> "pd.Series[Any]":
+    """The same as numbers, or else as texts; what is missing stays missing."""
     numbers = pd.to_numeric(values, errors="coerce")
     return numbers if numbers.notna().equals(values.notna()) else values.map(str, na_action="ignore")
 
@@ -251,8 +247,4 @@ def cell(value: Any) -> str:
     """A value as people read it; `-` for NaN, which stands for what a run does not have."""
     if isinstance(value, float):
         return "-" if math.isnan(value) else f"{value:g}"
-    return value if isinstance(value, str) else value_text(value)
-
-
-def _metric(mean: float, interval: float) -> str:
-    return "-" if math.isnan(mean) else f"{mean:.3f}" + ("" if math.isnan(interval) else f" ± {interval:.3f}")
+    return value if isinstance(value, str) else json.dumps(value)

@@ -39,57 +39,69 @@ def select(runs: Sequence[Run], where: str, option: str = "--where") -> tuple[li
     Raises:
         BadInput: it is no such expression, or no run has one of its keys.
     """
-    words: list[str] = []
-    keys: list[str] = []
-
-    def python(token: re.Match[str]) -> str:
-        """A sign as Python has it; a word as the name `_n`, where n is its place in `words`."""
-        sign, text = token.groups()
-        if sign is None:
-            words.append(text)
-        return f" {_SIGNS.get(sign, sign) if sign else f'_{len(words) - 1}'} "
-
-    def word(node: ast.AST) -> str:
-        if not isinstance(node, ast.Name):
-            raise ValueError("a sign stands between a key and a value")
-        return words[int(node.id[1:])]
-
-    def comparison(left: ast.AST, sign: ast.AST, right: ast.AST) -> Test:
-        is_list = isinstance(right, ast.List)
-        if is_list != isinstance(sign, ast.In | ast.NotIn):
-            raise ValueError("in takes a list in brackets, other signs take one value")
-        values = [word(item) for item in (right.elts if isinstance(right, ast.List) else [right])]
-        keys.append(key := word(left).strip("'\""))
-        return lambda run: _holds(run.value(key), type(sign), values)
-
-    def test(node: ast.AST) -> Test:
-        match node:
-            case ast.BoolOp():
-                tests, joined = [test(value) for value in node.values], all if isinstance(node.op, ast.And) else any
-                return lambda run: joined(one(run) for one in tests)
-            case ast.UnaryOp(op=ast.Not()):
-                inner = test(node.operand)
-                return lambda run: not inner(run)
-            case ast.Compare(ops=[sign], comparators=[right]):
-                return comparison(node.left, sign, right)
-            case ast.BinOp(op=ast.MatMult()):
-                return comparison(node.left, node.op, node.right)
-        raise ValueError("a key stands alone" if isinstance(node, ast.Name) else "")
-
     try:
-        if rest := _TOKEN.sub("", where).strip():
-            raise ValueError(f"{rest[0]} stands alone")
-        meets = test(ast.parse(_TOKEN.sub(python, where).strip(), mode="eval").body)
+        expression = _Expression(where)
     except (SyntaxError, ValueError, RecursionError) as error:
         why = f" ({error})" if type(error) is ValueError and str(error) else ""
         raise BadInput(
             f"{option} {where}: cannot be read{why}; write KEY == VALUE, != < <= > >= or ~, or KEY in [A, B], "
             "joined by and, or, not and parentheses"
         ) from error
-    for key in keys:
+    for key in expression.keys:
         if runs and all(run.value(key) is MISSING for run in runs):
             raise BadInput(f"{option}: {near_keys(key, runs)}")
-    return [run for run in runs if meets(run)], list(dict.fromkeys(keys))
+    return [run for run in runs if expression.test(run)], expression.keys
+
+
+class _Expression:
+    """An expression as a `test` of runs, and the `keys` that it names.
+
+    Python parses it with the name `_n` in place of its word number n, so no word of it can mean anything to Python.
+    """
+
+    def __init__(self, text: str) -> None:
+        if rest := _TOKEN.sub("", text).strip():
+            raise ValueError(f"{rest[0]} stands alone")
+        self._words: list[str] = []
+        self.keys: list[str] = []
+        source = _TOKEN.sub(self._to_python, text).strip()
+        self.test = self._test(ast.parse(source, mode="eval").body)
+
+    def _to_python(self, token: re.Match[str]) -> str:
+        sign, word = token.groups()
+        if sign:
+            return f" {_SIGNS.get(sign, sign)} "
+        self._words.append(word)
+        return f" _{len(self._words) - 1} "
+
+    def _test(self, node: ast.AST) -> Test:
+        match node:
+            case ast.BoolOp(op=sign, values=nodes):
+                tests, combine = [self._test(value) for value in nodes], all if isinstance(sign, ast.And) else any
+                return lambda run: combine(test(run) for test in tests)
+            case ast.UnaryOp(op=ast.Not(), operand=operand):
+                negated = self._test(operand)
+                return lambda run: not negated(run)
+            case (
+                ast.Compare(left=left, ops=[sign], comparators=[right])
+                | ast.BinOp(left=left, op=ast.MatMult() as sign, right=right)
+            ):
+                return self._comparison(left, sign, right)
+        raise ValueError("a key stands alone" if isinstance(node, ast.Name) else "")
+
+    def _comparison(self, left: ast.AST, sign: ast.AST, right: ast.AST) -> Test:
+        if isinstance(right, ast.List) != isinstance(sign, ast.In | ast.NotIn):
+            raise ValueError("in takes a list in brackets, other signs take one value")
+        values = [self._word(item) for item in (right.elts if isinstance(right, ast.List) else [right])]
+        key = self._word(left).strip("'\"")
+        if key not in self.keys:
+            self.keys.append(key)
+        return lambda run: _holds(run.value(key), type(sign), values)
+
+    def _word(self, node: ast.AST) -> str:
+        if not isinstance(node, ast.Name):
+            raise ValueError("a sign stands between a key and a value")
+        return self._words[int(node.id[1:])]
 
 
 def _holds(found: Any, sign: type[ast.AST], texts: Sequence[str]) -> bool:

@@ -17,12 +17,11 @@ from onebox.runs.provenance import source_fingerprint
 from onebox.runs.reading.changes import compare
 from onebox.runs.reading.find import MISSING, Run, find_runs, near_keys
 from onebox.runs.reading.noise import lower_is_better, t95
-from onebox.runs.reading.table import STYLES, Listing, cell, choose_metrics, ordered, scalar
+from onebox.runs.reading.table import STYLES, Listing, cell, choose_metrics, scalar, sortable
 from onebox.sweep.job import PLAN, is_stale, read_plan
 from onebox.text import Line, duration
 
 STATUSES = ("completed", "running", "pending", "interrupted", "died", "failed", "stale")  # the worst last
-FACTS = ("status", "note", "fingerprint", "group", "seed", "run", "seconds")
 MAX_NOTE = 160  # characters
 
 
@@ -35,11 +34,10 @@ class Sweep:
         mode: each tag that it optimises -> `max` or `min`; the first one sorts the table.
         varied: keys and groups that differ between the jobs, without the seed.
         runs: of the jobs that have a result.
-        jobs: a row for each, in the order of the plan, then by start. `status` is that of run.json, `died` where it
-            says `running` and no process holds the directory, `stale` for a run that completed under other code or
-            data, `pending` for one that is only planned; `note` says why it failed or is stale; `group` is equal for
-            jobs that differ by the seed alone; `seconds` are of all attempts until now. The others are `fingerprint`,
-            `seed`, `run`, each varied key, each metric of the jobs that have a result, and `floor/NAME`.
+        jobs: a row for each, in the order of the plan, then by start. `status` is that of run.json, `stale` for a run
+            that completed under other code or data, `pending` for one that is only planned; `note` says why it failed
+            or is stale; `group` is equal for jobs that differ by the seed alone; `seconds` are of all attempts. The
+            others are `fingerprint`, `seed`, `run`, each varied key, each metric and `floor/NAME` of what has a result.
     """
 
     folder: Path
@@ -56,28 +54,27 @@ def read_sweep(folder: Path) -> Sweep:
         BadInput: there are neither, or the plan cannot be read.
     """
     plan = read_plan(folder)
-    # The same config twice, in folders of other layouts: the one that completed counts, else the newest.
-    found: dict[str, Run] = {}
-    for run in sorted(find_runs(folder), key=lambda run: run.record.get("status") != "completed"):
-        found.setdefault(str(run.record.get("fingerprint") or run.path), run)
     planned = {str(job["fingerprint"]): job for job in plan.get("jobs", [])}
+    # The same config twice, in folders of other layouts: the one that completed counts, else the newest.
+    runs = sorted(find_runs(folder)[::-1], key=lambda run: run.record.get("status") == "completed")
+    found = {str(run.record.get("fingerprint") or run.path): run for run in runs}
     if not found and not planned:
         raise BadInput(f"{folder}: holds neither runs nor {PLAN}, so it is no sweep")
-    found = dict(sorted(found.items(), key=lambda item: item[1].started))
+    found = dict(sorted(found.items(), key=lambda item: item[1].record.get("started", "")))
     varied = _varied(found, planned)
     source = source_fingerprint()
-    jobs, done = [], []
-    results: list[dict[str, float]] = []
-    for name in [*planned, *(name for name in found if name not in planned)]:
-        left = found.get(name)
-        job = _job(left, planned.get(name, {}), source)
+    jobs, results, done = [], [], []
+    for name in dict.fromkeys([*planned, *found]):
+        run = found.get(name)
+        job = _job(run, planned.get(name, {}), source)
         jobs.append(job | {key: values.get(name, math.nan) for key, values in varied.items()})
-        results.append({})
-        if left is not None and job["status"] in ("completed", "stale"):
-            results[-1] = {**left.tags, **left.floors}
-            done.append(left)
-    frame = pd.DataFrame(jobs, dtype=object).join(pd.DataFrame(results, index=range(len(jobs)), dtype=float))
-    return Sweep(folder, _mode(plan, list(found.values())), list(varied), done, frame.astype({"seconds": float}))
+        with_result = [run] if run is not None and job["status"] in ("completed", "stale") else []
+        results.append({key: value for run in with_result for key, value in {**run.tags, **run.floors}.items()})
+        done += with_result
+    frame = pd.DataFrame(jobs, dtype=object).astype({"seconds": float})
+    frame = frame.join(pd.DataFrame(results, index=range(len(jobs)), dtype=float))
+    config = [*found.values()][-1].config if found else {}
+    return Sweep(folder, _mode(plan, config), list(varied), done, frame)
 
 
 def list_sweep(sweep: Sweep, *, metrics: Sequence[str] = (), seeds: bool = False, sort: str | None = None) -> Listing:
@@ -93,26 +90,33 @@ def list_sweep(sweep: Sweep, *, metrics: Sequence[str] = (), seeds: bool = False
         BadInput: nothing is called `sort`, or no job has one of the metrics.
     """
     tags = list(dict.fromkeys([*sweep.mode, *choose_metrics(metrics, sweep.runs, sweep.runs)]))
-    facts = [*sweep.varied, "seed", "status", "number"]
-    if sort and sort not in (*facts, "time", *tags):
+    facts = [*sweep.varied, "seed", "status", "number", "time"]
+    if sort and sort not in (*facts, *tags):
         if not any(sort in run.tags for run in sweep.runs):
-            raise BadInput(f"--sort {sort}: {near_keys(sort, sweep.runs)}; or one of {', '.join([*facts, 'time'])}")
+            raise BadInput(f"--sort {sort}: {near_keys(sort, sweep.runs)}; or one of {', '.join(facts)}")
         tags.append(sort)
     rows = _rows(sweep, tags, by="number" if seeds else "group")
-    rows = rows.iloc[_places(sweep, rows, sort)]
-
+    rows = rows.iloc[_order(sweep, rows, sort)]
     several = bool((rows["jobs"] > 1).any())
     counted = ["seeds"] if several else ["seed"] if seeds or sweep.jobs["seed"].nunique() > 1 else []
     status = ["status"] if set(rows["status"]) != {"completed"} else []
     front = ["best"] if len(sweep.mode) > 1 else []
-    last = ["seconds"] if several else ["seconds", "fingerprint"]
-    notes = [_order(sweep, sort, with_interval=several), *_notes(sweep), [(_totals(sweep), "")]]
+    objective = ", ".join(f"{tag} ({mode})" for tag, mode in sweep.mode.items())
+    legend = f"● on the Pareto front of {objective}" if front else "" if sort else f"best first by {objective}"
+    legend += "; " * bool(legend and sort) + (f"sorted by {sort}" if sort else "")
+    legend += "; mean ± 95 % interval over seeds" if several else ""
+    total = len(sweep.jobs)
+    totals = f"{total:,} job{'s'[: total != 1]}: {_counted(sweep.jobs['status'])}"
     return Listing(
         rows,
-        shown=[*sweep.varied, *counted, *status, *front, *tags, *last],
+        shown=[*sweep.varied, *counted, *status, *front, *tags, "seconds", *([] if several else ["fingerprint"])],
         metrics=tags,
         title=str(sweep.folder),
-        notes=notes,
+        notes=[
+            [(legend, "dim")],
+            *_notes(sweep),
+            [(f"{totals}; {duration(sweep.jobs['seconds'].sum())} of work", "")],
+        ],
         facts={
             "sweep": str(sweep.folder),
             "objective": dict(sweep.mode),
@@ -141,22 +145,22 @@ def _varied(found: Mapping[str, Run], planned: Mapping[str, Mapping[str, Any]]) 
 
 def _typed(planned: Mapping[str, Any]) -> dict[str, Any]:
     """Key -> value of each override."""
-    found = {}
+    typed = {}
     for text in planned.get("overrides", ()):
         key, _, value = text.partition("=")
         try:
-            found[key.lstrip("+~")] = json.loads(value)
+            typed[key.lstrip("+~")] = json.loads(value)
         except ValueError:
-            found[key.lstrip("+~")] = value.strip("'")
-    return found
+            typed[key.lstrip("+~")] = value.strip("'")
+    return typed
 
 
 def _job(run: Run | None, planned: Mapping[str, Any], source: str) -> dict[str, Any]:
     """The facts of a job, see `Sweep.jobs`."""
-    record = run.record if run is not None else planned
+    record = planned if run is None else run.record
     status, note = str(record.get("status", "pending")), ""
-    if status == "completed" and (stale := _stale(record, planned, source)):
-        status, note = "stale", stale
+    if status == "completed" and (note := _stale(record, planned, source)):
+        status = "stale"
     elif status == "died":
         note = "killed, out of memory, or the machine went down"
     elif status == "failed":
@@ -172,7 +176,7 @@ def _job(run: Run | None, planned: Mapping[str, Any], source: str) -> dict[str, 
         "fingerprint": fingerprint,
         "group": f"{record.get('fingerprint_seedless') or fingerprint} {note if status == 'stale' else ''}",
         "seed": scalar(record.get("seed", MISSING)),
-        "run": str(run.path) if run is not None else None,
+        "run": None if run is None else str(run.path),
         "seconds": sum(spent) if spent else math.nan,
     }
 
@@ -186,9 +190,8 @@ def _stale(record: Mapping[str, Any], planned: Mapping[str, Any], source: str) -
     return f"other data ({', '.join(part for part, value in now.items() if before.get(part) != value)})"
 
 
-def _mode(plan: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, str]:
+def _mode(plan: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
     """Each tag of the objective, with the direction that the plan or the newest run says or else the usual one."""
-    config = runs[-1].config if runs else {}
     objective = plan.get("objective") or config.get("objective") or config.get("monitor") or "val/joint_acc"
     known = {str(config.get("monitor")): str(config.get("monitor_mode", "max")), **plan.get("mode", {})}
     tags = [objective] if isinstance(objective, str) else objective
@@ -197,33 +200,29 @@ def _mode(plan: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, str]:
 
 def _rows(sweep: Sweep, tags: Sequence[str], by: str) -> pd.DataFrame:
     """One row for all jobs that are equal in `by`: means, 95 % intervals of the means, and the facts of all of them."""
-    floored = [f"floor/{tag.removeprefix('test/')}" for tag in tags if tag.startswith("test/")]
-    jobs = sweep.jobs.reindex(columns=list(dict.fromkeys([*FACTS, *sweep.varied, *tags, *floored])))
-    jobs = jobs.rename_axis("number").reset_index()
+    floors = [f"floor/{tag.removeprefix('test/')}" for tag in tags if tag.startswith("test/")]
+    jobs = sweep.jobs.rename_axis("number").reset_index()
+    jobs = jobs.reindex(columns=list(dict.fromkeys([*jobs, *tags, *floors])))
     jobs = jobs.assign(seeds=jobs["status"].isin(["completed", "stale"]), jobs=1)
     groups = jobs.groupby(jobs[by], sort=False)
-    counts = groups[list(tags)].count()
-    half = counts.map(lambda n: t95(n - 1) / n**0.5 if n > 1 else math.nan)
-    means, intervals = groups[list(tags)].mean(), (groups[list(tags)].std() * half).add_suffix("_interval")
+    half = groups[list(tags)].count().map(lambda n: t95(n - 1) / n**0.5 if n > 1 else math.nan)
+    means = groups[list(tags)].mean()
     # Of a job that ran all that varied is known.
     varied = jobs.sort_values("run", key=pd.Series.isna, kind="stable").drop_duplicates(by).set_index(by)
-    facts = {name: groups[name].agg(_joined) for name in ("seed", "fingerprint", "note", "run")}
     points = pd.DataFrame({tag: means[tag] * (-1 if mode == "min" else 1) for tag, mode in sweep.mode.items()})
-    return pd.concat(
-        [
-            varied.reindex(means.index)[list(sweep.varied)],
-            groups["status"].agg(lambda values: values.iloc[0] if values.nunique() == 1 else _status(values)),
-            means,
-            intervals,
-            groups[floored].first().dropna(axis=1, how="all"),
-            groups["seconds"].mean(),
-            groups[["jobs", "seeds"]].sum(),
-            _is_best(points).rename("best"),
-            pd.DataFrame(facts),
-            groups["number"].min().rename("number"),
-        ],
-        axis=1,
-    )
+    parts = [
+        varied.reindex(means.index)[list(sweep.varied)],
+        groups["status"].agg(lambda values: values.iloc[0] if values.nunique() == 1 else _counted(values)),
+        means,
+        (groups[list(tags)].std() * half).add_suffix("_interval"),
+        groups[floors].first().dropna(axis=1, how="all"),
+        groups["seconds"].mean(),
+        groups[["jobs", "seeds"]].sum(),
+        _is_best(points).rename("best"),
+        groups[["seed", "fingerprint", "note", "run"]].agg(_joined),
+        groups["number"].min().rename("number"),
+    ]
+    return pd.concat(parts, axis=1)
 
 
 def _is_best(points: pd.DataFrame) -> "pd.Series[bool]":
@@ -233,16 +232,15 @@ def _is_best(points: pd.DataFrame) -> "pd.Series[bool]":
     return points.notna().all(axis=1) & ~np.array(beaten, dtype=bool)
 
 
-def _places(sweep: Sweep, rows: pd.DataFrame, sort: str | None) -> list[int]:
-    """The order of the rows."""
+def _order(sweep: Sweep, rows: pd.DataFrame, sort: str | None) -> list[int]:
+    """The places of the rows, sorted."""
     key = sort or next(iter(sweep.mode))
     if key == "status":  # the worst first
         values = rows[key].map(lambda text: -_badness(text.rpartition(" ")[2]))
     else:
-        values = ordered(rows["seconds" if key == "time" else key])
-    mode = sweep.mode.get(key, "min" if lower_is_better(key) else "max")
+        values = sortable(rows["seconds" if key == "time" else key])
     is_metric = f"{key}_interval" in rows
-    if is_metric and mode == "max":
+    if is_metric and sweep.mode.get(key, "min" if lower_is_better(key) else "max") == "max":
         values = -values
     later = ~rows["best"] if len(sweep.mode) > 1 and sort is None else pd.Series(False, rows.index)
     table = pd.DataFrame({"later": later, "value": values, "number": rows["number"]}).reset_index(drop=True)
@@ -255,51 +253,26 @@ def _joined(values: "pd.Series[Any]") -> Any:
     return values.iloc[0] if len(values) == 1 else " ".join(known)
 
 
+def _badness(status: str) -> int:
+    return STATUSES.index(status) if status in STATUSES else len(STATUSES)
+
+
 def _counts(statuses: "pd.Series[str]") -> dict[str, int]:
     """How many jobs have each status that occurs, the worst last."""
     return dict(sorted(Counter(statuses).items(), key=lambda item: _badness(item[0])))
 
 
-def _badness(status: str) -> int:
-    return STATUSES.index(status) if status in STATUSES else len(STATUSES)
-
-
-def _status(statuses: "pd.Series[str]") -> str:
+def _counted(statuses: "pd.Series[str]") -> str:
     return ", ".join(f"{count} {status}" for status, count in _counts(statuses).items())
-
-
-def _order(sweep: Sweep, sort: str | None, *, with_interval: bool) -> Line:
-    objective = ", ".join(f"{tag} ({mode})" for tag, mode in sweep.mode.items())
-    if len(sweep.mode) > 1:
-        text = f"● on the Pareto front of {objective}" + (f"; sorted by {sort}" if sort else "")
-    else:
-        text = f"sorted by {sort}" if sort else f"best first by {objective}"
-    return [(text + ("; mean ± 95 % interval over seeds" if with_interval else ""), "dim")]
 
 
 def _notes(sweep: Sweep) -> Iterator[Line]:
     """One line for each job that failed or died, and one for each way in which others are stale."""
-    ended = sweep.jobs[sweep.jobs["status"].isin(["failed", "died"])]
     seed = ["seed"] if sweep.jobs["seed"].nunique() > 1 else []
-    for _, job in ended.iterrows():
+    for _, job in sweep.jobs[sweep.jobs["status"].isin(["failed", "died"])].iterrows():
         parts = [f"{key}={cell(job[key])}" for key in [*sweep.varied, *seed] if cell(job[key]) != "-"]
         name, note = " ".join(parts) or job["fingerprint"], textwrap.shorten(job["note"], MAX_NOTE, placeholder="…")
         yield [(f"{job['status']} ", STYLES[job["status"]]), (f"{name}: {note} ({Path(job['run']).name})", "")]
     for note, count in Counter(sweep.jobs["note"][sweep.jobs["status"] == "stale"]).items():
-        text = f"{_jobs(count)} completed under {note}; rerun=stale runs them again"
+        text = f"{count:,} job{'s'[: count != 1]} completed under {note}; rerun=stale runs them again"
         yield [("stale ", STYLES["stale"]), (text, "")]
-
-
-def _totals(sweep: Sweep) -> str:
-    """How many jobs ended how, their time as if they had run one after another, and what is left at that pace."""
-    status, seconds = sweep.jobs["status"], sweep.jobs["seconds"]
-    text = f"{_jobs(len(status))}: {_status(status)}; {duration(seconds.sum())} of work"
-    running, mean = seconds[status == "running"], seconds[status == "completed"].mean()
-    if running.empty or math.isnan(mean):
-        return text
-    left = (status == "pending").sum() * mean + (mean - running).clip(lower=0).sum()
-    return f"{text}; about {duration(left / len(running))} left"
-
-
-def _jobs(count: int) -> str:
-    return f"{count:,} job{'s' if count != 1 else ''}"
