@@ -256,5 +256,6 @@ def test_without_json_the_last_line_is_the_verdict(shapes_run, tmp_path):
 
     *_, weights, last = lines("--out", str(tmp_path / "again"))
     assert weights.split()[:2] == ["final", "weights"] and last == "identical"
+    assert lines("--out", str(tmp_path / "few"), "--steps", "3")[-1] == "identical in the first 3 steps"
     other = lines("--out", str(tmp_path / "other"), "--steps", "3", "optimizer.lr=0.01")
     assert other[-1].startswith("diverges at step 1 (epoch 0), first in loss; largest deviation ")

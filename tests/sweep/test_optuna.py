@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import optuna
 import pytest
 import yaml
 from hydra.core.utils import JobReturn, JobStatus
@@ -19,7 +20,6 @@ from hydra.core.utils import JobReturn, JobStatus
 from onebox.errors import BadInput, SweepFailed
 from onebox.sweep.plan import compose_jobs
 
-optuna = pytest.importorskip("optuna")
 TWO = ["hydra.sweeper.params=null", "optimizer.lr=tag(log,interval(1e-4,1e-1))", "model/loc_head=linear,mlp"]
 
 FEW = ["hydra.sweeper.params=null", "loss.weights.loc=tag(log,interval(1.0,30.0))"]

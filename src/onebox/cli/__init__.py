@@ -8,12 +8,12 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from onebox.cli import lr_find, reproduce, runs
-from onebox.errors import EXIT_BAD_INPUT, EXIT_FAULT, EXIT_INTERRUPTED, BadInput
+from onebox.errors import EXIT_FAULT, EXIT_INTERRUPTED, BadInput, exit_with
 from onebox.text import printable
 
 if TYPE_CHECKING:
@@ -216,16 +216,7 @@ def main() -> None:
     try:
         app()
     except BadInput as error:
-        _exit_with(error)
-
-
-def _exit_with(error: BadInput) -> NoReturn:
-    """Print one line and leave with the exit code of bad input; with ONEBOX_DEBUG=1 show the traceback."""
-    if os.environ.get("ONEBOX_DEBUG") == "1":
-        raise error
-    line = " ".join(part.strip() for part in str(error).splitlines() if part.strip())
-    print(f"onebox: {printable(line)}", file=sys.stderr)
-    sys.exit(EXIT_BAD_INPUT)
+        exit_with(error, printable(str(error)), "onebox")
 
 
 if __name__ == "__main__":

@@ -28,40 +28,47 @@ EPILOG = (
 )
 
 
+Run = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run directory, latest, latest~1, or the first digits of a fingerprint.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE", help="Changes to the recorded config; other keys do not follow.", show_default=False
+    ),
+]
+Steps = Annotated[int | None, typer.Option(min=1, help="Make only this many steps and compare those.")]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(min=0, metavar="REL", help="Accept losses and metrics that deviate by no more than this share."),
+]
+Checkout = Annotated[
+    bool, typer.Option("--checkout", help="Only print the commands that check out the run's commit and changes.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Also when the data are not those of the run.")]
+Trust = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PACKAGE", help="A package of your own whose classes the run's config may name."),
+]
+Outputs = Annotated[Path, typer.Option(metavar="FOLDER", help="Where runs are looked for.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Directory of the new run. [default: outputs/reproduced/RUN/<date>_<time>]", file_okay=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+
+
 def reproduce(
-    run: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN",
-            help="A run directory, latest, latest~1, or the first digits of a fingerprint.",
-            show_default=False,
-        ),
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="KEY=VALUE", help="Changes to the recorded config; other keys do not follow.", show_default=False
-        ),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Make only this many steps and compare those.")] = None,
-    tolerance: Annotated[
-        float | None,
-        typer.Option(min=0, metavar="REL", help="Accept losses and metrics that deviate by no more than this share."),
-    ] = None,
-    checkout: Annotated[
-        bool, typer.Option("--checkout", help="Only print the commands that check out the run's commit and changes.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Also when the data are not those of the run.")] = False,
-    trust: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PACKAGE", help="A package of your own whose classes the run's config may name."),
-    ] = None,
-    outputs: Annotated[Path, typer.Option(metavar="FOLDER", help="Where runs are looked for.")] = Path("outputs"),
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Directory of the new run. [default: outputs/reproduced/RUN/<date>_<time>]", file_okay=False),
-    ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
+    run: Run,
+    overrides: Overrides = None,
+    steps: Steps = None,
+    tolerance: Tolerance = None,
+    checkout: Checkout = False,
+    force: Force = False,
+    trust: Trust = None,
+    outputs: Outputs = Path("outputs"),
+    out: Out = None,
+    json_: Json = False,
 ) -> None:
     """Run a run again and prove that the same comes out.
 
@@ -179,13 +186,14 @@ def _print(recorded: "Recorded", differences: list[dict[str, Any]], result: dict
         print(printable(f"{item['what']}: {item['recorded'] or 'none'} → {item['again'] or 'none'}"))
     if recorded.trace is None:
         print("steps: not compared, as the run has no trace.csv (one of an older version has another file)")
-    for name, *values in rows:
+    for name, *values in rows if len(rows) > 1 else []:
         print(
             printable("  ".join([f"  {name:32}", *(f"{'none' if value is None else value!s:>16}" for value in values)]))
         )
     if len(result["metrics"] or []) > MAX_SHOWN:
         print(f"  and {len(result['metrics']) - MAX_SHOWN} more metrics")
-    print(printable(line))
+    made = f" in the first {result['steps']} steps" if not result["final_weights"] and line == "identical" else ""
+    print(printable(line + made))
 
 
 def _checkout(recorded: "Recorded") -> str:

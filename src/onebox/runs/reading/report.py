@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from omegaconf import OmegaConf
 
 import onebox
@@ -103,14 +103,7 @@ def write_report(run_dir: Path) -> Path:
     epochs = read_epochs(run_dir / "metrics.csv")
     level, interval = judge(test, floor, images) if test else ("", (0.0, 0.0))
 
-    environment = Environment(
-        loader=PackageLoader("onebox.runs.reading", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template("report.html").render(
+    html = _template().render(
         version=onebox.__version__,
         run=run,
         started=datetime.fromisoformat(run["started"]),
@@ -146,6 +139,14 @@ def write_report(run_dir: Path) -> Path:
     write_text(path, html)
     (run_dir / PICTURE).unlink(missing_ok=True)  # the page has it
     return path
+
+
+def _template() -> Template:
+    loader = PackageLoader("onebox.runs.reading", ".")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html")
 
 
 def _picture(run_dir: Path) -> str | None:
