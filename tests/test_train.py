@@ -239,7 +239,7 @@ def test_early_stopping_stops_and_says_why(run, caplog):
     )
     assert len((folder / "metrics.csv").read_text().splitlines()) == 1 + 3
     line = (
-        "stopped after epoch 3 of 20: val/joint_acc has not improved for 2 epochs; "
+        "stopped after epoch 3 of 20: val/joint_acc has not improved within patience=2; "
         "callbacks.freeze.unfreeze came too late for the backbone"
     )
     assert line in caplog.messages
@@ -264,7 +264,7 @@ def test_a_stopped_fit_whose_test_was_interrupted_still_says_why(run, monkeypatc
         with pytest.raises(KeyboardInterrupt):
             run("run", *overrides)
     line = read(tmp_path / "run", "run.json")["stopped_early"]
-    assert line == "stopped after epoch 2 of 5: val/joint_acc has not improved for 1 epoch"
+    assert line == "stopped after epoch 2 of 5: val/joint_acc has not improved within patience=1"
     assert read(run("run", *overrides), "run.json")["stopped_early"] == line
 
 

@@ -85,7 +85,6 @@ def build(cfg: DictConfig, run: RunRecord | RankRecord, fingerprint: str) -> Bui
     """
     import lightning.pytorch as L
 
-    from onebox.callbacks.same_on_all_ranks import SameOnAllRanks
     from onebox.runs.checkpoint import checkpoint_to_resume
     from onebox.runs.provenance import hardware
     from onebox.runs.samples import write_samples
@@ -109,10 +108,6 @@ def build(cfg: DictConfig, run: RunRecord | RankRecord, fingerprint: str) -> Bui
         write_samples(run.folder, data.indexes, data.class_names)
     facts |= {"data_fingerprint": data.fingerprint(), "config": OmegaConf.to_container(cfg, resolve=True)}
     checkpoint = checkpoint_to_resume(run.folder, facts) if run.is_resumed else None
-    if trainer.world_size > 1:
-        common = {"fingerprint": fingerprint, "run_dir": run.folder, "checkpoint": checkpoint, **data.fingerprint()}
-        same = SameOnAllRanks({name: str(value) for name, value in common.items()})
-        trainer.callbacks.append(same)  # type: ignore[attr-defined]  # Lightning sets it without declaring it
     run.add(
         hardware=hardware(),
         data={split: str(index) for split, index in data.indexes.items()},
@@ -273,7 +268,7 @@ def build_trainer(
     )
     for callback in callbacks:
         if module and isinstance(callback, Freeze):
-            callback.frozen_until(module.localizer.backbone.stages, 0)
+            callback.frozen(module.localizer.backbone.stages, 0)
     if not any(isinstance(logger, EpochCsvLogger) for logger in loggers):
         loggers.append(EpochCsvLogger(path=None))  # metrics.json is made from its rows
     trainer: Trainer = _made(

@@ -77,10 +77,9 @@ def store_features(
         return
     localizer = module.localizer
     network: Any = localizer.backbone  # a module as well
-    stages = network.stages
     assert trainer.max_epochs is not None
-    until = freeze.frozen_until(stages, trainer.max_epochs)
-    if until is None:
+    frozen = freeze.frozen(network.stages, trainer.max_epochs)
+    if not frozen:
         log.info("features are computed in every epoch, as callbacks.freeze.unfreeze has all of the backbone trained")
         return
     if data.views is None:
@@ -90,7 +89,7 @@ def store_features(
         return
     if checkpoint is not None:
         load_weights(module, checkpoint)  # a file of pretrained weights may have changed since
-    frozen = stages[: stages.index(until) + 1]
+    until = frozen[-1]
     device = trainer.strategy.root_device
 
     @cache

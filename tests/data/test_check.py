@@ -242,8 +242,8 @@ def test_the_montage_shows_boxes(tree, survey_of):
         tree.add("a" * (number + 1), DOG, size=(64, 40))
     save(tree, "aa", (64, 40))
     truncate(images(tree) / "aaa.jpg")
-    picture = check_report.montage(survey_of())
-    assert picture.dtype == np.uint8 and picture.shape[1] > 600  # two tiles beside each other
+    picture = np.array(check_report.montage(survey_of()))
+    assert picture.shape[1] > 600  # two tiles beside each other
     assert (np.abs(picture.astype(int) - (0x4C, 0xB5, 0xF5)).sum(-1) == 0).sum() > 500
 
 

@@ -1,11 +1,11 @@
 """Compares what the two heads want of the features that they share."""
 
-from statistics import mean, median
-from typing import Any, cast
+from statistics import mean
+from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
@@ -13,6 +13,8 @@ from onebox.data.dataset import Batch
 from onebox.errors import check, is_integer
 from onebox.module import LocalizationModule
 from onebox.weighting import TERMS, FixedWeighting
+
+TAGS = ("balance/grad_norm_loc", "balance/grad_norm_cls", "balance/cosine")
 
 
 class Balance(Callback):
@@ -32,28 +34,28 @@ class Balance(Callback):
         )
         self._every_n_steps = every_n_steps
         self._measured: list[list[float]] = []  # norm of loc, norm of cls, cosine
-        self._seen: dict[str, Any] = {}  # what the step has made: features and preds
+        self._seen: dict[str, Any] = {}  # features and preds of the step that is measured
         self._hooks: list[RemovableHandle] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Goes into checkpoints."""
+        """What was measured."""
         return {"measured": self._measured}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume with what was measured."""
         self._measured = list(state_dict["measured"])
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        """Keep what the step makes, when a look is due."""
-        net = cast(LocalizationModule, pl_module).localizer
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
+        """Keep what the step makes, when it is to be measured."""
         if trainer.global_step % self._every_n_steps == 0:
+            net = pl_module.localizer
             # What the head is given: with stored features, the backbone is not called as a whole.
             self._hooks = [
                 net.loc_head.register_forward_hook(lambda _, given, out: self._seen.update(features=given[0])),
                 net.register_forward_hook(lambda _, given, out: self._seen.update(preds=out)),
             ]
 
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+    def on_before_backward(self, trainer: Trainer, pl_module: Any, loss: Tensor) -> None:
         """Measure the gradients of the step whose parts were kept."""
         if not self._hooks:
             return
@@ -64,17 +66,15 @@ class Balance(Callback):
         maps = next((one for one in seen["features"].maps if one.requires_grad), None)
         if maps is None:
             return
-        module = cast(LocalizationModule, pl_module)
-        values = [module.loss.terms[name](seen["preds"], module.last_step[2]) for name in TERMS]
+        values = [pl_module.loss.terms[name](seen["preds"], pl_module.last_step[2]) for name in TERMS]
         loc, cls = (torch.autograd.grad(value, maps, retain_graph=True)[0].flatten() for value in values)
         row = torch.stack([loc.norm(), cls.norm(), torch.cosine_similarity(loc, cls, dim=0)]).tolist()
         self._measured.append(row)
-        tags = ("balance/grad_norm_loc", "balance/grad_norm_cls", "balance/cosine")
         for logger in trainer.loggers:
-            logger.log_metrics(dict(zip(tags, row, strict=True)), step=trainer.global_step)
+            logger.log_metrics(dict(zip(TAGS, row, strict=True)), step=trainer.global_step)
 
-    def summary(self, pl_module: LocalizationModule) -> dict[str, Any]:
-        """Medians of the norms, mean of the cosine, and the weights of the box: as configured, and suggested.
+    def summary(self, module: LocalizationModule) -> dict[str, Any]:
+        """Mean of the cosine, and the weights of the box: as configured, and suggested.
 
         With the suggested one, given with its quartiles over steps, the median step pulls alike for box and class, the
         class's weight being what it is and both fixed. Where nothing was measured, `steps` is 0 and `nothing` says why.
@@ -84,16 +84,14 @@ class Balance(Callback):
             why = "a gradient was always 0" if self._measured else "nothing is shared: the backbone is frozen"
             return {"steps": 0, "nothing": why}
         loc, cls, cosine = zip(*rows, strict=True)
-        weights = pl_module.loss.weights
+        weights = module.loss.weights
         low, middle, high = (weights["cls"] * np.quantile(np.divide(cls, loc), [0.25, 0.5, 0.75])).tolist()
         return {
             "steps": len(rows),
-            "grad_norm_loc": median(loc),
-            "grad_norm_cls": median(cls),
             "cosine": mean(cosine),
             "weight_loc": weights["loc"],
             "suggested_weight_loc": middle,
             "suggested_weight_loc_low": low,
             "suggested_weight_loc_high": high,
-            "weighting_is_fixed": isinstance(pl_module.loss.weighting, FixedWeighting),
+            "weighting_is_fixed": isinstance(module.loss.weighting, FixedWeighting),
         }

@@ -3,13 +3,12 @@
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import nn
 
-from onebox.errors import BadInput, check, is_integer
-from onebox.module import LocalizationModule
+from onebox.errors import check, is_integer
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +19,7 @@ class Freeze(Callback):
     """Trains the heads, and of the backbone only what `unfreeze` names, from the epoch on that it names.
 
     What is frozen gets no gradient and so no optimizer state and no weight decay. It is in evaluation mode: norms keep
-    their running statistics, nothing is dropped. All of it is a function of the epoch, so a fit that goes on needs no
+    their running statistics, nothing is dropped. All of it is a function of the epoch, so a fit that resumes needs no
     state. Learning-rate schedules run on while a part is frozen.
 
     Args:
@@ -37,9 +36,38 @@ class Freeze(Callback):
         check(norms in ("train", "eval"), f"callbacks.freeze.norms must be train or eval, not {norms}")
         self._unfreeze = [(epoch, stage) for epoch, stage in unfreeze]
         self._norms = norms
-        self._said: int | None = None  # number of the first trained stage, as last logged
+        self._logged: Sequence[str] | None = None  # frozen stages that the last line was about
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def frozen(self, stages: Sequence[str], num_epochs: int) -> Sequence[str]:
+        """The first of the backbone's `stages`, as many as a fit of so many epochs never trains.
+
+        Raises:
+            BadInput: `unfreeze` names no stage of these.
+        """
+        names = [*stages, ALL]
+        for _, name in self._unfreeze:
+            check(
+                name in names,
+                f"callbacks.freeze.unfreeze: the backbone has no stage {name}; it has {', '.join(names)}",
+            )
+        begins = [0 if name == ALL else stages.index(name) for epoch, name in self._unfreeze if epoch < num_epochs]
+        return stages[: min(begins, default=len(stages))]
+
+    def missed(self, stages: Sequence[str], num_epochs: int) -> str | None:
+        """What a fit of so many epochs ends too early to train, though `unfreeze` names it; None when it trains all."""
+        frozen = self.frozen(stages, num_epochs)
+        if frozen == self.frozen(stages, sys.maxsize):
+            return None
+        return "the backbone" if frozen == stages else f"the backbone until {frozen[-1]}"
+
+    def num_trained(self, module: Any, num_epochs: int) -> int:
+        """How many parameters of a `LocalizationModule` a fit of so many epochs trains at some time."""
+        backbone = module.localizer.backbone
+        frozen = self.frozen(backbone.stages, num_epochs)
+        kept = [item for name, item in backbone.named_parameters() if frozen and backbone.stage_of(name) in frozen]
+        return sum(item.numel() for item in module.parameters()) - sum(item.numel() for item in kept)
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Freeze before the strategy looks at what is trained.
 
         Raises:
@@ -47,91 +75,49 @@ class Freeze(Callback):
         """
         if stage != "fit":
             return
-        self.frozen_until(_backbone(pl_module).stages, 0)
-        if trainer.world_size > 1 and any(epoch > 0 for epoch, _ in self._unfreeze):
-            raise BadInput(
-                "callbacks.freeze.unfreeze: several devices keep to what is trained at the beginning; train the heads "
-                "in a run of its own, or on trainer.devices=1"
-            )
-        self._set_gradients(trainer, pl_module)  # Lightning would warn of modes now
+        last = max((epoch for epoch, _ in self._unfreeze), default=0)
+        check(
+            trainer.world_size == 1 or last == 0,
+            "callbacks.freeze.unfreeze: several devices keep to what is trained at the beginning; train the heads in "
+            "a run of its own, or on trainer.devices=1",
+        )
+        self._set_gradients(trainer, pl_module.localizer.backbone)  # Lightning would warn of modes now
         if trainer.max_steps == -1 and trainer.max_epochs is not None and trainer.is_global_zero:  # no trial of a few
-            missed = self.missed(_backbone(pl_module).stages, trainer.max_epochs)
+            missed = self.missed(pl_module.localizer.backbone.stages, trainer.max_epochs)
             if missed is not None:
                 log.warning(
                     "callbacks.freeze: %s is never trained, epoch %d is beyond trainer.max_epochs=%d (counted from 0)",
                     missed,
-                    max(epoch for epoch, _ in self._unfreeze),
+                    last,
                     trainer.max_epochs,
                 )
 
-    def frozen_until(self, stages: Sequence[str], num_epochs: int) -> str | None:
-        """The last of the first stages that no epoch of a fit trains; None when the first stage is trained some day.
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Freeze where a fit resumes within an epoch, whose beginning is not called."""
+        self.on_train_epoch_start(trainer, pl_module)
 
-        Raises:
-            BadInput: `unfreeze` names no stage of these.
-        """
-        first = self._first_trained(stages, num_epochs)
-        return stages[first - 1] if first else None
-
-    def missed(self, stages: Sequence[str], num_epochs: int) -> str | None:
-        """What a fit of so many epochs ends too early to train, though `unfreeze` names it; None when it does all.
-
-        Raises:
-            BadInput: `unfreeze` names no stage of these.
-        """
-        until = self.frozen_until(stages, num_epochs)
-        if until == self.frozen_until(stages, sys.maxsize):
-            return None
-        return "the backbone" if until == stages[-1] else f"the backbone until {until}"
-
-    def num_trained(self, pl_module: LightningModule, num_epochs: int) -> int:
-        """How many parameters a fit of so many epochs trains at some time."""
-        backbone = _backbone(pl_module)
-        frozen = backbone.stages[: self._first_trained(backbone.stages, num_epochs)]
-        parameters = backbone.named_parameters()
-        num_frozen = sum(item.numel() for name, item in parameters if frozen and backbone.stage_of(name) in frozen)
-        return sum(parameter.numel() for parameter in pl_module.parameters()) - int(num_frozen)
-
-    def _first_trained(self, stages: Sequence[str], num_epochs: int) -> int:
-        """Number of the first stage that a fit trains, that of stages when it trains none."""
-        unknown = [name for _, name in self._unfreeze if name not in (*stages, ALL)]
-        if unknown:
-            raise BadInput(
-                f"callbacks.freeze.unfreeze: the backbone has no stage {unknown[0]}; it has {', '.join(stages)}, "
-                f"and {ALL}"
-            )
-        begins = [_number(stages, name) for epoch, name in self._unfreeze if epoch < num_epochs]
-        return min(begins, default=len(stages))
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Where a fit goes on within an epoch, there is no beginning of it."""
-        self._apply(trainer, pl_module)
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Freeze what is frozen in this epoch."""
-        self._apply(trainer, pl_module)
-
-    def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._set_gradients(trainer, pl_module)
-        self._set_modes(_backbone(pl_module))
-        stages = _backbone(pl_module).stages
-        first = self._first_trained(stages, trainer.current_epoch + 1)
-        if first != self._said and trainer.is_global_zero:
-            self._said = first
-            what = "" if first == len(stages) else " and the backbone" + (f" from {stages[first]} on" if first else "")
+        backbone, num_epochs = pl_module.localizer.backbone, trainer.current_epoch + 1
+        self._set_gradients(trainer, backbone)
+        self._set_modes(backbone)
+        frozen = self.frozen(backbone.stages, num_epochs)
+        if frozen != self._logged and trainer.is_global_zero:
+            self._logged = frozen
+            trained = backbone.stages[len(frozen) :]
             log.info(
-                "trained from epoch %d: the heads%s, %s of %s parameters",
+                "trained from epoch %d: the heads%s%s, %s of %s parameters",
                 trainer.current_epoch,
-                what,
-                f"{self.num_trained(pl_module, trainer.current_epoch + 1):,}",
-                f"{sum(parameter.numel() for parameter in pl_module.parameters()):,}",
+                " and the backbone" if trained else "",
+                f" from {trained[0]} on" if trained and frozen else "",
+                f"{self.num_trained(pl_module, num_epochs):,}",
+                f"{sum(item.numel() for item in pl_module.parameters()):,}",
             )
 
-    def _set_gradients(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        backbone = _backbone(pl_module)
-        trained = backbone.stages[self._first_trained(backbone.stages, trainer.current_epoch + 1) :]
+    def _set_gradients(self, trainer: Trainer, backbone: Any) -> None:
+        frozen = self.frozen(backbone.stages, trainer.current_epoch + 1)
         for name, parameter in backbone.named_parameters():
-            parameter.requires_grad_(bool(trained) and backbone.stage_of(name) in trained)
+            parameter.requires_grad_(not frozen or backbone.stage_of(name) not in frozen)
 
     def _set_modes(self, module: nn.Module) -> None:
         """Evaluation mode for what has parameters and none that is trained, with all that is in it."""
@@ -139,16 +125,6 @@ class Freeze(Callback):
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             module.eval()
             return
-        keeps_statistics = self._norms == "eval" and isinstance(module, nn.modules.batchnorm._NormBase)
-        module.training = not keeps_statistics
+        module.training = not (self._norms == "eval" and isinstance(module, nn.modules.batchnorm._NormBase))
         for child in module.children():
             self._set_modes(child)
-
-
-def _number(stages: Sequence[str], name: str) -> int:
-    return 0 if name == ALL else stages.index(name)
-
-
-def _backbone(pl_module: LightningModule) -> Any:
-    """A module, and what `onebox.model.localizer.Backbone` says."""
-    return cast(LocalizationModule, pl_module).localizer.backbone

@@ -5,15 +5,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 
 class EpochBar(RichProgressBar):
-    """Lightning's bar, with epochs counted as elsewhere: `Epoch 2/2` in the last of two, not `Epoch 1/1`.
-
-    Args:
-        refresh_rate: batches between two updates.
-        leave: whether the bar of each epoch stays.
-    """
-
-    def __init__(self, refresh_rate: int, leave: bool) -> None:
-        super().__init__(refresh_rate=refresh_rate, leave=leave)
+    """Lightning's bar, with epochs counted as elsewhere: `Epoch 2/2` in the last of two, not `Epoch 1/1`."""
 
     def _get_train_description(self, current_epoch: int) -> str:
         text = f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}"
@@ -33,14 +25,11 @@ class EpochLines(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the line of the epoch before, whose values were not there yet at its end."""
         if trainer.current_epoch > 0:
-            self._print(trainer)
+            self.on_train_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the last line."""
-        self._print(trainer)
-
-    def _print(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
-            logged = {tag: trainer.callback_metrics[tag] for tag in self._tags if tag in trainer.callback_metrics}
-            values = [f"{tag.rpartition('/')[2]} {value:.5f}" for tag, value in logged.items()]
+            logged = [tag for tag in self._tags if tag in trainer.callback_metrics]
+            values = [f"{tag.rpartition('/')[2]} {trainer.callback_metrics[tag]:.5f}" for tag in logged]
             print(" ".join([f"Epoch {trainer.current_epoch}/{trainer.max_epochs}", *values]))

@@ -1,15 +1,14 @@
 """trace.csv: the losses of every training step, to the last bit."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from onebox.errors import BadInput, Preempted
+from onebox.errors import Preempted, check
 from onebox.files import write_text
-from onebox.module import LocalizationModule
 
 
 class StepTrace(Callback):
@@ -30,7 +29,7 @@ class StepTrace(Callback):
         self._steps = 0  # in the file or pending
 
     def state_dict(self) -> dict[str, Any]:
-        """Goes into checkpoints."""
+        """How many steps there were."""
         return {"steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -43,25 +42,19 @@ class StepTrace(Callback):
         Raises:
             BadInput: the file is a link, which may lead out of the run directory.
         """
-        if self._path.is_symlink():
-            raise BadInput(f"{self._path}: is a link, and what it leads to is not written; remove it")
+        check(not self._path.is_symlink(), f"{self._path}: is a link, and what it leads to is not written; remove it")
         if trainer.is_global_zero and self._path.exists():
-            text = self._path.read_text(encoding="utf-8")
-            header, *rows = text[: text.rfind("\n") + 1].splitlines(keepends=True) or [
-                ""
-            ]  # a kill may tear the last one
+            # Without a last row that a kill has torn.
+            header, *rows = self._path.read_text(encoding="utf-8").rpartition("\n")[0].split("\n")
             kept = [row for row in rows if int(row.partition(",")[0]) < self._steps]
-            write_text(self._path, "".join([header, *kept]) if kept else "")
+            write_text(self._path, "".join(f"{line}\n" for line in [header, *kept]) if kept else "")
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Keep the step's losses."""
-        module = cast(LocalizationModule, pl_module)
-        self._pending.append((self._steps, trainer.current_epoch, module.last_step[0]))
+        self._pending.append((self._steps, trainer.current_epoch, pl_module.last_step[0]))
         self._steps += 1
         is_enough = self._steps == self._stop_after
-        if is_enough or (batch_idx + 1) % module.log_every_n_steps == 0:
+        if is_enough or (batch_idx + 1) % pl_module.log_every_n_steps == 0:
             self._write(trainer)
         if is_enough:
             raise Preempted(f"stopped after {self._steps} steps, as asked")
@@ -85,11 +78,8 @@ class StepTrace(Callback):
             return
         names = list(steps[0][2])
         values = torch.stack([losses[name].float() for *_, losses in steps for name in names]).view(-1, len(names))
-        rows = [
-            ",".join([str(step), str(epoch), *(f"{value:.9g}" for value in row)]) + "\n"
-            for (step, epoch, _), row in zip(steps, values.tolist(), strict=True)
-        ]
         with self._path.open("a", encoding="utf-8") as file:
             if file.tell() == 0:
-                rows.insert(0, ",".join(["step", "epoch", *names]) + "\n")
-            file.write("".join(rows))
+                file.write(",".join(["step", "epoch", *names]) + "\n")
+            for (step, epoch, _), row in zip(steps, values.tolist(), strict=True):
+                file.write(",".join([str(step), str(epoch), *(f"{value:.9g}" for value in row)]) + "\n")

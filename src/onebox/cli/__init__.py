@@ -130,12 +130,10 @@ def check(
     try:
         survey = check_trees(root, box_origin=box_origin, classes=_class_names(classes, voc), voc_classes=voc)
         if montage is not None:
-            from PIL import Image
-
             from onebox.files import replacing
 
             with replacing(montage) as temporary:
-                Image.fromarray(check_report.montage(survey)).save(temporary, "PNG")
+                check_report.montage(survey).save(temporary, "PNG")
     except KeyboardInterrupt:
         print("stopped by hand", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None

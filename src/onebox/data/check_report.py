@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -14,7 +15,7 @@ from rich.table import Table
 
 from onebox.data.check import Checked, Survey
 from onebox.data.image import read_image
-from onebox.draw import TRUE_COLOUR, Mark, Picture, draw_grid, draw_marks
+from onebox.draw import TRUE_COLOUR, Mark, draw_grid, draw_marks
 
 SCHEMA = 1  # of the JSON document
 QUANTILES = (5, 25, 50, 75, 95)  # percent
@@ -80,8 +81,8 @@ def show(survey: Survey, console: Console) -> None:
     console.print(f"{errors}, {warnings}: {verdict}", style="bold red" if survey.has_errors else "bold green")
 
 
-def montage(survey: Survey) -> Picture:
-    """Some images with all their boxes and names, [H, W, 3] uint8 RGB: evenly chosen from those with objects."""
+def montage(survey: Survey) -> Image.Image:
+    """Some images with all their boxes and names, evenly chosen from those with objects."""
     usable = [image for image in survey.images if image.objects and image.digest is not None]
     tiles = []
     for row in np.linspace(0, len(usable) - 1, min(MONTAGE, len(usable))).round().astype(int).tolist():

@@ -31,7 +31,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class CheckpointFacts(Callback):
-    """Puts into each checkpoint whose it is, as `checkpoint["onebox"]`.
+    """Puts into each checkpoint whose it is, as `checkpoint["onebox"]`; stops ranks that differ in it before the fit.
 
     Args:
         facts: plain data: config, fingerprint, data_fingerprint, class_names. May be completed until the fit.
@@ -39,6 +39,24 @@ class CheckpointFacts(Callback):
 
     def __init__(self, facts: Mapping[str, Any]) -> None:
         self._facts = facts
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Raise `BadInput` on all ranks alike, which names the first rank that was started differently, and how."""
+        if trainer.world_size == 1:
+            return
+        mine = {name: self._facts[name] for name in ("fingerprint", "data_fingerprint")}
+        mine |= {"run_dir": self._facts["config"]["run_dir"], "checkpoint": trainer.ckpt_path}
+        everyone: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(everyone, mine)
+        for rank, theirs in enumerate(everyone):
+            differs = [
+                f"{name} {theirs[name]}, not {value}" for name, value in everyone[0].items() if theirs[name] != value
+            ]
+            check(
+                not differs,
+                f"rank {rank} was started with another config, data or state than rank 0 ({', '.join(differs)}); "
+                "start all ranks by the same command, with the same files and hydra.run.dir",
+            )
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the facts."""
