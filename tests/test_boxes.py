@@ -10,28 +10,15 @@ SHAPE = (333, 500)
 
 
 @pytest.mark.parametrize(
-    ("convert", "given", "expected"),
+    ("move", "given", "expected"),
     [
-        (boxes.xywh_to_xyxy, EMPTY, EMPTY),
-        (boxes.xywh_to_xyxy, XYWH_PX, torch.tensor([[39.0, 119.0, 493.0, 252.0]])),
-        (boxes.xyxy_to_xywh, torch.tensor([[39.0, 119.0, 493.0, 252.0]]), XYWH_PX),
-        (
-            boxes.xyxy_to_cxcywh,
-            torch.tensor([[39.0, 119.0, 493.0, 252.0]]),
-            torch.tensor([[266.0, 185.5, 454.0, 133.0]]),
-        ),
-        (
-            boxes.cxcywh_to_xyxy,
-            torch.tensor([[266.0, 185.5, 454.0, 133.0]]),
-            torch.tensor([[39.0, 119.0, 493.0, 252.0]]),
-        ),
         (boxes.mirror, EMPTY, EMPTY),
         (boxes.mirror, torch.tensor([[0.1, 0.2, 0.6, 0.9]]), torch.tensor([[0.4, 0.2, 0.9, 0.9]])),
         (boxes.clip, torch.tensor([[-0.1, 0.2, 1.5, 0.9]]), torch.tensor([[0.0, 0.2, 1.0, 0.9]])),
     ],
 )
-def test_conversion_gives_expected_box(convert, given, expected):
-    torch.testing.assert_close(convert(given), expected)
+def test_moved_boxes_lie_where_they_should(move, given, expected):
+    torch.testing.assert_close(move(given), expected)
 
 
 def test_unnorm_gives_the_notebooks_pixels_of_boxes_one_box_and_none():

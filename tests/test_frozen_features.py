@@ -23,11 +23,9 @@ from onebox.data import cache
 from onebox.data.dataset import EpochSampler
 from onebox.errors import BadInput
 from onebox.frozen_features import FeatureDataset, Frozen, fold_norms
-from onebox.model.features import InputRecord
-from onebox.model.staged_net import StagedNet
-from onebox.model.timm_net import timm_net
+from onebox.model.backbone import InputRecord, StagedNet
+from onebox.model.pretrained import timm_net, torchvision_net
 from onebox.model.tiny_cnn import TinyCnn
-from onebox.model.torchvision_net import torchvision_net
 from onebox.runs.reading.load import load_run
 from onebox.train import train
 

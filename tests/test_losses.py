@@ -7,10 +7,17 @@ from hydra.utils import instantiate
 from torch import nn
 from torchvision.ops import generalized_box_iou_loss
 
-from onebox.losses import ClassLoss, LocLoss, WeightedLoss, balanced_cross_entropy
+from onebox.losses import (
+    ClassLoss,
+    DynamicWeightAverage,
+    FixedWeighting,
+    LocLoss,
+    UncertaintyWeighting,
+    WeightedLoss,
+    balanced_cross_entropy,
+)
 from onebox.model.localizer import Prediction, Target
-from onebox.module import RunningResults, _tags
-from onebox.weighting import DynamicWeightAverage, FixedWeighting, UncertaintyWeighting
+from onebox.module import RunningResults
 
 
 def make(loc_weight: float, cls_weight: float, loc=None, weighting=None, training=True):
@@ -173,9 +180,9 @@ def test_weighted_loss_of_an_epoch_is_that_of_all_images_whatever_the_batch_size
             Prediction(boxes[rows], boxes[rows], logits[rows]),
             Target(1 - boxes[rows], 1 - boxes[rows], labels[rows]),
         )
-        results.add([_tags(loss(preds, targets))], [preds], [targets], loss.counts(targets))
+        results.add([loss(preds, targets).tags()], [preds], [targets], loss.counts(targets))
     whole = loss(Prediction(boxes, boxes, logits), Target(1 - boxes, 1 - boxes, labels))
     found, _ = results.pop()
     assert found["loss_cls"].item() == pytest.approx(whole.raw["cls"].item(), rel=1e-5)
     assert found["loss"].item() == pytest.approx(whole.total.item(), rel=1e-5)
-    assert set(found) == set(_tags(whole))
+    assert set(found) == set(whole.tags())

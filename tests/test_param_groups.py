@@ -37,7 +37,7 @@ def count(*modules, dims=(1, 2, 3, 4)) -> int:
 
 
 def test_equal_parts_are_one_group(optimizer):
-    made, module = optimizer()
+    made, module = optimizer("param_groups._target_=onebox.param_groups.ParamGroups")  # before it moved
     assert settings(made) == {"all": [(0.1, 0.01, count(module))]}
     assert all(a is b for a, b in zip(made.param_groups[0]["params"], module.parameters(), strict=True))
 

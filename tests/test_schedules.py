@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from onebox.errors import BadInput
-from onebox.schedules import cosine, one_cycle, slanted_triangular
+from onebox.optim import cosine, one_cycle, slanted_triangular
 
 
 def rates(schedule, num_steps: int, **options) -> list[float]:

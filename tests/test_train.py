@@ -14,8 +14,8 @@ import torch
 import yaml
 from hydra.errors import HydraException
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torchvision.ops import box_convert
 
-from onebox.boxes import xyxy_to_xywh
 from onebox.build import build_data, build_module
 from onebox.data.datamodule import VocDataModule
 from onebox.errors import BadInput
@@ -470,7 +470,7 @@ class TestOverfitOne:
         batch = data.plain_batch("train", [0])
         torch.manual_seed(cfg.seed)
         model = build_module(cfg, data).localizer  # the run's initial weights
-        images, true = batch.images.contiguous() / 255.0, xyxy_to_xywh(batch.boxes)
+        images, true = batch.images.contiguous() / 255.0, box_convert(batch.boxes, "xyxy", "xywh")
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         for row in table(folder):
             optimizer.zero_grad()

@@ -16,6 +16,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from onebox.errors import BadInput, check
+from onebox.runs.fingerprint import with_new_names
 from onebox.validation import validate
 
 if TYPE_CHECKING:
@@ -169,7 +170,8 @@ def build_data(cfg: DictConfig) -> VocDataModule:
 
 
 def _made(config: DictConfig, **arguments: Any) -> Any:
-    return hydra.utils.instantiate(config, _convert_="all", **arguments)
+    plain = with_new_names(OmegaConf.to_container(config, resolve=True))  # a private config may have old names
+    return hydra.utils.instantiate(plain, _convert_="all", **arguments)
 
 
 def read_data(cfg: DictConfig) -> VocDataModule:

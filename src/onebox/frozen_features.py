@@ -33,7 +33,7 @@ from onebox.data.dataset import Batch, Key, OneBoxDataset
 from onebox.data.processes import progress
 from onebox.errors import BadInput, check
 from onebox.model.localizer import Localizer
-from onebox.model.weights import weights_hash
+from onebox.model.pretrained import weights_hash
 from onebox.module import LocalizationModule
 from onebox.runs.checkpoint import load_weights
 

@@ -1,4 +1,4 @@
-"""Loss terms and their weighted sum."""
+"""Loss terms, their weighted sum, and how the weights move in the course of a fit."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from onebox.errors import check, is_number
 from onebox.model.localizer import Prediction, Target
-from onebox.weighting import Weighting
 
+TERMS = ("loc", "cls")
 Criterion = Callable[[Tensor, Tensor], Tensor]  # (predicted, true) -> scalar
 
 
@@ -28,7 +28,6 @@ class LocLoss(nn.Module):
         self.space = space
 
     def forward(self, preds: Prediction, targets: Target) -> Tensor:
-        """Scalar loss."""
         if self.space == "codes":
             return self.criterion(preds.loc, targets.loc)
         return self.criterion(preds.boxes, targets.boxes)
@@ -42,7 +41,6 @@ class ClassLoss(nn.Module):
         self.criterion = criterion
 
     def forward(self, preds: Prediction, targets: Target) -> Tensor:
-        """Scalar loss."""
         return self.criterion(preds.logits, targets.labels)
 
     def count(self, targets: Target) -> Tensor | None:
@@ -60,26 +58,17 @@ def balanced_cross_entropy(*, class_counts: Sequence[int], beta: float, label_sm
         class_counts: training images of each class, [K].
         beta: in [0, 1]: 0 weighs all classes alike, 1 by the inverse of their number.
         label_smoothing: share of the target that is spread over all classes.
-
-    Raises:
-        BadInput: `beta` is out of its range.
     """
     check(is_number(beta, 0, 1), f"loss.cls.criterion.beta must be in [0, 1], not {beta}")
     counts = torch.tensor(list(class_counts), dtype=torch.float64)
     effective = counts if beta == 1 else (1 - beta**counts) / (1 - beta)
     weights = torch.where(counts > 0, 1 / effective, 0.0)
-    return nn.CrossEntropyLoss(
-        weight=(weights * (counts > 0).sum() / weights.sum()).float(), label_smoothing=label_smoothing
-    )
+    weights = (weights * (counts > 0).sum() / weights.sum()).float()
+    return nn.CrossEntropyLoss(weight=weights, label_smoothing=label_smoothing)
 
 
 class SumLoss(nn.Module):
-    """sum of share * term over several terms of one head.
-
-    Args:
-        terms: losses such as `LocLoss`, by any name.
-        shares: the factor of each term, by the same names, > 0.
-    """
+    """sum of share * term over several terms of one head; `shares`, > 0, have the names of the `terms`."""
 
     def __init__(self, *, terms: Mapping[str, nn.Module], shares: Mapping[str, float]) -> None:
         super().__init__()
@@ -87,16 +76,87 @@ class SumLoss(nn.Module):
             set(terms) == set(shares),
             f"a sum of losses needs one share for each of its terms {sorted(terms)}, not {sorted(shares)}",
         )
-        check(
-            all(is_number(share, 0) and share > 0 for share in shares.values()),
-            f"shares of losses must be numbers > 0, not {dict(shares)}",
-        )
+        are_positive = all(is_number(share, 0) and share > 0 for share in shares.values())
+        check(are_positive, f"shares of losses must be numbers > 0, not {dict(shares)}")
         self.terms = nn.ModuleDict(terms)
         self.shares = dict(shares)
 
     def forward(self, preds: Prediction, targets: Target) -> Tensor:
-        """Scalar loss."""
         return torch.stack([share * self.terms[name](preds, targets) for name, share in self.shares.items()]).sum()
+
+
+Factors = Mapping[str, Tensor | float]
+
+
+class Weighting(nn.Module):
+    """Moves the weights of the terms; this base leaves them as they are configured."""
+
+    def forward(self, names: Sequence[str]) -> tuple[Factors, Tensor | float]:
+        """What each named term is multiplied by, beside its configured weight; and what is added to the total."""
+        return dict.fromkeys(names, 1.0), 0.0
+
+    def end_epoch(self, means: Mapping[str, Tensor]) -> None:
+        """Receives at the end of each epoch the mean of each term before its weight, scalars."""
+
+
+class FixedWeighting(Weighting):
+    """The weights stay as they are configured."""
+
+
+class UncertaintyWeighting(Weighting):
+    """Each term is divided by a variance that is learned (Kendall, Gal and Cipolla 2018, arXiv:1705.07115, eq. 10).
+
+    With s = log variance the factor is exp(-s) / 2 of the box and exp(-s) of the class, and the sum of s / 2 is added.
+    The configured weights multiply the terms before that: they only say where the learning begins.
+
+    Args:
+        initial_log_variances: s of `loc` and of `cls` at the beginning.
+    """
+
+    def __init__(self, *, initial_log_variances: Mapping[str, float]) -> None:
+        super().__init__()
+        for name, value in initial_log_variances.items():
+            check(is_number(value), f"loss.weighting.initial_log_variances.{name} must be a number, not {value}")
+        self.log_variances = nn.ParameterDict(
+            {name: nn.Parameter(torch.tensor([float(initial_log_variances[name])])) for name in TERMS}
+        )
+
+    def forward(self, names: Sequence[str]) -> tuple[Factors, Tensor | float]:
+        halves = {"loc": 0.5, "cls": 1.0}
+        log_variances = {name: self.log_variances[name].squeeze() for name in names}
+        factors = {name: halves[name] * (-value).exp() for name, value in log_variances.items()}
+        return factors, torch.stack(list(log_variances.values())).sum() / 2
+
+
+class DynamicWeightAverage(Weighting):
+    """A term that falls slower than the other one counts more (Liu, Johns and Davison 2019, arXiv:1803.10704, eq. 7).
+
+    The factors sum to 2: twice the softmax of (mean of the last epoch / mean of the one before) / temperature. In the
+    first two epochs both are 1.
+
+    Args:
+        temperature: the larger, the more alike are the factors; > 0, 2 in the paper.
+    """
+
+    def __init__(self, *, temperature: float) -> None:
+        super().__init__()
+        is_positive = is_number(temperature, 0) and temperature > 0
+        check(is_positive, f"loss.weighting.temperature must be a number > 0, not {temperature}")
+        self._temperature = temperature
+        self.last: Tensor
+        self.factors: Tensor
+        self.register_buffer("last", torch.full((len(TERMS),), torch.nan))  # means of the last epoch
+        self.register_buffer("factors", torch.ones(len(TERMS)))
+
+    def forward(self, names: Sequence[str]) -> tuple[Factors, Tensor | float]:
+        return {name: self.factors[TERMS.index(name)] for name in names}, 0.0
+
+    def end_epoch(self, means: Mapping[str, Tensor]) -> None:
+        new = torch.stack([means[name] for name in TERMS]).to(self.last)
+        rates = new / self.last
+        if rates.isfinite().all():  # not in the first epoch, nor after a term was 0
+            self.factors = len(TERMS) * (rates / self._temperature).softmax(0)
+        self.last = new
 
 
 class Losses(NamedTuple):
@@ -105,6 +165,14 @@ class Losses(NamedTuple):
     total: Tensor
     raw: dict[str, Tensor]
     weighted: dict[str, Tensor]
+
+    def tags(self) -> dict[str, Tensor]:
+        """All of them, detached, by the names under which they are logged."""
+        return {
+            "loss": self.total.detach(),
+            **{f"loss_{name}": value for name, value in self.raw.items()},
+            **{f"loss_{name}_weighted": value for name, value in self.weighted.items()},
+        }
 
 
 class WeightedLoss(nn.Module):
@@ -118,17 +186,17 @@ class WeightedLoss(nn.Module):
         loc: term of the box.
         cls: term of the class.
         weights: weight of `loc` and of `cls`, >= 0.
-        weighting: see `onebox.weighting`.
+        weighting: moves the weights.
     """
 
     def __init__(self, *, loc: nn.Module, cls: nn.Module, weights: Mapping[str, float], weighting: Weighting) -> None:
         super().__init__()
-        for name in ("loc", "cls"):
+        for name in TERMS:
             value = weights.get(name)
             check(is_number(value, 0), f"loss.weights.{name} must be a number >= 0, not {value}")
         check(any(weights.values()), "loss.weights: both are 0, so there is nothing to learn")
         self.terms = nn.ModuleDict({"loc": loc, "cls": cls})
-        self.weights = {name: float(weights[name]) for name in self.terms}
+        self.weights = {name: float(weights[name]) for name in TERMS}
         self.weighting = weighting
 
     def counts(self, targets: Target) -> dict[str, Tensor]:
@@ -137,11 +205,10 @@ class WeightedLoss(nn.Module):
         return {name: count for name, count in counts.items() if count is not None}
 
     def forward(self, preds: Prediction, targets: Target) -> Losses:
-        """All terms and their weighted sum."""
         raw: dict[str, Tensor] = {}
         weighted: dict[str, Tensor] = {}
         total = preds.loc.new_zeros(())
-        factors, addend = self.weighting([name for name in self.terms if self.weights[name] != 0])
+        factors, addend = self.weighting([name for name in TERMS if self.weights[name] != 0])
         for name, term in self.terms.items():
             is_on = self.weights[name] != 0
             weight: float | Tensor = self.weights[name]

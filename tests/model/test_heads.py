@@ -10,7 +10,7 @@ from torchvision.ops import generalized_box_iou_loss
 from onebox.build import build_data, build_module, unread_levels
 from onebox.data.dataset import Batch
 from onebox.errors import BadInput
-from onebox.model.features import Features, FeatureShape, MapShape
+from onebox.model.backbone import Features, FeatureShape, MapShape
 from onebox.model.heads import Thin
 from onebox.module import LocalizationModule
 

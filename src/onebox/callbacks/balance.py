@@ -11,8 +11,8 @@ from torch.utils.hooks import RemovableHandle
 
 from onebox.data.dataset import Batch
 from onebox.errors import check, is_integer
+from onebox.losses import TERMS, FixedWeighting
 from onebox.module import LocalizationModule
-from onebox.weighting import TERMS, FixedWeighting
 
 TAGS = ("balance/grad_norm_loc", "balance/grad_norm_cls", "balance/cosine")
 

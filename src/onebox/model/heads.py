@@ -1,9 +1,9 @@
 """Heads: from features to four numbers a box, or to one logit a class.
 
-A head is made from `feature_shape` (the sizes of the backbone's features) and `out_features` (4 for boxes, the number
-of classes for logits); wrong arguments raise BadInput. A localisation head with `gives_boxes` gives boxes (xyxy in
-[0, 1]); any other gives four numbers that the box coder reads. Heads that see positions read all of the backbone's
-maps, and have `reads_maps`. B = batch size, H x W = the finest map.
+A head is made from the sizes of the backbone's features and its number of outputs (4 for boxes, the number of classes
+for logits); wrong arguments raise `BadInput`. A localisation head with `gives_boxes` gives boxes (xyxy in [0, 1]); any
+other gives four numbers that the box coder reads. Heads that see positions read all of the backbone's maps, and have
+`reads_maps`. `dropout` is a share, [0, 1), that is dropped in training. B = batch size, H x W = the finest map.
 """
 
 from collections.abc import Callable
@@ -12,17 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from onebox.errors import check, is_integer, is_number
-from onebox.model.features import Features, FeatureShape
+from onebox.model.backbone import Features, FeatureShape
 
 Head = Callable[[FeatureShape, int], nn.Module]
 
 
 class LinearHead(nn.Module):
-    """One linear layer on the pooled features.
-
-    Args:
-        dropout: share of the pooled features that is dropped in training, [0, 1).
-    """
+    """One linear layer on the pooled features, after their dropout."""
 
     gives_boxes = False
     reads_maps = False
@@ -34,18 +30,11 @@ class LinearHead(nn.Module):
         self.linear = nn.Linear(feature_shape.pooled, out_features)
 
     def forward(self, features: Features) -> Tensor:
-        """Features to [B, out_features]."""
-        out: Tensor = self.linear(self.dropout(features.pooled))
-        return out
+        return self.linear(self.dropout(features.pooled))
 
 
 class MlpHead(nn.Module):
-    """One hidden layer on the pooled features.
-
-    Args:
-        hidden_features: width of the hidden layer.
-        dropout: share that is dropped before both layers in training, [0, 1).
-    """
+    """One hidden layer of `hidden_features` on the pooled features; dropout before both layers."""
 
     gives_boxes = False
     reads_maps = False
@@ -56,19 +45,11 @@ class MlpHead(nn.Module):
         self.layers = _mlp(feature_shape.pooled, hidden_features, out_features, dropout)
 
     def forward(self, features: Features) -> Tensor:
-        """Features to [B, out_features]."""
-        out: Tensor = self.layers(features.pooled)
-        return out
+        return self.layers(features.pooled)
 
 
 class SpatialHead(nn.Module):
-    """A 1x1 convolution that makes the map thin, then an MLP on all its positions.
-
-    Args:
-        channels: of the thin map.
-        hidden_features: width of the hidden layer.
-        dropout: share that is dropped before both layers of the MLP in training, [0, 1).
-    """
+    """A 1x1 convolution to a thin map of `channels`, then an `MlpHead`'s layers on all its positions."""
 
     gives_boxes = False
     reads_maps = True
@@ -83,9 +64,7 @@ class SpatialHead(nn.Module):
         self.layers = _mlp(channels * positions, hidden_features, out_features, dropout)
 
     def forward(self, features: Features) -> Tensor:
-        """Features to [B, out_features]."""
-        out: Tensor = self.layers(self.thin(features.maps))
-        return out
+        return self.layers(self.thin(features.maps))
 
 
 class AttentionPoolHead(nn.Module):
@@ -94,9 +73,11 @@ class AttentionPoolHead(nn.Module):
     Positions are told apart by a learnt vector each, so that a box can be read from them.
 
     Args:
+        feature_shape: sizes of the backbone's features.
+        out_features: number of outputs.
         channels: width of queries, keys and values; a multiple of `num_heads`.
         num_heads: of the attention.
-        dropout: share of the pooled vector that is dropped in training, [0, 1).
+        dropout: before the linear layer.
     """
 
     gives_boxes = False
@@ -107,10 +88,8 @@ class AttentionPoolHead(nn.Module):
     ) -> None:
         super().__init__()
         _check(channels=channels, num_heads=num_heads, dropout=dropout)
-        check(
-            channels % num_heads == 0,
-            f"channels={channels} of an attention must be a multiple of num_heads={num_heads}",
-        )
+        is_multiple = channels % num_heads == 0
+        check(is_multiple, f"channels={channels} of an attention must be a multiple of num_heads={num_heads}")
         positions = feature_shape.maps[0].height * feature_shape.maps[0].width
         self.thin = Thin(feature_shape, channels, bias=True)
         self.positions = nn.Parameter(torch.randn(positions, channels) * channels**-0.5)
@@ -119,21 +98,16 @@ class AttentionPoolHead(nn.Module):
         self.layers = nn.Sequential(nn.LayerNorm(channels), nn.Dropout(dropout), nn.Linear(channels, out_features))
 
     def forward(self, features: Features) -> Tensor:
-        """Features to [B, out_features]."""
         cells = self.thin(features.maps).flatten(2).transpose(1, 2) + self.positions  # [B, H * W, channels]
         pooled, _ = self.attention(self.query.expand(len(cells), -1, -1), cells, cells, need_weights=False)
-        out: Tensor = self.layers(pooled[:, 0])
-        return out
+        return self.layers(pooled[:, 0])
 
 
 class DenseHead(nn.Module):
     """Each cell gives a box and a score; the box is the mean over cells, weighted by the softmax of the scores.
 
     A cell's box is told by the distances of its four sides from the cell's centre, as in FCOS (arXiv:1904.01355).
-
-    Args:
-        channels: of the three convolutions before.
-        dropout: share of those channels that is dropped in training, [0, 1).
+    Before that come three convolutions of `channels` each, then dropout.
     """
 
     gives_boxes = True
@@ -145,15 +119,12 @@ class DenseHead(nn.Module):
         self.trunk = _trunk(feature_shape, channels, dropout)
         self.score = nn.Conv2d(channels, 1, 1)
         self.distances = nn.Conv2d(channels, out_features, 1)
-        y, x = (
-            (torch.arange(cells) + 0.5) / cells for cells in feature_shape.maps[0][1:]
-        )  # centres of rows and columns
+        y, x = ((torch.arange(cells) + 0.5) / cells for cells in feature_shape.maps[0][1:])  # centres of rows, columns
         grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
         self.centres: Tensor
         self.register_buffer("centres", torch.stack((grid_x, grid_y)).flatten(1), persistent=False)  # [2, H * W]
 
     def forward(self, features: Features) -> Tensor:
-        """Features to [B, 4] boxes; x1 <= x2 and y1 <= y2."""
         maps = self.trunk(features.maps)
         share = self.score(maps).float().flatten(2).softmax(-1)  # [B, 1, H * W]
         left_top, right_bottom = nn.functional.softplus(self.distances(maps).float().flatten(2)).chunk(2, dim=1)
@@ -168,9 +139,11 @@ class EdgesHead(nn.Module):
     wherever along it there is evidence; the softmax over the other axis weighs the coordinates 0 to 1.
 
     Args:
-        channels: of the three convolutions before.
+        feature_shape: sizes of the backbone's features.
+        out_features: number of heatmaps, 4.
+        channels: of the three convolutions before the heatmaps.
         upsample: how much finer than the map the heatmaps are.
-        dropout: share of those channels that is dropped in training, [0, 1).
+        dropout: after the three convolutions.
     """
 
     gives_boxes = True
@@ -192,7 +165,6 @@ class EdgesHead(nn.Module):
         self.register_buffer("y", torch.linspace(0, 1, height * upsample), persistent=False)
 
     def forward(self, features: Features) -> Tensor:
-        """Features to [B, 4] boxes in [0, 1]; x1 <= x2 and y1 <= y2."""
         heatmaps = self.heatmaps(self.trunk(features.maps)).float()  # coordinates need more than bfloat16
         left, top, right, bottom = self.upsample(heatmaps).unbind(1)  # [B, H, W] each
         x1, x2 = ((heat.logsumexp(1).softmax(-1) * self.x).sum(-1) for heat in (left, right))
@@ -203,13 +175,10 @@ class EdgesHead(nn.Module):
 
 
 class PerClassBox:
-    """A box for each class, by any head that gives numbers.
+    """A box for each class, by any head that gives numbers: `head` makes it with 4 * K outputs.
 
-    The localizer asks it for 4 * K outputs. In training, the box of the true class is taken, so that it alone gets a
-    gradient; otherwise the box of the class that the classification head finds likeliest.
-
-    Args:
-        head: makes the head from (feature sizes, 4 * K).
+    In training, the box of the true class is taken, so that it alone gets a gradient; otherwise the box of the class
+    that the classification head finds likeliest.
     """
 
     def __init__(self, *, head: Head) -> None:
@@ -234,11 +203,6 @@ class Thin(nn.Module):
     """All maps as one of few channels, as fine as the finest: a 1x1 convolution each, enlarged, and their sum.
 
     The same as one 1x1 convolution on the enlarged maps side by side, for less work.
-
-    Args:
-        feature_shape: sizes of the backbone's features.
-        channels: of the map that comes out.
-        bias: whether a bias is added.
     """
 
     def __init__(self, feature_shape: FeatureShape, channels: int, *, bias: bool) -> None:
@@ -249,43 +213,27 @@ class Thin(nn.Module):
         )
 
     def forward(self, maps: tuple[Tensor, ...]) -> Tensor:
-        """Maps, the finest first, to [B, channels, H, W]."""
         finest, *others = (conv(features) for conv, features in zip(self.convs, maps, strict=True))
-        for thin in others:
-            finest = finest + nn.functional.interpolate(
-                thin, size=finest.shape[2:], mode="bilinear", align_corners=False
-            )
+        for other in others:
+            finest = finest + nn.functional.interpolate(other, finest.shape[2:], mode="bilinear", align_corners=False)
         return finest
 
 
 def _mlp(in_features: int, hidden_features: int, out_features: int, dropout: float) -> nn.Module:
-    return nn.Sequential(
-        nn.Dropout(dropout),
-        nn.Linear(in_features, hidden_features),
-        nn.ReLU(),
-        nn.Dropout(dropout),
-        nn.Linear(hidden_features, out_features),
-    )
+    hidden = (nn.Dropout(dropout), nn.Linear(in_features, hidden_features), nn.ReLU())
+    return nn.Sequential(*hidden, nn.Dropout(dropout), nn.Linear(hidden_features, out_features))
 
 
 def _trunk(feature_shape: FeatureShape, channels: int, dropout: float) -> nn.Module:
     """A thin map in which each cell has seen 7 x 7 of them."""
     layers: list[nn.Module] = [Thin(feature_shape, channels, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
     for dilation in (1, 2):
-        layers += [
-            nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(),
-        ]
+        conv = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, bias=False)
+        layers += [conv, nn.BatchNorm2d(channels), nn.ReLU()]
     return nn.Sequential(*layers, nn.Dropout2d(dropout))
 
 
-def _check(*, dropout: float = 0.0, **counts: int) -> None:
-    """Refuse wrong arguments of a head.
-
-    Raises:
-        BadInput: what is wrong.
-    """
+def _check(*, dropout: float, **counts: int) -> None:
     check(is_number(dropout, 0, 0.999), f"a head's dropout must be in [0, 1), not {dropout}")
     for name, count in counts.items():
         check(is_integer(count, 1), f"a head's {name} must be a number >= 1, not {count}")

@@ -1,84 +1,31 @@
 """The network: backbone, localisation head, classification head, box coder. B = batch size, K = number of classes."""
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from onebox.boxes import mirror
-from onebox.model.features import Features, FeatureShape, InputRecord
+from onebox.model.backbone import Backbone, Features
+from onebox.model.box_coder import BoxCoder
 from onebox.model.heads import Head, PerClassBox
 
 
-class Backbone(Protocol):
-    """A module that gives `Features`, and the same in two parts: `suffix(prefix(images, until=s), after=s)`.
-
-    Attributes:
-        input: the images that it is made for.
-        feature_shape: sizes of the features.
-        stages: names of its stages, in the order in which an image goes through them.
-        weights_fingerprint: hash of the pretrained weights that it began with, None where there were none.
-    """
-
-    input: InputRecord
-    feature_shape: FeatureShape
-    stages: Sequence[str]
-    weights_fingerprint: str | None
-
-    def __call__(self, images: Tensor) -> Features:
-        """[B, 3, H, W] normalised images to features."""
-
-    def prefix(self, images: Tensor, *, until: str) -> tuple[Tensor, ...]:
-        """The first stages, `until` included, to what `suffix` needs to go on."""
-
-    def suffix(self, state: tuple[Tensor, ...], *, after: str) -> Features:
-        """The stages after `after`, to features."""
-
-    def stage_of(self, parameter_name: str) -> str:
-        """The stage that a parameter, named as by `named_parameters()`, belongs to."""
-
-
-class BoxCoder(Protocol):
-    """See `onebox.model.box_coder`."""
-
-    def activate(self, raw: Tensor) -> Tensor:
-        """[B, 4] output of the head to codes."""
-
-    def encode(self, boxes: Tensor) -> Tensor:
-        """[B, 4] boxes to codes."""
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """[B, 4] codes to boxes."""
-
-
 class Prediction(NamedTuple):
-    """What a localizer gives.
+    """What a localizer gives: codes of the box coder, boxes (xyxy, in [0, 1] where inside the image), and logits."""
 
-    Attributes:
-        loc: [B, 4] codes of the box coder.
-        boxes: [B, 4] xyxy, in [0, 1] where they are inside the image.
-        logits: [B, K].
-    """
-
-    loc: Tensor
-    boxes: Tensor
-    logits: Tensor
+    loc: Tensor  # [B, 4]
+    boxes: Tensor  # [B, 4]
+    logits: Tensor  # [B, K]
 
 
 class Target(NamedTuple):
-    """The ground truth of a batch, beside which `Prediction` is held.
+    """The ground truth of a batch: codes of the true boxes, the boxes (xyxy in [0, 1]), and labels."""
 
-    Attributes:
-        loc: [B, 4] codes of the true boxes.
-        boxes: [B, 4] xyxy in [0, 1].
-        labels: [B] int64.
-    """
-
-    loc: Tensor
-    boxes: Tensor
-    labels: Tensor
+    loc: Tensor  # [B, 4]
+    boxes: Tensor  # [B, 4]
+    labels: Tensor  # [B] int64
 
 
 class Localizer(nn.Module):
@@ -129,13 +76,13 @@ class Localizer(nn.Module):
         averages = self.flip_average and not self.training
         if after is None:
             assert isinstance(images, Tensor)
-            both = (images, images.flip(-1)) if averages else (images,)
-            features = [self.backbone(self.normalise(item)) for item in both]
+            looks = (images, images.flip(-1)) if averages else (images,)
+            features = [self.backbone(self.normalise(look)) for look in looks]
         else:
-            count = len(images) // (1 + averages)
-            halves = (images[:count], images[count:]) if averages else (images,)
-            features = [self.backbone.suffix(tuple(part.float() for part in half), after=after) for half in halves]
-        return self.predict(*features, labels=labels)
+            size = len(images) // (1 + averages)
+            states = (images[:size], images[size:]) if averages else (images,)
+            features = [self.backbone.suffix(tuple(part.float() for part in state), after=after) for state in states]
+        return self._predict(*features, labels=labels)
 
     def prefix(self, images: Tensor, *, until: str, mirrored: bool) -> tuple[Tensor, ...]:
         """What `forward` with `after` takes: the backbone's first stages, and those for the mirror images if asked."""
@@ -148,7 +95,11 @@ class Localizer(nn.Module):
             images = images.float().div_(255)
         return (images - self.mean).div_(self.std)
 
-    def predict(self, features: Features, mirrored: Features | None = None, *, labels: Tensor | None) -> Prediction:
+    def encode(self, boxes: Tensor, labels: Tensor) -> Target:
+        """The target that belongs to true boxes ([B, 4] xyxy in [0, 1]) and labels ([B])."""
+        return Target(self.box_coder.encode(boxes), boxes, labels)
+
+    def _predict(self, features: Features, mirrored: Features | None = None, *, labels: Tensor | None) -> Prediction:
         """The heads' part of `forward`: for images, or the mean over them and their mirror images."""
         # float32 whatever the trainer's precision: in bfloat16 a box moves in steps of 1/256 of the image.
         out, logits = self.loc_head(features).float(), self.cls_head(features).float()
@@ -168,7 +119,3 @@ class Localizer(nn.Module):
             chosen = logits.argmax(1) if labels is None else labels
             out = out.unflatten(1, (self.num_boxes, 4))[torch.arange(len(out), device=out.device), chosen]
         return self.box_coder.encode(out) if self.loc_head.gives_boxes else self.box_coder.activate(out)
-
-    def encode(self, boxes: Tensor, labels: Tensor) -> Target:
-        """The target that belongs to true boxes ([B, 4] xyxy in [0, 1]) and labels ([B])."""
-        return Target(self.box_coder.encode(boxes), boxes, labels)

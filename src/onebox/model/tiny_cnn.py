@@ -5,15 +5,16 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from onebox.errors import check, is_integer, is_number
-from onebox.model.features import Features, FeatureShape, InputRecord, MapShape
+from onebox.model.backbone import Features, FeatureShape, InputRecord, MapShape
 
 LAYERS_A_BLOCK = 3
 
 
 class TinyCnn(nn.Module):
-    """conv 3x3 - max pool 2 - ReLU, once for each width, then a fully connected layer.
+    """A `Backbone`: conv 3x3 - max pool 2 - ReLU, once for each width, then a fully connected layer.
 
-    Pooling before the ReLU gives the same output as after it, for a quarter of the ReLU's work.
+    Pooling before the ReLU gives the same output as after it, for a quarter of the ReLU's work. A stage is a block,
+    named after its convolution, or the fully connected layer.
 
     Args:
         image_size: side of the square input, px.
@@ -22,11 +23,6 @@ class TinyCnn(nn.Module):
         hidden_features: outputs of the fully connected layer.
         dropout: share of the flattened map that is dropped before the fully connected layer in training, [0, 1).
         input: how images are normalised.
-
-    Attributes:
-        feature_shape: sizes of the features.
-        stages: the blocks, each named after its convolution, and the fully connected layer.
-        weights_fingerprint: None; there are no pretrained weights.
     """
 
     def __init__(
@@ -47,33 +43,29 @@ class TinyCnn(nn.Module):
         blocks: list[nn.Module] = []
         for c_in, c_out in zip([in_channels, *widths[:-1]], widths, strict=True):
             blocks += [nn.Conv2d(c_in, c_out, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()]
-        side = image_size // 2 ** len(widths)
+        side = image_size // smallest
         self.blocks = nn.Sequential(*blocks)
         self.fc = nn.Sequential(
             nn.Flatten(), nn.Dropout(dropout), nn.Linear(widths[-1] * side * side, hidden_features), nn.ReLU()
         )
         self.input = input
-        self.feature_shape = FeatureShape(maps=(MapShape(widths[-1], side, side),), pooled=hidden_features)
+        self.feature_shape = FeatureShape((MapShape(widths[-1], side, side),), pooled=hidden_features)
         self.stages = (*(f"blocks.{number}" for number in range(0, len(blocks), LAYERS_A_BLOCK)), "fc")
         self.weights_fingerprint: str | None = None
 
     def forward(self, images: Tensor) -> Features:
-        """[B, in_channels, image_size, image_size] float32, normalised, to features."""
         maps = self.blocks(images)
         return Features((maps,), self.fc(maps))
 
     def prefix(self, images: Tensor, *, until: str) -> tuple[Tensor, ...]:
-        """The first stages, `until` included: its output, after the last map if that is not the output itself."""
         maps = self.blocks[: self._num_layers(until)](images)
         return (maps, self.fc(maps)) if until == "fc" else (maps,)
 
     def suffix(self, state: tuple[Tensor, ...], *, after: str) -> Features:
-        """The stages after `after`, from what `prefix` gave until there, to features."""
         maps = self.blocks[self._num_layers(after) :](state[0])
         return Features((maps,), state[1] if after == "fc" else self.fc(maps))
 
     def stage_of(self, parameter_name: str) -> str:
-        """The stage that a parameter belongs to."""
         return "fc" if parameter_name.startswith("fc.") else parameter_name.rpartition(".")[0]
 
     def _num_layers(self, stage: str) -> int:

@@ -20,7 +20,22 @@ COUNT_OR_SHARE = {
 }
 PATHS = {("data", "root")}  # two spellings of one place are the same
 # New name of a class -> the one it had: a run of before a move has the fingerprint that it would get now.
-MOVED = {"onebox.callbacks.early_stopping.EarlyStopping": "lightning.pytorch.callbacks.EarlyStopping"}
+MOVED = {
+    "onebox.callbacks.early_stopping.EarlyStopping": "lightning.pytorch.callbacks.EarlyStopping",
+    "onebox.losses.DynamicWeightAverage": "onebox.weighting.DynamicWeightAverage",
+    "onebox.losses.FixedWeighting": "onebox.weighting.FixedWeighting",
+    "onebox.losses.UncertaintyWeighting": "onebox.weighting.UncertaintyWeighting",
+    "onebox.model.backbone.InputRecord": "onebox.model.features.InputRecord",
+    "onebox.model.pretrained.efficientnet_lite0": "onebox.model.timm_net.efficientnet_lite0",
+    "onebox.model.pretrained.timm_net": "onebox.model.timm_net.timm_net",
+    "onebox.model.pretrained.torchvision_net": "onebox.model.torchvision_net.torchvision_net",
+    "onebox.optim.ParamGroups": "onebox.param_groups.ParamGroups",
+    "onebox.optim.Plateau": "onebox.schedules.Plateau",
+    "onebox.optim.cosine": "onebox.schedules.cosine",
+    "onebox.optim.one_cycle": "onebox.schedules.one_cycle",
+    "onebox.optim.slanted_triangular": "onebox.schedules.slanted_triangular",
+}
+RENAMED = {old: new for new, old in MOVED.items() if old.startswith("onebox.")}  # Lightning's own classes stay theirs
 
 Path = tuple[Any, ...]
 
@@ -85,6 +100,15 @@ class Ignored:
             len(rule) == len(path) and "*" in rule and all(a in ("*", b) for a, b in zip(rule, path, strict=True))
             for rule in self._rules
         )
+
+
+def with_new_names(value: Any, key: str = "") -> Any:
+    """The same plain data, with each `_target_` from before a move as it is called now."""
+    if isinstance(value, dict):
+        return {name: with_new_names(item, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [with_new_names(item) for item in value]
+    return RENAMED.get(value, value) if key == "_target_" and isinstance(value, str) else value
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -18,6 +18,7 @@ from onebox.data.augment import Transform
 from onebox.errors import BadInput, check
 from onebox.model.localizer import Localizer
 from onebox.runs.checkpoint import read_checkpoint
+from onebox.runs.fingerprint import with_new_names
 from onebox.trust import check_config, stored_file
 
 
@@ -102,7 +103,7 @@ def load_run(path: str | Path, *, trust: Sequence[str] = ()) -> LoadedRun:
         raise BadInput(f"{folder}: no trained run; it needs config.yaml and checkpoints/best.ckpt or last.ckpt")
     stored_file(folder, str(file.relative_to(folder)), max_bytes=None)
     try:
-        config: Any = OmegaConf.to_container(OmegaConf.load(stored_file(folder, "config.yaml")))
+        config: Any = with_new_names(OmegaConf.to_container(OmegaConf.load(stored_file(folder, "config.yaml"))))
         parts = {group: config[group] for group in ("model", "augment")}
     except (YAMLError, ValueError, KeyError, TypeError, OmegaConfBaseException) as error:
         raise BadInput(f"{folder / 'config.yaml'}: not the config of a run ({' '.join(str(error).split())})") from error

@@ -15,6 +15,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]  # PyYAML has no type
 
 from onebox.errors import BadInput, check
 from onebox.files import read_json
+from onebox.runs.fingerprint import with_new_names
 from onebox.runs.reading.diff import ENVIRONMENT, differing_facts
 from onebox.trust import check_paths, stored_file
 
@@ -62,7 +63,7 @@ class Recorded:
         check(is_run, f"{folder}: run.json and config.yaml are not those of a run")
         for old, new in RENAMED.items():
             config = _moved(config, old, new)
-        return cls(folder, record, config, metrics, trace)
+        return cls(folder, record, with_new_names(config), metrics, trace)
 
 
 def _read_trace(path: Path) -> pd.DataFrame:

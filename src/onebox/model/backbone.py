@@ -1,0 +1,259 @@
+"""What a backbone takes and gives, and any network that is a chain of modules as one. B = batch size."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, fx, nn
+
+from onebox.errors import BadInput, check, is_integer
+
+
+@dataclass(frozen=True)
+class InputRecord:
+    """The images that a backbone is made for; with pretrained weights, those that the weights were trained on.
+
+    Args:
+        size: side of the square, px. Other sizes work too: see `image_size`.
+        mean: mean of each channel, for images in [0, 1].
+        std: standard deviation of each channel, for images in [0, 1].
+        interpolation: how they were resized. Others work too: see `interpolation` in `conf/train.yaml`.
+    """
+
+    size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    interpolation: str
+
+    def __post_init__(self) -> None:
+        given = "model.backbone.input"
+        check(is_integer(self.size, 1), f"{given}.size must be a number >= 1, not {self.size}")
+        check(len(self.mean) == 3, f"{given}.mean needs three numbers, not {self.mean}")
+        check(len(self.std) == 3 and min(self.std) > 0, f"{given}.std needs three numbers > 0, not {self.std}")
+
+
+class Features(NamedTuple):
+    """What the heads see: maps with positions, the finest first, and features without."""
+
+    maps: tuple[Tensor, ...]  # [B, channels, height, width] each
+    pooled: Tensor  # [B, pooled]
+
+
+class MapShape(NamedTuple):
+    """Sizes of one of the maps."""
+
+    channels: int
+    height: int
+    width: int
+
+
+class FeatureShape(NamedTuple):
+    """The sizes of `Features`, from which heads are built."""
+
+    maps: tuple[MapShape, ...]
+    pooled: int
+
+
+class Backbone(Protocol):
+    """A module that gives `Features`, and the same in two parts: `suffix(prefix(images, until=s), after=s)`.
+
+    Attributes:
+        input: the images that it is made for.
+        feature_shape: sizes of the features.
+        stages: names of its stages, in the order in which an image passes through them.
+        weights_fingerprint: hash of the pretrained weights that it began with, None where there were none.
+    """
+
+    input: InputRecord
+    feature_shape: FeatureShape
+    stages: Sequence[str]
+    weights_fingerprint: str | None
+
+    def __call__(self, images: Tensor) -> Features:
+        """[B, 3, image_size, image_size] float32, normalised, to features."""
+
+    def prefix(self, images: Tensor, *, until: str) -> tuple[Tensor, ...]:
+        """The first stages, `until` included: the maps among the features that they make, then the stage's output."""
+
+    def suffix(self, state: tuple[Tensor, ...], *, after: str) -> Features:
+        """The stages after `after`, from what `prefix` gave until there, to features."""
+
+    def stage_of(self, parameter_name: str) -> str:
+        """The stage that a parameter, named as by `named_parameters()`, belongs to."""
+
+
+class _Step(NamedTuple):
+    """One link of a chain: `function(x, *args, **kwargs)`, or the module of that name."""
+
+    function: str | Callable[..., Tensor]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class StagedNet(nn.Module):
+    """A `Backbone` from a network up to its last map; `pooled` is the mean over that map's positions.
+
+    Parameters keep the network's own names, below `net`. A stage begins at each link of the chain that has weights to
+    multiply with (convolution, block), is named after it, and includes the norms, activations and pools that follow.
+    The libraries' own ways do not give this: timm's `features_only` leaves out what follows the last block and renames
+    parameters, and neither it nor torchvision's feature extraction has a second half that starts at a stage.
+
+    Args:
+        net: the network; what comes after its last map is taken off.
+        name: of the network, for messages.
+        method: of `net`, that gives its output.
+        image_size: side of the square input, px.
+        levels: strides of the maps to give, such as [16, 32]; of each the last map that the network makes.
+        input: the images that it is made for.
+
+    Raises:
+        BadInput: it is no chain, has no map of such a stride, or the image does not fit.
+    """
+
+    def __init__(
+        self, net: nn.Module, *, name: str, method: str, image_size: int, levels: Sequence[int], input: InputRecord
+    ) -> None:
+        super().__init__()
+        check(is_integer(image_size, 1), f"image_size must be a number >= 1, not {image_size}")
+        check(bool(levels), f"model.backbone.levels must name at least one stride, such as [32], not {levels}")
+        self.net = net
+        self.input = input
+        self.weights_fingerprint: str | None = None
+        self._steps = _chain(net, method, name)
+        self._steps = self._taken_apart(self._shapes(input.size, name))
+        shapes = self._shapes(input.size, name)
+        ends = [number for number, shape in enumerate(shapes) if number and _is_map(shape)]
+        check(bool(ends), f"model.backbone.name={name}: gives no map with positions")
+        self._steps = self._steps[: ends[-1]]
+        used = {step.function.partition(".")[0] for step in self._steps if isinstance(step.function, str)}
+        for child in [child for child, _ in net.named_children() if child not in used]:
+            delattr(net, child)
+
+        strides = {2 ** _halvings(shapes[0], shapes[number]): number for number in ends}
+        check(
+            set(levels) <= set(strides),
+            f"model.backbone.levels={list(levels)}: {name} has maps of stride {', '.join(map(str, strides))}",
+        )
+        self._levels = sorted(strides[level] for level in set(levels))  # how many steps make each map
+        if image_size != input.size:
+            shapes = self._shapes(image_size, name)
+        self.feature_shape = FeatureShape(
+            tuple(MapShape(*shapes[number][1:]) for number in self._levels), pooled=shapes[ends[-1]][1]
+        )
+        self._stage_of_step: list[str] = []
+        for step in self._steps:
+            begins = not self._stage_of_step or self._multiplies(step)
+            self._stage_of_step.append(str(step.function) if begins else self._stage_of_step[-1])
+        self.stages = tuple(dict.fromkeys(self._stage_of_step))
+
+    def forward(self, images: Tensor) -> Features:
+        return self._features(self._go((images,), 0, len(self._steps)))
+
+    def prefix(self, images: Tensor, *, until: str) -> tuple[Tensor, ...]:
+        return self._go((images,), 0, self._end(until))
+
+    def suffix(self, state: tuple[Tensor, ...], *, after: str) -> Features:
+        return self._features(self._go(state, self._end(after), len(self._steps)))
+
+    def stage_of(self, parameter_name: str) -> str:
+        return next(
+            stage
+            for step, stage in zip(self._steps, self._stage_of_step, strict=True)
+            if parameter_name.startswith(f"net.{step.function}.")
+        )
+
+    def _end(self, stage: str) -> int:
+        """How many steps an image has gone through at the end of a stage."""
+        return len(self._steps) - self._stage_of_step[::-1].index(stage)
+
+    def _go(self, state: tuple[Tensor, ...], start: int, stop: int) -> tuple[Tensor, ...]:
+        *maps, x = state
+        for number in range(start, stop):
+            if number in self._levels:
+                maps.append(x)
+            x = self._run(self._steps[number], x)
+        return (*maps, x)
+
+    def _features(self, state: tuple[Tensor, ...]) -> Features:
+        maps = state if len(self._steps) in self._levels else state[:-1]
+        return Features(maps, state[-1].mean((2, 3)))
+
+    def _run(self, step: _Step, x: Tensor) -> Tensor:
+        function = self.net.get_submodule(step.function) if isinstance(step.function, str) else step.function
+        return function(x, *step.args, **step.kwargs)
+
+    def _shapes(self, image_size: int, name: str) -> list[tuple[int, ...]]:
+        """The shapes of one image and of what each step makes of it; leaves the network in training mode."""
+        x = torch.zeros(1, 3, image_size, image_size)
+        shapes = [tuple(x.shape)]
+        self.net.eval()
+        try:
+            with torch.no_grad():
+                for step in self._steps:
+                    x = self._run(step, x)
+                    shapes.append(tuple(x.shape))
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).partition("\n")[0]
+            raise BadInput(f"image_size={image_size} does not fit {name}: {reason}; {self.input.size} does") from error
+        self.net.train()
+        return shapes
+
+    def _taken_apart(self, shapes: list[tuple[int, ...]]) -> list[_Step]:
+        """The steps, with the children of each Sequential that halves its map three times: it holds several stages."""
+        steps = []
+        for step, (before, after) in zip(self._steps, pairwise(shapes), strict=True):
+            module = self.net.get_submodule(step.function) if isinstance(step.function, str) else None
+            is_large = len(after) == 4 and after[2] > 1 and _halvings(before, after) >= 3
+            if type(module) is nn.Sequential and is_large:
+                steps += [_Step(f"{step.function}.{child}", (), {}) for child, _ in module.named_children()]
+            else:
+                steps.append(step)
+        return steps
+
+    def _multiplies(self, step: _Step) -> bool:
+        if not isinstance(step.function, str):
+            return False
+        return any(parameter.ndim > 1 for parameter in self.net.get_submodule(step.function).parameters())
+
+
+def _is_map(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 4 and shape[2] == shape[3] > 1
+
+
+def _halvings(before: tuple[int, ...], after: tuple[int, ...]) -> int:
+    """How often a map became half as high, to the nearest: networks without padding lose a row or two."""
+    return round(math.log2(before[2] / after[2]))
+
+
+class _Tracer(fx.Tracer):
+    """Follows an image through a method of a network, but not into its modules."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__()
+        self.traced_func_name = method
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+def _chain(net: nn.Module, method: str, name: str) -> list[_Step]:
+    """The steps from image to output, each of which reads what the one before gives and nothing else.
+
+    Raises:
+        BadInput: the network branches outside of its modules.
+    """
+    no_chain = f"model.backbone.name={name} is no chain of modules, which a backbone must be; resnet18 is one"
+    try:
+        before, *nodes = _Tracer(method).trace(net).nodes
+    except Exception as error:  # whatever the network's code raises when it is given no tensor
+        raise BadInput(no_chain) from error
+    steps = []
+    for node in nodes:
+        check(node.all_input_nodes == [before] and node.args[:1] == (before,), no_chain)
+        function = getattr(Tensor, str(node.target)) if node.op == "call_method" else node.target
+        steps.append(_Step(function, tuple(node.args[1:]), dict(node.kwargs)))
+        before = node
+    return steps[:-1]  # the last node is the output
