@@ -233,14 +233,14 @@ def test_early_stopping_stops_and_says_why(run, caplog):
         "trainer.max_epochs=20",
         "callbacks/early_stopping=default",
         "callbacks.early_stopping.patience=2",
-        "callbacks/freeze=heads_first",
         "optimizer.lr=0",
         PICTURES_OFF,
     )
     assert len((folder / "metrics.csv").read_text().splitlines()) == 1 + 3
+    best = float(read(folder, "metrics.json")["best"]["val/joint_acc"])
     line = (
-        "stopped after epoch 3 of 20: val/joint_acc has not improved within patience=2; "
-        "callbacks.freeze.unfreeze came too late for the backbone"
+        "stopped after epoch 3 of 20: Monitored metric val/joint_acc did not improve in the last 2 records. "
+        f"Best score: {best:.3f}"
     )
     assert line in caplog.messages
     assert read(folder, "run.json")["stopped_early"] == line
@@ -264,7 +264,7 @@ def test_a_stopped_fit_whose_test_was_interrupted_still_says_why(run, monkeypatc
         with pytest.raises(KeyboardInterrupt):
             run("run", *overrides)
     line = read(tmp_path / "run", "run.json")["stopped_early"]
-    assert line == "stopped after epoch 2 of 5: val/joint_acc has not improved within patience=1"
+    assert line.startswith("stopped after epoch 2 of 5: Monitored metric val/joint_acc did not improve in the last 1 ")
     assert read(run("run", *overrides), "run.json")["stopped_early"] == line
 
 

@@ -258,7 +258,7 @@ def _fit(cfg: DictConfig, run: RunRecord | RankRecord, built: Built) -> None:
     )
     run_trainer(trainer, trainer.fit, module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     run.add(final_weights=weights_hash(module))
-    stopped = stopped_early(trainer, module)
+    stopped = stopped_early(trainer)
     if stopped is not None:
         log.info(stopped)
         run.add(stopped_early=stopped)

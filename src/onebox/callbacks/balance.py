@@ -38,15 +38,12 @@ class Balance(Callback):
         self._hooks: list[RemovableHandle] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """What was measured."""
         return {"measured": self._measured}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume with what was measured."""
         self._measured = list(state_dict["measured"])
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
-        """Keep what the step makes, when it is to be measured."""
         if trainer.global_step % self._every_n_steps == 0:
             net = pl_module.localizer
             # What the head is given: with stored features, the backbone is not called as a whole.
@@ -56,7 +53,6 @@ class Balance(Callback):
             ]
 
     def on_before_backward(self, trainer: Trainer, pl_module: Any, loss: Tensor) -> None:
-        """Measure the gradients of the step whose parts were kept."""
         if not self._hooks:
             return
         for hook in self._hooks:

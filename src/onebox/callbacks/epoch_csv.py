@@ -39,7 +39,6 @@ class EpochCsvLogger(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the file."""
         if self._path is None or not self.rows:
             return
         text = io.StringIO()

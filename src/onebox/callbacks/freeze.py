@@ -1,7 +1,6 @@
 """Keeps the backbone, or its first stages, as they are."""
 
 import logging
-import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -53,13 +52,6 @@ class Freeze(Callback):
         begins = [0 if name == ALL else stages.index(name) for epoch, name in self._unfreeze if epoch < num_epochs]
         return stages[: min(begins, default=len(stages))]
 
-    def missed(self, stages: Sequence[str], num_epochs: int) -> str | None:
-        """What a fit of so many epochs ends too early to train, though `unfreeze` names it; None when it trains all."""
-        frozen = self.frozen(stages, num_epochs)
-        if frozen == self.frozen(stages, sys.maxsize):
-            return None
-        return "the backbone" if frozen == stages else f"the backbone until {frozen[-1]}"
-
     def num_trained(self, module: Any, num_epochs: int) -> int:
         """How many parameters of a `LocalizationModule` a fit of so many epochs trains at some time."""
         backbone = module.localizer.backbone
@@ -82,22 +74,20 @@ class Freeze(Callback):
             "a run of its own, or on trainer.devices=1",
         )
         self._set_gradients(trainer, pl_module.localizer.backbone)  # Lightning would warn of modes now
-        if trainer.max_steps == -1 and trainer.max_epochs is not None and trainer.is_global_zero:  # no trial of a few
-            missed = self.missed(pl_module.localizer.backbone.stages, trainer.max_epochs)
-            if missed is not None:
-                log.warning(
-                    "callbacks.freeze: %s is never trained, epoch %d is beyond trainer.max_epochs=%d (counted from 0)",
-                    missed,
-                    last,
-                    trainer.max_epochs,
-                )
+        assert trainer.max_epochs is not None
+        if 0 <= trainer.max_epochs <= last and trainer.is_global_zero:  # -1: as many as it takes
+            log.warning(
+                "callbacks.freeze.unfreeze=%s: epoch %d (counted from 0) is beyond trainer.max_epochs=%d",
+                [list(pair) for pair in self._unfreeze],
+                last,
+                trainer.max_epochs,
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Freeze where a fit resumes within an epoch, whose beginning is not called."""
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Freeze what is frozen in this epoch."""
         backbone, num_epochs = pl_module.localizer.backbone, trainer.current_epoch + 1
         self._set_gradients(trainer, backbone)
         self._set_modes(backbone)

@@ -111,7 +111,6 @@ class LastCheckpoint(Checkpoint):
         self._defer_sigterm(True)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save all of the epoch before, when that is due."""
         is_due = self._sigterm or self._age() >= self._epoch_seconds
         # The ranks' clocks may differ.
         if (trainer.current_epoch, 0) > self._loaded["position"] and trainer.strategy.broadcast(is_due):
@@ -119,7 +118,6 @@ class LastCheckpoint(Checkpoint):
         self._obey_sigterm()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Save the steps before, when that is due."""
         if (trainer.current_epoch, batch_idx) > self._loaded["position"] and batch_idx > 0:
             has_gradients = batch_idx % trainer.accumulate_grad_batches != 0
             has_validated = batch_idx % (trainer.val_check_batch or math.inf) == 0
@@ -140,7 +138,6 @@ class LastCheckpoint(Checkpoint):
             self._defer_sigterm(True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the end."""
         self._save(trainer, "end")
         self._defer_sigterm(False)
 

@@ -30,17 +30,13 @@ class LrRange(Callback):
     def __init__(self, *, min_lr: float, max_lr: float, num_steps: int, lr: float) -> None:
         self._planned = np.geomspace(min_lr, max_lr, num_steps)
         self._lr = lr
-        self._ratios: list[float] = []
         self.losses: list[float] = []  # before each step that was made
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read the ratios of the groups."""
-        self._ratios = [group["lr"] / self._lr for group in trainer.optimizers[0].param_groups]
-
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Set the rate of each group."""
-        for group, ratio in zip(trainer.optimizers[0].param_groups, self._ratios, strict=True):
-            group["lr"] = ratio * self._planned[len(self.losses)]
+        step = len(self.losses)
+        factor = self._planned[step] / (self._planned[step - 1] if step else self._lr)
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] *= factor
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -43,7 +43,6 @@ class BoxPictures(Callback):
         self._every_n_epochs = every_n_epochs
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the validation images to TensorBoard."""
         epoch = trainer.current_epoch + 1
         is_due = epoch % self._every_n_epochs == 0 or epoch == trainer.max_epochs
         loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
@@ -60,7 +59,6 @@ class BoxPictures(Callback):
             self._write(self._draw(trainer, pl_module, "train", "Training images after the last epoch"))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the test images."""
         if trainer.is_global_zero:
             self._write(self._draw(trainer, pl_module, "test", "Test images, best checkpoint"))
 

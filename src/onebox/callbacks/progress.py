@@ -28,7 +28,6 @@ class EpochLines(Callback):
             self.on_train_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the last line."""
         if trainer.is_global_zero:
             logged = [tag for tag in self._tags if tag in trainer.callback_metrics]
             values = [f"{tag.rpartition('/')[2]} {trainer.callback_metrics[tag]:.5f}" for tag in logged]

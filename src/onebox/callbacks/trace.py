@@ -29,11 +29,9 @@ class StepTrace(Callback):
         self._steps = 0  # in the file or pending
 
     def state_dict(self) -> dict[str, Any]:
-        """How many steps there were."""
         return {"steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume after the checkpoint's last step."""
         self._steps = state_dict["steps"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -50,7 +48,6 @@ class StepTrace(Callback):
             write_text(self._path, "".join(f"{line}\n" for line in [header, *kept]) if kept else "")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Keep the step's losses."""
         self._pending.append((self._steps, trainer.current_epoch, pl_module.last_step[0]))
         self._steps += 1
         is_enough = self._steps == self._stop_after
@@ -64,7 +61,6 @@ class StepTrace(Callback):
         self._write(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the epoch's last steps."""
         self._write(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
