@@ -43,9 +43,9 @@ def test_lr_find_suggests_a_rate_draws_the_curve_and_changes_nothing_else(run, t
     ("arguments", "told"),
     [
         (["--min-lr", "1"], "--min-lr 1 must be above 0 and below --max-lr 1"),
-        (["-o", "nowhere/lr.png"], "nowhere/lr.png: there is no such folder"),
-        (["-o", "lr.svg"], "lr.svg: the curve is a PNG; choose an --output that ends with .png"),
-        (["optimizer.lr=0"], "optimizer.lr is 0, so that parts have no share of it"),
+        (["-o", "nowhere/lr.png"], "nowhere/lr.png: no such folder"),
+        (["-o", "lr.svg"], "lr.svg: the curve is a PNG; choose an --output that ends in .png"),
+        (["optimizer.lr=0"], "optimizer.lr is 0, so parts of the network"),
         (["optimzer.lr=1"], "no key optimzer"),
         (["data.batch_size=0"], "data.batch_size must be a number >= 1, not 0"),
         (["model.backbone.dropout=2"], "model.backbone.dropout must be in [0, 1), not 2"),

@@ -72,7 +72,7 @@ def test_a_stored_config_writes_into_its_own_folder_only(tmp_path):
     (tmp_path / "VOCdevkit/VOC2007/Annotations").mkdir(parents=True)
     for root in ("VOCdevkit", "VOCdevkit/VOC2007"):
         check_stored({"data": {"root": str(tmp_path / root), "source": {}}}, tmp_path, tmp_path)
-    with pytest.raises(BadInput, match="does not make or fetch"):
+    with pytest.raises(BadInput, match="neither generates nor downloads"):
         check_stored({"data": {"root": str(tmp_path / "none"), "source": {}}}, tmp_path, tmp_path)
 
 

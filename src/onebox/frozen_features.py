@@ -80,11 +80,11 @@ def store_features(
     assert trainer.max_epochs is not None
     frozen = freeze.frozen(network.stages, trainer.max_epochs)
     if not frozen:
-        log.info("features are computed in every epoch, as callbacks.freeze.unfreeze has all of the backbone trained")
+        log.info("features are computed in every epoch, as callbacks.freeze.unfreeze trains all of the backbone")
         return
     if data.views is None:
         log.info(
-            "features are computed in every epoch, as each draws its own views; data.views=8 computes 8 of them once"
+            "features are computed in every epoch, as each draws its own views; data.views=8 computes 8 views once"
         )
         return
     if checkpoint is not None:

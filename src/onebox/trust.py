@@ -37,7 +37,7 @@ def stored_file(folder: Path, name: str, max_bytes: int | None = 64 * 2**20) -> 
     check(path.is_file(), f"{path}: no such file; name the directory of a run")
     check(path.resolve().is_relative_to(folder.resolve()), f"{path}: is a link that leads out of the run directory")
     size = path.stat().st_size
-    check(max_bytes is None or size <= max_bytes, f"{path}: has {size:,} bytes, which is no file of a run")
+    check(max_bytes is None or size <= max_bytes, f"{path}: has {size:,} bytes, too many for a file of a run")
     return path
 
 
@@ -53,11 +53,11 @@ def check_config(config: Any, where: Path | str, trust: Sequence[str] = ()) -> N
         BadInput: it names something else, or holds an interpolation, which could become a name when it is resolved.
     """
     for value in _strings(config):
-        check("${" not in value, f"{where}: holds the interpolation {value}, which a stored config has no need of")
+        check("${" not in value, f"{where}: holds the interpolation {value}; a stored config needs none")
     for target in _targets(config):
         check(
             is_allowed(target, tuple(trust)),
-            f"{where}: names {target}, which is not built without your word; if you trust its package, give "
+            f"{where}: names {target}, which is built only with your consent; if you trust its package, add "
             f"--trust {target.partition('.')[0]} (load_run: trust=[...], onebox-train: trust=[...])",
         )
 
@@ -79,8 +79,8 @@ def check_stored(config: Any, folder: Path, where: Path, trust: Sequence[str] = 
     root = Path(str(config["data"].get("root"))).expanduser()
     check(  # a tree, or a folder of trees
         config["data"].get("source") is None or any(root.glob("Annotations")) or any(root.glob("*/Annotations")),
-        f"{root}: holds no data, and a stored run does not make or fetch them; give data.root=FOLDER, or repeat the "
-        "whole command",
+        f"{root}: holds no data, and a stored run neither generates nor downloads any; give data.root=FOLDER, or "
+        "repeat the whole command",
     )
 
 
@@ -115,7 +115,7 @@ def stored_overrides(folder: Path, overrides: Sequence[Any]) -> list[str]:
     """
     for path in folder.rglob("*"):
         is_inside = path.resolve().is_relative_to(folder.resolve()) and (path.is_file() or path.is_dir())
-        check(is_inside, f"{path}: is a link that leads out of the run directory, or no file; remove it")
+        check(is_inside, f"{path}: is a link that leads out of the run directory, or not a file; remove it")
     where = folder / ".hydra" / "overrides.yaml"
     found = []
     for text in overrides:
@@ -124,11 +124,11 @@ def stored_overrides(folder: Path, overrides: Sequence[Any]) -> list[str]:
         key = key.partition("@")[0]
         check(
             not (value.lstrip().startswith("{") and any(name.startswith(f"{key}.") for name in LOCAL)),
-            f"{where}: holds {text}, which may set what is up to you; start the run again with the command itself",
+            f"{where}: holds {text}, which could set what a stored run must not; repeat the whole command instead",
         )
         check(
             not text.startswith("-") and not key.startswith(("hydra.", "hydra/")) and not _RESOLVER.search(text),
-            f"{where}: holds {text}, which a stored override may not be; start the run again with the command itself",
+            f"{where}: holds {text}, which a stored run must not override; repeat the whole command instead",
         )
         if key not in LOCAL:
             found.append(text)

@@ -151,7 +151,7 @@ def test_several_objectives_give_a_pareto_front(search, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["seed=0,1"], "seed is nothing to search"),
+        (["seed=0,1"], "seed cannot be searched"),
         (["optimizer.lr=0.1", "model/loc_head=mlp"], "nothing to search"),
         (["hydra.sweeper.direction=minimize"], "val/joint_acc is best at its max"),
         (["monitor=val/loss", "monitor_mode=min", "hydra.sweeper.direction=maximize"], "val/loss is best at its min"),
@@ -168,7 +168,7 @@ def test_a_search_that_cannot_be_meant_is_refused(search, tmp_path, overrides, t
 @pytest.mark.parametrize("other", ["trainer.max_epochs=3", "objective=val/iou", "model/loc_head=linear,mlp,edges"])
 def test_another_search_in_the_folder_is_refused(search, tmp_path, other):
     search(by_rate, n_trials=1)
-    with pytest.raises(BadInput, match="holds a search already"):
+    with pytest.raises(BadInput, match="already holds a search"):
         search(by_rate, other, n_trials=2)
     assert states(tmp_path / "sweep") == ["COMPLETE"]
 

@@ -70,5 +70,5 @@ def test_a_sweep_that_grows_goes_stale_and_fails_runs_only_what_it_must(nursery,
     assert "1 failed before, kept" in text
     assert "1 of 2 jobs failed" in text
     assert "boom" in text
-    assert "1 failed before, tried again" in sweep("seed=0,1")
+    assert "1 failed before, retried" in sweep("seed=0,1")
     assert {record["status"] for record in records(tmp_path).values()} == {"completed"}

@@ -70,8 +70,8 @@ class Freeze(Callback):
         last = max((epoch for epoch, _ in self._unfreeze), default=0)
         check(
             trainer.world_size == 1 or last == 0,
-            "callbacks.freeze.unfreeze: several devices keep to what is trained at the beginning; train the heads in "
-            "a run of its own, or on trainer.devices=1",
+            "callbacks.freeze.unfreeze: on several devices, what is trained cannot change during a fit; train the "
+            "heads in a run of their own, or on trainer.devices=1",
         )
         self._set_gradients(trainer, pl_module.localizer.backbone)  # Lightning would warn of modes now
         assert trainer.max_epochs is not None

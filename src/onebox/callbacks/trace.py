@@ -40,7 +40,7 @@ class StepTrace(Callback):
         Raises:
             BadInput: the file is a link, which may lead out of the run directory.
         """
-        check(not self._path.is_symlink(), f"{self._path}: is a link, and what it leads to is not written; remove it")
+        check(not self._path.is_symlink(), f"{self._path}: is a link, which is not written through; remove it")
         if trainer.is_global_zero and self._path.exists():
             # Without a last row that a kill has torn.
             header, *rows = self._path.read_text(encoding="utf-8").rpartition("\n")[0].split("\n")

@@ -21,11 +21,13 @@ def lr_find(
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="The experiment, as onebox-train takes it.")
     ] = None,
     min_lr: Annotated[float, typer.Option(help="Learning rate of the first step.")] = 1e-6,
-    max_lr: Annotated[float, typer.Option(help="Of the last step, which is not reached when the loss diverges.")] = 1.0,
-    steps: Annotated[int, typer.Option(min=20, help="How many steps from the one to the other.")] = 100,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the curve goes.", dir_okay=False)] = Path(
-        "lr_find.png"
-    ),
+    max_lr: Annotated[
+        float, typer.Option(help="Learning rate of the last step, which is not reached when the loss diverges.")
+    ] = 1.0,
+    steps: Annotated[int, typer.Option(min=20, help="How many steps lead from the one to the other.")] = 100,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The file that the curve is written to.", dir_okay=False)
+    ] = Path("lr_find.png"),
 ) -> None:
     """Train an experiment for some steps while the learning rate grows, and suggest one.
 
@@ -38,14 +40,14 @@ def lr_find(
       onebox lr-find experiment=transfer model/loc_head=spatial --steps 200 --output curve.png
     """
     check(0 < min_lr < max_lr, f"--min-lr {min_lr:g} must be above 0 and below --max-lr {max_lr:g}")
-    check(output.absolute().parent.is_dir(), f"{output}: there is no such folder; make it, or choose another --output")
-    check(output.suffix.lower() == ".png", f"{output}: the curve is a PNG; choose an --output that ends with .png")
+    check(output.absolute().parent.is_dir(), f"{output}: no such folder; create it, or choose another --output")
+    check(output.suffix.lower() == ".png", f"{output}: the curve is a PNG; choose an --output that ends in .png")
     from onebox.validation import told_as_bad_input
 
     with TemporaryDirectory() as folder:
         cfg = _compose(overrides or [], Path(folder))
         with told_as_bad_input():
-            check(cfg.optimizer.lr > 0, "optimizer.lr is 0, so that parts have no share of it; set it to 1")
+            check(cfg.optimizer.lr > 0, "optimizer.lr is 0, so parts of the network have no share of it; set it to 1")
             suggested = range_test(cfg, min_lr, max_lr, steps, output)
     print(f"curve  {output}\n\noptimizer.lr={suggested:.1e}")
 

@@ -12,7 +12,7 @@ from onebox.text import print_lines
 Outputs = Annotated[Path, typer.Option(metavar="FOLDER", help="Where runs are looked for.")]
 Metric = Annotated[
     list[str] | None,
-    typer.Option(metavar="TAG", help="Such as test/iou, in place of the usual ones; may be given several times."),
+    typer.Option(metavar="TAG", help="A metric such as test/iou, in place of the usual ones; may be repeated."),
 ]
 Csv = Annotated[str | None, typer.Option(metavar="FILE|-", help="Write CSV to a file, or print it.")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown.")]
@@ -24,11 +24,15 @@ DIFF_EPILOG = (
 
 
 def runs(
-    where: Annotated[str | None, typer.Option(metavar="EXPR", help="Only runs that meet this.")] = None,
+    where: Annotated[str | None, typer.Option(metavar="EXPR", help="Only runs that match this expression.")] = None,
     metric: Metric = None,
-    sort: Annotated[str | None, typer.Option(metavar="KEY", help="The largest first, instead of the newest.")] = None,
-    ascending: Annotated[bool, typer.Option("--ascending", help="The smallest or oldest first.")] = False,
-    limit: Annotated[int, typer.Option(min=0, help="At most so many; 0 shows all.")] = 30,
+    sort: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Sort by this, the largest first, instead of the newest first.")
+    ] = None,
+    ascending: Annotated[
+        bool, typer.Option("--ascending", help="Reverse the order: the smallest or the oldest first.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=0, help="Show at most this many; 0 shows all.")] = 30,
     csv: Csv = None,
     markdown: Markdown = False,
     json_: Json = False,
@@ -51,7 +55,7 @@ def runs(
 
     found = list_runs(outputs, where=where, sort=sort, ascending=ascending, limit=limit, metrics=metric or [])
     if found.frame.empty and not (json_ or csv or markdown):
-        print(f"no run in {outputs.resolve()}" + (f" meets {where}" if where else ""))
+        print(f"no run in {outputs.resolve()}" + (f" matches {where}" if where else ""))
     else:
         found.print(csv=csv, markdown=markdown, as_json=json_)
 
@@ -69,7 +73,7 @@ def sweep(
     markdown: Markdown = False,
     json_: Json = False,
     outputs: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Where sweeps are looked for, in its folder sweeps.")
+        Path, typer.Option(metavar="FOLDER", help="The folder in whose subfolder sweeps they are looked for.")
     ] = Path("outputs"),
 ) -> None:
     """Show the table of a sweep: what varied, how each job ended, what it reached, the best first.

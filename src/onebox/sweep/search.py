@@ -88,7 +88,7 @@ class Search(Sweeper):
         space, fixed = self._space(arguments)
         base = self._check(space, fixed)
         with (
-            alone(folder / ".search.lock", waiting="another process runs this search; waiting for its end"),
+            alone(folder / ".search.lock", waiting="another process is running this search; waiting for it to end"),
             _quiet_optuna(),
         ):
             try:
@@ -129,7 +129,7 @@ class Search(Sweeper):
         )
         check(
             "seed" not in space,
-            "seed is nothing to search, as the luckiest one would win; search with one, and try what was found with "
+            "seed cannot be searched, as the luckiest one would win; search with one seed, and repeat the best with "
             "sweep=seeds",
         )
         return space, fixed
@@ -227,7 +227,7 @@ def _check_study(study: Study, folder: Path, facts: Mapping[str, Any], space: Ma
                 others.append(key)
     if others:
         raise BadInput(
-            f"{folder}: holds a search already that had another {', '.join(dict.fromkeys(others))}; choose another "
+            f"{folder}: already holds a search with another {', '.join(dict.fromkeys(others))}; choose another "
             "name=... for this one, or remove the folder"
         )
 

@@ -96,7 +96,7 @@ class GridSweeper(Sweeper):
         bar = track(combined, "composing the jobs", transient=True, disable=not Console().is_terminal)
         jobs = compose_jobs(bar, partial(context.config_loader.load_sweep_config, config))
         if len(jobs) < len(combined):
-            log.info("%d of %d combinations are the same as others", len(combined) - len(jobs), len(combined))
+            log.info("%d of %d combinations are duplicates", len(combined) - len(jobs), len(combined))
         return without_excluded(jobs, settings["exclude"])
 
     def _kept(
@@ -119,7 +119,7 @@ class GridSweeper(Sweeper):
                 counts["failed before, kept" if failed else "done, but stale" if stale else "done"] += 1
             else:
                 to_run.append(job)
-                counts["failed before, tried again" if failed and step == "resume" else step] += 1
+                counts["failed before, retried" if failed and step == "resume" else step] += 1
         log.info("%d jobs: %s", len(jobs), ", ".join(f"{number} {what}" for what, number in counts.items()))
         if counts["done, but stale"]:
             log.info("stale: done by other code or on other data; rerun=stale runs them again")

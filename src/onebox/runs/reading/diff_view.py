@@ -13,7 +13,7 @@ MAX_VALUE = 70  # characters
 MAX_ROWS = 10  # files, packages, samples; the rest is counted
 COLOURS = ("red", "green", "blue", "magenta", "yellow", "cyan")
 VERDICTS = {"better": "bold green", "worse": "bold red", "within noise": "yellow"}
-NOISE_HINT = "noise unknown: too few other seeds of these configs were found; run some to tell better from luck"
+NOISE_HINT = "noise unknown: too few other seeds of these configs were found; run more to tell an improvement from luck"
 
 
 def markdown(document: Document, *, everything: bool) -> str:
@@ -128,7 +128,7 @@ def _data(data: Document, most: int | None) -> Iterator[Line]:
 
 def _metrics(document: Document) -> Iterator[Line]:
     metrics = document["metrics"]
-    yield _title("metrics", "" if metrics else "none that all of the runs have")
+    yield _title("metrics", "" if metrics else "none that all runs have")
     rows = _table(document) if metrics else []
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for number, row in enumerate(rows):

@@ -34,7 +34,7 @@ def explain(runs: Sequence[Run], metrics: Sequence[str]) -> dict[str, Any]:
     done = [run for run in runs if run.record.get("status") == "completed"]
     if len(done) < 2:
         raise BadInput(
-            f"{len(done)} of {len(runs)} runs completed, and it takes two to compare; name more, or their folder"
+            f"{len(done)} of {len(runs)} runs completed, and a comparison takes two; name more runs, or their folder"
         )
     tags = list(metrics) or _usual_metrics(done)
     for tag in tags:

@@ -87,11 +87,11 @@ class _Expression:
                 | ast.BinOp(left=left, op=ast.MatMult() as sign, right=right)
             ):
                 return self._comparison(left, sign, right)
-        raise ValueError("a key stands alone" if isinstance(node, ast.Name) else "")
+        raise ValueError("a key without an operator and a value" if isinstance(node, ast.Name) else "")
 
     def _comparison(self, left: ast.AST, sign: ast.AST, right: ast.AST) -> Test:
         if isinstance(right, ast.List) != isinstance(sign, ast.In | ast.NotIn):
-            raise ValueError("in takes a list in brackets, other signs take one value")
+            raise ValueError("'in' takes a list in brackets, other operators take one value")
         values = [self._word(item) for item in (right.elts if isinstance(right, ast.List) else [right])]
         key = self._word(left).strip("'\"")
         if key not in self.keys:
@@ -100,7 +100,7 @@ class _Expression:
 
     def _word(self, node: ast.AST) -> str:
         if not isinstance(node, ast.Name):
-            raise ValueError("a sign stands between a key and a value")
+            raise ValueError("an operator stands between a key and a value")
         return self._words[int(node.id[1:])]
 
 
