@@ -147,8 +147,7 @@ class LastCheckpoint(Checkpoint):
             return
         last, best, link = (self._folder / name for name in ("last.ckpt", "best.ckpt", ".best.ckpt.tmp"))
         (self._folder / "previous.ckpt").unlink(missing_ok=True)
-        # Without hard links there are two files, and a damaged best checkpoint is reported where it is loaded.
-        with suppress(Exception):
+        with suppress(Exception):  # no hard links: two files; a damaged best.ckpt: reported where it is loaded
             step = torch.load(best, map_location="cpu", weights_only=True, mmap=True)["global_step"]
             if step == trainer.global_step and not best.samefile(last):
                 os.link(last, link)
