@@ -144,7 +144,7 @@ class VocDownload:
 
     def _fetch(self, archive: Archive, folder: Path) -> None:
         """Put an archive into `folder`, from the first mirror that gives it whole."""
-        problem = "no mirror is named"
+        problem = "no mirror is given"
         pooch.get_logger().setLevel(logging.WARNING)
         fetch = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=self._timeout_s)
         for number in range(self._rounds):
@@ -233,6 +233,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, requests.HTTPError):
         return f"HTTP {error.response.status_code}"
     if isinstance(error, ValueError) and not isinstance(error, requests.RequestException):
-        return "its checksum is another one: cut off, or another file"
+        return "wrong checksum: the file is cut off or another one"
     cause = error.args[0] if error.args else error
     return str(getattr(cause, "reason", cause)).rpartition(": ")[2]

@@ -47,7 +47,7 @@ def _in_pool(function: Callable[[Item], Result], items: Sequence[Item], workers:
             yield result
     except BrokenProcessPool:
         # A script without `if __name__ == "__main__"` runs again in each new interpreter, which then gives up.
-        log.warning("processes that help with reading cannot be started; this one reads alone")
+        log.warning("worker processes cannot be started; this process reads alone")
         yield from map(function, items[done:])
     finally:
         pool.shutdown(cancel_futures=True)

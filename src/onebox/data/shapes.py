@@ -116,7 +116,7 @@ def _is_written(root: Path, settings: dict[str, Any]) -> bool:
     try:
         found = dict(json.loads((root / "shapes.json").read_text()))
     except (OSError, TypeError, ValueError):
-        raise BadInput(f"{root} holds something else than shapes (no valid shapes.json): {remedy}") from None
+        raise BadInput(f"{root} holds something other than shapes (no valid shapes.json): {remedy}") from None
     if found == settings:
         return True
     keys = [key for key in settings | found if found.get(key) != settings.get(key)]
