@@ -7,7 +7,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more thre
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 from PIL import Image
 
+from onebox.data.annotations import Conventions, understand
 from onebox.data.shapes import write_shapes
 from onebox.data.table import Table
-from onebox.data.voc import edges, read_record
+from onebox.data.voc import read_record
 from onebox.errors import BadInput
 
 Compose = Callable[..., DictConfig]
@@ -87,14 +87,15 @@ OBJECT_XML = """<object>
 </object>"""
 
 
-def read_annotation(path: Path, *, box_origin: int = 1, label_of: Mapping[str, int] | None = None) -> Table:
+def read_annotation(path: Path, *, label_of: Mapping[str, int] | None = None, box_origin: int = 1) -> Table:
     """One XML file, judged as training judges it, with the corners of its boxes as edges in px."""
-    from onebox.data.index import annotation_problems  # imports torch, which not every test needs
+    from onebox.data.index import annotation_problems
 
     table = Table.from_records([path.stem], np.zeros((1, 3), np.int64), [read_record(str(path))])
-    for problem in annotation_problems(table, label_of=label_of, box_origin=box_origin).values():
+    table = understand(table, Conventions(box_origin=box_origin)).table
+    for problem in annotation_problems(table, label_of=label_of).values():
         raise BadInput(f"{path}: {problem}")
-    return replace(table, corners=np.stack(edges(table.corners.T, box_origin), axis=1))
+    return table
 
 
 class Tree:
@@ -114,7 +115,7 @@ class Tree:
         ]
         text = VOC_XML.format(name=name, width=width, height=height, objects="".join(items))
         (self.folder / "Annotations" / f"{name}.xml").write_text(text)
-        pixels = np.random.default_rng(len(name)).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(list(name.encode())).integers(0, 256, (height, width, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(self.folder / "JPEGImages" / f"{name}.jpg")
 
     def list(self, name: str, *ids: str) -> None:

@@ -231,7 +231,7 @@ def test_stopped_by_hand_it_leaves_with_130_and_keeps_what_it_has(tmp_path, tar,
 def test_caches_are_shown_and_cleared(tmp_path, tree):
     from onebox.data.cache import stored_pixels
     from onebox.data.table import read_table
-    from onebox.data.voc import VocTree
+    from onebox.data.tree import VocTree
 
     folder = tmp_path / "my data" / "cache"
     plain = {"ONEBOX_DATA_DIR": "my data"}

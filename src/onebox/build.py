@@ -113,6 +113,7 @@ def build(cfg: DictConfig, run: RunRecord | RankRecord, fingerprint: str) -> Bui
         hardware=hardware(),
         data={split: str(index) for split, index in data.indexes.items()},
         data_fingerprint=data.fingerprint(),
+        data_notes=data.notes,
         weights_fingerprint=module.localizer.backbone.weights_fingerprint,
         skipped=data.skipped,
         parameters=sum(parameter.numel() for parameter in module.parameters()),

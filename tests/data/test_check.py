@@ -10,6 +10,7 @@ from rich.console import Console
 from tests.conftest import OBJECT_XML, VOC_XML
 
 from onebox.data import check_report
+from onebox.data.annotations import Conventions
 from onebox.data.check import check
 from onebox.errors import BadInput
 
@@ -20,7 +21,7 @@ VOC = ["cat", "dog", "person"]
 @pytest.fixture
 def survey_of(tree):
     def make(root=tree.folder, *, box_origin=1, classes=None):
-        return check(root, box_origin=box_origin, classes=classes, voc_classes=VOC)
+        return check(root, conventions=Conventions(box_origin=box_origin), classes=classes, voc_classes=VOC)
 
     return make
 
@@ -60,25 +61,26 @@ def bomb(path):
 
 
 def test_nothing_is_wrong_with_the_embedded_data(shapes_root):
-    survey = check(shapes_root, box_origin=1, classes=None, voc_classes=VOC)
-    assert survey.problems == ()
+    survey = check(shapes_root, conventions=Conventions(), classes=None, voc_classes=VOC)
+    assert not survey.problems
     assert {name: len(members) for name, members in survey.lists.items()} == {
         "train": 60,
         "val": 20,
         "test": 20,
         "trainval": 80,
     }
-    assert len(survey.images) == 100
+    assert len(survey.listed) == 100
 
 
 @pytest.mark.parametrize(
     ("spoil", "level", "kind", "file", "words"),
     [
         (lambda t: (images(t) / "a.jpg").unlink(), "error", "missing image", "JPEGImages/a.jpg", "no such image"),
-        (lambda t: xml(t).unlink(), "error", "missing annotation", "Annotations/a.xml", "no such file"),
+        (lambda t: t.list("val", "gone"), "error", "missing annotation", "Annotations/gone.xml", "no such file"),
+        (lambda t: t.add("a", ("background", (1, 1, 6, 20))), "error", "unknown class", "Annotations/a.xml", "background"),
         (lambda t: truncate(images(t) / "a.jpg"), "error", "unreadable image", "JPEGImages/a.jpg", "cut short"),
         (lambda t: (images(t) / "a.jpg").write_bytes(b""), "error", "unreadable image", "JPEGImages/a.jpg", "empty"),
-        (lambda t: folder_in_place_of(images(t) / "a.jpg"), "error", "unreadable image", "JPEGImages/a.jpg", "directory"),
+        (lambda t: folder_in_place_of(images(t) / "a.jpg"), "error", "missing image", "JPEGImages/a.jpg", "no such image"),
         (lambda t: bomb(images(t) / "a.jpg"), "error", "unreadable image", "JPEGImages/a.jpg", "60000x60000 px"),
         (lambda t: save(t, "a", (40, 60), exif=exif(6)), "error", "EXIF turn", "JPEGImages/a.jpg", "orientation 6"),
         (lambda t: save(t, "a", exif=exif(3)), "warning", "EXIF turn", "JPEGImages/a.jpg", "orientation 3"),
@@ -87,7 +89,7 @@ def test_nothing_is_wrong_with_the_embedded_data(shapes_root):
         (lambda t: save(t, "a", format="PNG"), "warning", "other format", "JPEGImages/a.jpg", "PNG content under a .jpg"),
         (lambda t: save(t, "a", format="WEBP"), "warning", "other format", "JPEGImages/a.jpg", "WEBP content"),
         (lambda t: save(t, "a", (61, 40)), "error", "size mismatch", "JPEGImages/a.jpg", "61x40 px but .* says 60x40"),
-        (lambda t: t.add("a", ("dog", (9, 9, 8, 20))), "error", "wrong box", "Annotations/a.xml", "empty or outside"),
+        (lambda t: t.add("a", ("dog", (9, 9, 8, 20))), "error", "wrong box", "Annotations/a.xml", "xmax < xmin"),
         (lambda t: t.add("a", ("dog", (1, 1, 61, 20))), "error", "wrong box", "Annotations/a.xml", "outside"),
         (lambda t: t.add("a", ("yak", (1, 1, 6, 20))), "error", "unknown class", "Annotations/a.xml", "'yak'"),
         (lambda t: xml(t).write_text("<annotation>"), "error", "wrong annotation", "Annotations/a.xml", "not a readable"),
@@ -117,14 +119,14 @@ def test_all_objects_of_a_file_are_judged_not_only_the_first(tree, survey_of):
     tree.add("a", ("dog", (1, 1, 61, 20)), ("yak", (1, 1, 5, 5)), ("dog", (5, 5, 5, 4)), ("emu", (1, 1, 9, 9)))
     survey = survey_of(classes=["dog"])
     assert [problem.kind for problem in survey.problems] == ["unknown class"] * 2 + ["wrong box"] * 2
-    assert [item.name for item in survey.images[0].objects] == ["yak", "emu"]
+    assert survey.listed.table.names.tolist() == ["yak", "emu"]
 
 
 def test_an_image_of_no_list_is_only_warned_of(tree, survey_of):
     tree.add("a", DOG)
     tree.add("bb", DOG)
     tree.list("train", "a")
-    xml(tree, "bb").unlink()
+    xml(tree, "bb").write_text("<annotation>")
     (problem,) = survey_of().problems
     assert problem.level == "warning" and problem.message.endswith("(in no list)")
 
@@ -142,13 +144,21 @@ def test_the_same_picture_under_two_names_is_found(tree, survey_of, other, level
     assert "the same picture as a.jpg" in problem.message
 
 
-def test_boxes_that_count_from_zero_are_recognised(tree, survey_of):
+@pytest.mark.parametrize(
+    ("boxes", "told"),
+    [
+        ([(0, 0, 30, 20), (5, 5, 60, 40)], r"set data\.box_origin=0, by which 0 boxes are wrong instead of 4 of 8"),
+        ([(1, 1, 61, 41), (5, 5, 30, 20)], r"set data\.box_end=exclusive, by which 0 boxes are wrong"),
+    ],
+)
+def test_the_convention_that_fits_all_boxes_is_named_as_the_remedy(tree, survey_of, boxes, told):
     for number in range(4):
-        tree.add("a" * (number + 1), ("dog", (0, 0, 30, 20)), ("dog", (5, 5, 60, 40)))
-    (hint,) = [problem for problem in survey_of().problems if problem.kind == "boxes count from 0"]
-    assert hint.message.startswith("4 boxes start at pixel 0")
-    assert "data.box_origin=0" in hint.remedy
-    assert survey_of(box_origin=0).problems == ()
+        tree.add("a" * (number + 1), *(("dog", box) for box in boxes))
+    wrong = [problem for problem in survey_of().problems if problem.kind == "wrong box"]
+    assert len(wrong) == 4
+    assert re.search(told, wrong[0].remedy)
+    if "origin" in told:
+        assert not survey_of(box_origin=0).problems
 
 
 def test_trainval_is_no_split_of_its_own_and_class_lists_are_none(tree, survey_of):
@@ -159,12 +169,12 @@ def test_trainval_is_no_split_of_its_own_and_class_lists_are_none(tree, survey_o
     tree.list("trainval", "a", "bb")
     tree.list("dog_train", "a  1")
     survey = survey_of()
-    assert survey.problems == ()
+    assert not survey.problems
     assert list(survey.lists) == ["train", "val", "trainval"]
 
 
 @pytest.mark.parametrize("below", ["", "VOCdevkit"])
-def test_all_trees_of_a_folder_are_checked_and_voc_trees_know_their_classes(tree, tmp_path, survey_of, below):
+def test_all_trees_of_a_folder_are_checked(tree, tmp_path, survey_of, below):
     root = tmp_path / "root"
     tree.add("a", ("yak", (1, 1, 30, 20)))
     tree.list("train", "a")
@@ -172,8 +182,31 @@ def test_all_trees_of_a_folder_are_checked_and_voc_trees_know_their_classes(tree
         shutil.copytree(tree.folder, root / below / name)
     survey = survey_of(root)
     assert sorted(survey.lists) == ["VOC2007/train", "mine/train"]
-    unknown = [str(problem.file) for problem in survey.problems if problem.kind == "unknown class"]
-    assert unknown == [f"{below}/VOC2007/Annotations/a.xml".lstrip("/")]
+    assert {problem.kind for problem in survey.problems} == {"same picture twice"}
+
+
+def test_where_most_objects_are_of_vocs_classes_the_others_are_warned_of(tree, survey_of):
+    tree.add("a", DOG, ("person", (1, 1, 9, 9)), ("dogg", (1, 1, 30, 20)))
+    (problem,) = survey_of().problems
+    assert (problem.level, problem.kind) == ("warning", "unknown class")
+
+
+def test_a_list_of_one_class_is_one_only_if_the_tree_has_that_class(tree, survey_of):
+    tree.add("a", DOG)
+    tree.list("dog_train", "a 1")
+    tree.list("train_fold0", "a")
+    assert list(survey_of().lists) == ["train_fold0"]
+
+
+def test_the_lists_of_an_option_are_those_that_are_checked(tree, survey_of):
+    tree.add("a", DOG)
+    tree.list("train_loc", "a")
+    tree.list("other", "gone")
+    survey = check(
+        tree.folder, conventions=Conventions(), classes=["dog"], voc_classes=VOC, splits={"train": ["train_loc"]}
+    )
+    assert list(survey.lists) == ["train_loc"]
+    assert not survey.problems
 
 
 @pytest.mark.parametrize("made", [[], ["root"], ["root/Annotations"], ["root/Annotations", "root/JPEGImages"]])
@@ -248,7 +281,7 @@ def test_the_montage_shows_boxes(tree, survey_of):
 
 
 def test_real_voc_has_its_known_counts_and_nothing_wrong(voc_root, composed):
-    survey = check(voc_root, box_origin=1, classes=None, voc_classes=composed("data=voc2007").data.classes)
+    survey = check(voc_root, conventions=Conventions(), classes=None, voc_classes=composed("data=voc2007").data.classes)
     document = check_report.as_json(survey)
     lists = document["lists"]
     assert {name: counts["images"] for name, counts in lists.items()} == {
@@ -282,6 +315,6 @@ def test_a_folder_as_ilsvrc_has_it_is_checked(tmp_path):
     items = "".join(OBJECT_XML.format(name="n1", box=box, difficult=0) for box in ((1, 1, 30, 20), (1, 1, 61, 20)))
     annotation.write_text(VOC_XML.format(name="n1_1", width=60, height=40, objects=items))
     (tmp_path / "ImageSets/CLS-LOC/train.txt").write_text("n1/n1_1\nn1/n1_2\n")
-    survey = check(tmp_path, box_origin=1, classes=None, voc_classes=VOC)
+    survey = check(tmp_path, conventions=Conventions(), classes=None, voc_classes=VOC)
     assert list(survey.lists) == ["train"]
     assert [problem.kind for problem in survey.problems] == ["missing annotation", "missing image", "wrong box"]

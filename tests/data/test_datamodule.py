@@ -104,7 +104,6 @@ def test_an_image_in_two_splits_is_refused(folder_data, tree):
     ("spoil", "message"),
     [
         (lambda tree: (tree.folder / "JPEGImages/a.jpg").unlink(), r"a\.jpg: no such image; add it"),
-        (lambda tree: (tree.folder / "Annotations/a.xml").unlink(), r"a\.xml: no such file; add the annotation"),
         (lambda tree: tree.add("a", ("dog", (1, 1, 61, 20))), r"a\.xml: box .* outside the image of 60x40"),
         (lambda tree: tree.add("a", ("unicorn", (1, 1, 6, 20))), r"a\.xml: class 'unicorn' is not in data\.classes"),
     ],

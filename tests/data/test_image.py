@@ -6,9 +6,9 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from onebox.data.image import MAX_PIXELS, image_size, read_image
+from onebox.data.image import MAX_PIXELS, Header, read_header, read_image
 from onebox.errors import BadInput
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
@@ -20,6 +20,8 @@ FORMATS = [
     ("WEBP", {"lossless": True}),
     ("WEBP", {"lossless": True, "exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"}),  # with a VP8X header
     ("BMP", {}),
+    ("TIFF", {}),
+    ("TIFF", {"compression": "tiff_lzw"}),
 ]
 
 
@@ -51,7 +53,7 @@ def test_every_format_is_read_under_any_name(tmp_path, format, options):
     path.write_bytes(encoded(format, **options))
     image = read_image(path)
     assert image.shape == PIXELS.shape and image.dtype == np.uint8
-    assert image_size(path.read_bytes()) == (53, 37)
+    assert read_header(path.read_bytes()) == Header(53, 37)
     expected = np.asarray(Image.open(path).convert("RGB")).astype(int)
     assert np.abs(image - expected).max() <= 2
 
@@ -75,11 +77,11 @@ def test_grey_and_cmyk_become_rgb(tmp_path, mode):
     ("content", "word"),
     [
         (b"", "an empty file"),
-        (b"not an image", "not a whole JPEG, PNG, WebP or BMP"),
-        (b"\0" * 5000, "not a whole JPEG, PNG, WebP or BMP"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", "not a whole JPEG, PNG, WebP or BMP"),
-        (b"\xff\xd8", "not a whole JPEG, PNG, WebP or BMP"),
-        (encoded("TIFF"), "not a whole JPEG, PNG, WebP or BMP"),
+        (b"not an image", "not a whole JPEG, PNG, WebP, BMP or TIFF"),
+        (b"\0" * 5000, "not a whole JPEG, PNG, WebP, BMP or TIFF"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", "not a whole JPEG, PNG, WebP, BMP or TIFF"),
+        (b"\xff\xd8", "not a whole JPEG, PNG, WebP, BMP or TIFF"),
+        (encoded("GIF"), "a GIF, which may be many pictures"),
         (encoded()[: len(encoded()) // 2], "cut short"),
         (encoded()[:-1], "cut short"),
         (encoded()[: len(encoded()) // 2].ljust(len(encoded()), b"\0"), "cut short"),  # a download that was reserved
@@ -91,10 +93,34 @@ def test_grey_and_cmyk_become_rgb(tmp_path, mode):
 def test_a_broken_file_is_one_line_with_a_remedy(tmp_path, content, word):
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
-    with pytest.raises(BadInput, match=r"a\.jpg: not a readable image .*; restore the file") as error:
+    with pytest.raises(BadInput, match=r"a\.jpg: not a readable image .*; restore (or convert )?the file") as error:
         read_image(path)
     assert word in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("turn", [1, 3, 6, 8])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_a_turn_of_the_exif_data_is_made_when_it_is_asked_for(tmp_path, format, turn):
+    tags = Image.Exif()
+    tags[0x0112] = turn
+    path = tmp_path / "a"
+    path.write_bytes(encoded(format, exif=tags))
+    header = read_header(path.read_bytes())
+    assert (header.width, header.height, header.turn) == (53, 37, turn)
+    assert read_image(path).shape == (37, 53, 3)
+    upright = read_image(path, upright=True)
+    assert upright.shape == (header.upright.height, header.upright.width, 3)
+    with Image.open(path) as theirs:
+        expected = np.asarray(ImageOps.exif_transpose(theirs).convert("RGB")).astype(int)
+    assert np.abs(upright - expected).max() <= 2
+
+
+def test_more_than_8_bits_are_told(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(PIXELS[:, :, 0].astype(np.uint16) << 8).save(path)
+    assert read_header(path.read_bytes()).is_deep
+    assert np.abs(read_image(path)[:, :, 0].astype(int) - PIXELS[:, :, 0]).max() <= 1
 
 
 def test_a_folder_or_a_missing_file_is_named(tmp_path):

@@ -16,7 +16,8 @@ from onebox.data import table as tables
 from onebox.data.index import Listed
 from onebox.data.processes import process_map
 from onebox.data.table import Table, read_table, table_path
-from onebox.data.voc import VocTree, read_record
+from onebox.data.tree import VocTree
+from onebox.data.voc import read_record
 from onebox.errors import BadInput
 
 DOG = ("dog", (1, 1, 30, 20))
@@ -149,7 +150,7 @@ BUILD = """
 import sys
 from pathlib import Path
 from onebox.data.table import read_table
-from onebox.data.voc import VocTree
+from onebox.data.tree import VocTree
 table = read_table(VocTree(Path(sys.argv[1])), Path(sys.argv[2]))
 print(len(table), len(table.problems))
 """
@@ -229,7 +230,7 @@ def test_an_open_index_takes_less_than_a_kilobyte_a_file(tmp_path):
     read_table(VocTree(tmp_path / "tree"), tmp_path / "cache")
     tracemalloc.start()
     tree = VocTree(tmp_path / "tree")
-    opened = Listed({"": tree}, [("", image_id) for image_id in tree.ids("*")], tmp_path / "cache")
+    opened = Listed({"": tree}, [("", image_id) for image_id in tree.ids("*")[0]], tmp_path / "cache")
     grown, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(opened.table) == count
@@ -240,19 +241,16 @@ def test_an_open_index_takes_less_than_a_kilobyte_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda text: text.replace("<xmin>1<", "<xmin>nan<"), "<bndbox/xmin> is 'nan', not a number"),
         (lambda text: text.replace("<xmin>1<", "<xmin>-inf<"), "<bndbox/xmin> is '-inf', not a number"),
-        (lambda text: text.replace("<xmin>1<", "<xmin>-3<"), "box xmin=-3 .* is empty or outside"),
-        (lambda text: text.replace("<xmax>30<", "<xmax>1e300<"), "box .* xmax=1e[+]300 .* is empty or outside"),
-        (lambda text: text.replace("<xmin>1</xmin>", ""), "<bndbox/xmin> is missing"),
-        (lambda text: text.replace("bndbox", "box"), "<bndbox/xmin> is missing"),
-        (lambda text: text.replace("size>", "sizes>"), "<size/width> is missing"),
+        (lambda text: text.replace("<xmin>1<", "<xmin>-3<"), "box xmin=-3 .* is outside"),
+        (lambda text: text.replace("<xmax>30<", "<xmax>1e300<"), "box .* xmax=1e[+]300 .* is outside"),
+        (lambda text: text.replace("<xmin>1</xmin>", "<xmin>1</xmin>" * 2), "<bndbox/xmin> is there 2 times"),
+        (lambda text: text.replace("annotation>", "notes>"), "not a readable VOC annotation"),
         (
             lambda text: text.replace("<width>60<", "<width>1e300<"),
             "<size/width> is '1e[+]300', not a number of pixels",
         ),
-        (lambda text: text.replace("<width>60<", "<width>0<"), "<size/width> is '0', not a number of pixels"),
-        (lambda text: text.replace("<name>dog</name>", ""), "<name> is missing"),
+        (lambda text: text.replace("<name>dog</name>", ""), "<name> is empty"),
         (lambda text: "", "not a readable VOC annotation"),
         (lambda text: "<a>" * 100_000, "not a readable VOC annotation"),
         (lambda text: "<?xml version='1.0' encoding='none-such'?>" + text, "not a readable VOC annotation"),
@@ -265,18 +263,6 @@ def test_a_wrong_annotation_is_one_line_with_its_file(composed, tree, spoil, wor
     data = build_data(composed("data=folder", f"data.root={tree.folder}", "data.classes=[dog]", small=False))
     with pytest.raises(BadInput, match=rf"^{path}: {words}[^\n]*$"):
         data.setup()
-
-
-@pytest.mark.parametrize(
-    ("file", "words"), [("Annotations/a.xml", "not a readable VOC"), ("JPEGImages/a.jpg", "cannot")]
-)
-def test_a_folder_in_place_of_a_file_is_one_line(composed, tree, file, words):
-    tree.add("a", DOG)
-    (tree.folder / file).unlink()
-    (tree.folder / file).mkdir()
-    data = build_data(composed("data=folder", f"data.root={tree.folder}", "data.classes=[dog]", small=False))
-    with pytest.raises(BadInput, match=rf"^{tree.folder / file}: {words}[^\n]*$"):
-        data.setup() or data.decode()
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "iso-8859-1", "cp037"])
@@ -306,13 +292,15 @@ def test_a_file_name_inside_an_annotation_or_a_list_leads_nowhere(composed, tree
     Image.new("RGB", (60, 40)).save(tmp_path / "secret.jpg")
     (tmp_path / "secret.xml").write_text(path.read_text())
     splits = "data.splits={train:['*'],val:[],test:[]}"
-    data = build_data(composed("data=folder", f"data.root={tree.folder}", splits, "data.holdout={}", small=False))
+    data = build_data(
+        composed("data=folder", f"data.root={tree.folder}", splits, "data.holdout={val:0,test:0}", small=False)
+    )
     data.setup()
     assert [str(path) for path in data.indexes["train"].image_paths] == [str(tree.folder / "JPEGImages/a.jpg")]
     tree.list("train", "../../secret")
     escaping = "data.splits={train:[train],val:[],test:[]}"
     data = build_data(composed("data=folder", f"data.root={tree.folder}", escaping, "data.classes=[dog]", small=False))
-    with pytest.raises(BadInput, match="no such file; add the annotation"):
+    with pytest.raises(BadInput, match="no such annotation, nor an image; take"):
         data.setup()
 
 
@@ -335,7 +323,7 @@ def test_ilsvrc_is_read(composed, tmp_path):
             annotation.write_text(VOC_XML.format(name=image_id, width=60, height=40, objects=item))
     (lists / "train_loc.txt").write_text("".join(f"{image_id} {n}\n" for n, image_id in enumerate(images["train"], 1)))
     (lists / "val.txt").write_text("ILSVRC2012_val_00000001 1\n")
-    data = build_data(composed("data=ilsvrc", f"data.root={root}", small=False))
+    data = build_data(composed("data=ilsvrc", f"data.root={root}", "data.holdout.val=0", small=False))
     data.setup()
     assert data.class_names == ["n01440764", "n01443537"]
     train, test = data.indexes["train"], data.indexes["test"]

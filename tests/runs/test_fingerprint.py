@@ -222,6 +222,7 @@ def test_every_rule_meets_a_key_of_some_option(configs):
 
 # Names that sound as if they could not change a result, though they can.
 MATTER = {
+    "data.rename": "names of classes",
     "data.splits": "which lists",
     "data.source.archives.*.checksum": "",
     "trainer.log_every_n_steps": "sums of an epoch are rounded in groups of so many",

@@ -25,7 +25,7 @@ def index(ids="abcd", labels=(0, 1, 0, 1), x1=0.25, stamp=1000):
         labels=torch.tensor(labels[:count]),
         boxes=torch.tensor([[x1, 0.25, 0.75, 0.75]] * count).reshape(count, 4),
         sizes=torch.full((count, 2), 100),
-        image_stamps=np.full((count, 2), stamp),
+        lengths=np.full(count, stamp),
     )
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -95,40 +96,68 @@ def download(
 
 @data_app.command(epilog=CHECK_EPILOG)
 def check(
-    root: Annotated[Path, typer.Argument(help="Where the data are.", show_default=False)],
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[ROOT] [KEY=VALUE]...",
+            help="Where the data are, and changes to data.*, as onebox-train takes them.",
+            show_default=False,
+        ),
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OPTION", help="Check the lists and classes of an option of data, such as voc2007 or ilsvrc."
+        ),
+    ] = None,
     classes: Annotated[
         str | None,
         typer.Option(
             metavar="voc|FILE|NAME,NAME",
-            help="The known classes: VOC's 20, a file with one a line, or a list. [default: VOC's in folders named "
-            "VOC..., any in others]",
+            help="The known classes: VOC's 20, a file with one a line, or a list. [default: VOC's where most objects "
+            "are of them, else any]",
         ),
     ] = None,
-    box_origin: Annotated[
-        int, typer.Option(min=0, max=1, help="As data.box_origin: pixels count from 1 (VOC) or from 0.")
-    ] = 1,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
     montage: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Write a picture of some images with their boxes.")
     ] = None,
 ) -> None:
-    """Say what is in VOC data and what is wrong with them.
+    """Say what is in data and what is wrong with them.
 
-    ROOT is a folder with Annotations/ and JPEGImages/, or one that holds such folders or VOCdevkit.
-    All problems are listed, each with its file and what to do. Nothing is changed.
+    ROOT is a folder with Annotations/ and JPEGImages/ (or other usual names), or one that holds such folders or
+    VOCdevkit. All problems are listed, each with its file and what to do. Nothing is changed.
 
     \b
     Examples
       onebox data check data
       onebox data check my_folder --classes cat,dog --montage my_folder.png
+      onebox data check my_folder data.box_origin=0 data.boxes=drop
+      onebox data check --data ilsvrc data.root=/data/ILSVRC
       onebox data check data/VOCdevkit/VOC2007 --json > voc2007.json
     """
     from onebox.data import check_report
-    from onebox.data.check import check as check_trees
+    from onebox.data.annotations import Conventions
+    from onebox.data.check import check as check_data
+    from onebox.data.tree import Folders
 
+    overrides = [text for text in arguments if "=" in text and not Path(text).exists()]
+    roots = [text for text in arguments if text not in overrides]
+    if len(roots) > 1 or (not roots and data is None):
+        raise BadInput(f"name one folder or an option of data, not {' '.join(roots) or 'neither'} (see --help)")
     voc = [str(name) for name in _compose("data=voc2007").data.classes]
+    cfg = _compose(f"data={data or 'folder'}", *overrides).data
+    known = _class_names(classes, voc) or (list(map(str, cfg.classes)) if data and cfg.classes else None)
     try:
-        survey = check_trees(root, box_origin=box_origin, classes=_class_names(classes, voc), voc_classes=voc)
+        survey = check_data(
+            Path(roots[0] if roots else str(cfg.root)).expanduser(),
+            conventions=Conventions(**{item.name: cfg[item.name] for item in fields(Conventions)}),
+            classes=known,
+            voc_classes=voc,
+            has_background=cfg.background_class,
+            splits={split: list(lists) for split, lists in cfg.splits.items()} if data else None,
+            folders=Folders(cfg.images, cfg.annotations),
+        )
         if montage is not None:
             from onebox.files import replacing
 

@@ -4,7 +4,6 @@ A cache folder holds `index/` (see `onebox.data.table`), `pixels/` (decoded imag
 (see `onebox.frozen_features`). Beside an array a `.json` file says what it is; its time of change is the last use.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -24,16 +23,8 @@ from onebox.files import alone, read_json, remove_unfinished, replacing, write_j
 log = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]  # [N, H, W, 3], RGB
-KEY_BYTES = 16  # of the hash that stands for an image
+KEY_BYTES = 16  # of the hash that stands for an image file's content
 KINDS = {"index": (".npz",), "pixels": (".pixels", ".npy"), "features": (".npy",)}  # .npy: of earlier versions
-
-
-def image_keys(names: Sequence[str], columns: NDArray[np.int64]) -> list[bytes]:
-    """What stands for the decoded form of each image: a hash of its name and of all numbers that it follows from."""
-    return [
-        hashlib.blake2b(os.fsencode(name) + b"\0" + bytes(row), digest_size=KEY_BYTES).digest()
-        for name, row in zip(names, columns.astype("<i8"), strict=True)
-    ]
 
 
 def stored_pixels(
@@ -51,7 +42,7 @@ def stored_pixels(
 
     Args:
         path: the `.pixels` file; its name stands for the folder and how its images are decoded.
-        keys: [N] of the images that are wanted, see `image_keys`.
+        keys: [N] hashes of the content of the files that are wanted.
         side: of the square images, px.
         decode: writes some of the images (numbers below N) into an array; returns what is wrong with those that it
             cannot.
@@ -71,10 +62,11 @@ def stored_pixels(
     if not row_of.keys() >= set(keys):
         with alone(path.with_suffix(".lock"), waiting=f"Waiting for another process that decodes {about['data']}"):
             row_of = _stored_rows(path, size)
-            missing = [number for number, key in enumerate(keys) if key not in row_of]
+            missing = {key: number for number, key in enumerate(keys) if key not in row_of}  # equal files but once
             if missing:
                 remove_unfinished(path.with_suffix(".rows"))
-                bad = _append(path, shape, row_of, missing, keys, decode)
+                bad_keys = _append(path, shape, row_of, missing, decode)
+                bad = {number: bad_keys[key] for number, key in enumerate(keys) if key in bad_keys}
             write_json(path.with_suffix(".json"), {**about, "size": side})
     with suppress(OSError):  # another user's cache
         os.utime(path.with_suffix(".json"))
@@ -101,11 +93,13 @@ def _append(
     path: Path,
     shape: tuple[int, int, int],
     row_of: dict[bytes, int],
-    missing: Sequence[int],
-    keys: Sequence[bytes],
+    missing: Mapping[bytes, int],
     decode: Callable[[Sequence[int], Pixels], Mapping[int, str]],
-) -> Mapping[int, str]:
-    """Decode the missing images behind the last row, and enter those that can be decoded into `row_of`."""
+) -> Mapping[bytes, str]:
+    """Decode the missing images (key -> number) behind the last row, and enter those that can be decoded into `row_of`.
+
+    Returns what is wrong with the others.
+    """
     start = len(row_of)
     size = int(np.prod(shape))
     with path.open("r+b" if path.exists() else "w+b") as file:
@@ -113,18 +107,18 @@ def _append(
             file.truncate(start * size)
             _reserve(file, (start + len(missing)) * size)
             new = np.memmap(path, np.uint8, "r+", offset=start * size, shape=(len(missing), *shape))
-            bad = decode(missing, new)
-            good = [place for place, number in enumerate(missing) if number not in bad]
-            for row, place in enumerate(good):
+            bad = decode(list(missing.values()), new)
+            good = [(place, key) for place, (key, number) in enumerate(missing.items()) if number not in bad]
+            for row, (place, key) in enumerate(good):
                 if row < place:
                     new[row] = new[place]
-                row_of[keys[missing[place]]] = start + row
+                row_of[key] = start + row
             new.flush()
         finally:
             file.truncate(len(row_of) * size)
     with replacing(path.with_suffix(".rows")) as temporary:
         temporary.write_bytes(b"".join(row_of))
-    return bad
+    return {key: bad[number] for key, number in missing.items() if number in bad}
 
 
 def open_array(

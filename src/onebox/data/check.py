@@ -1,31 +1,34 @@
-"""What is in VOC trees and what is wrong with them: all of it, where training stops at the first.
+"""What is in data and what is wrong with them: all of it, where training stops at the first.
 
-It reads with the readers of training, so what is called right here is accepted there.
+It decides by the functions of training, so what is called right here is accepted there.
 """
 
 import hashlib
+import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import PIL.Image
 
-from onebox.data.image import read_image
+from onebox.data.annotations import BACKGROUND, Conventions, odd_classes
+from onebox.data.image import Header, read_image
+from onebox.data.index import Listed, annotation_problems
 from onebox.data.processes import num_cores, progress
-from onebox.data.voc import VocObject, VocTree, edges, is_inside, read_parts, wrong_box
+from onebox.data.table import Ints, read_table
+from onebox.data.tree import Folders, VocTree, find_trees
 from onebox.errors import BadInput
 from onebox.errors import check as require
 
 SPLITS = ("train", "val", "test")  # lists that must not share an image
-ZERO_SHARE = 0.01  # of the boxes: when more count from 0, the tool that wrote them does; fewer are slips
-FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP"}
+FORMATS = {"jpg": "JPEG", "jpe": "JPEG", "jfif": "JPEG", "tif": "TIFF"}  # of the suffixes that are not called so
 MODES = {"L": "grey", "1": "black and white", "CMYK": "CMYK", "YCCK": "CMYK"}
-ORIENTATION = 0x0112  # the EXIF tag
+MOST = 0.5  # of the objects: when more have a name of VOC's classes, the others are slips
 
 
 @dataclass(frozen=True)
@@ -47,28 +50,23 @@ class Problem:
     remedy: str
 
 
-@dataclass(frozen=True)
-class Checked:
-    """One image of a tree; `size` (width, height) in px and `digest` of the pixels are None where unreadable."""
-
-    tree: VocTree
-    image_id: str
-    size: tuple[int, int] | None
-    objects: tuple[VocObject, ...]
-    zero_based: int  # boxes that are right only when counted from 0
-    digest: bytes | None
-    problems: tuple[Problem, ...]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Survey:
-    """What a check found: each image once, in the order of trees and ids; lists of ids by `TREE/LIST`."""
+    """What a check found.
+
+    Attributes:
+        root: the checked folder.
+        listed: each image once, in the order of trees and ids.
+        lists: `TREE/LIST` -> which of the images it names.
+        pixels: [N] a hash of an image's pixels; None where it cannot be decoded.
+        problems: errors first.
+    """
 
     root: Path
-    box_origin: int
-    images: tuple[Checked, ...]
-    lists: dict[str, tuple[Checked, ...]]
-    problems: tuple[Problem, ...]
+    listed: Listed
+    lists: Mapping[str, Ints]
+    pixels: Sequence[bytes | None]
+    problems: Sequence[Problem]
 
     @property
     def has_errors(self) -> bool:
@@ -76,169 +74,221 @@ class Survey:
         return any(problem.level == "error" for problem in self.problems)
 
 
-def check(root: Path, *, box_origin: int, classes: Sequence[str] | None, voc_classes: Sequence[str]) -> Survey:
+def check(
+    root: Path,
+    *,
+    conventions: Conventions,
+    classes: Sequence[str] | None,
+    voc_classes: Sequence[str],
+    has_background: bool = False,
+    splits: Mapping[str, Sequence[str]] | None = None,
+    folders: Folders = Folders(),  # noqa: B008  it is frozen
+) -> Survey:
     """Read every image and annotation below `root`.
 
     Args:
         root: a tree, or a folder of trees.
-        box_origin: see `onebox.data.voc.edges`.
-        classes: names that objects may have; None: those of VOC in trees called VOC..., anything in others.
+        conventions: how annotations are to be understood.
+        classes: names that objects may have; None: any, but of those that are not VOC's where most are, it is warned.
         voc_classes: the names of VOC.
+        has_background: whether training puts a class "background" before them.
+        splits: the lists of each split, as `data.splits`; None takes all lists that there are, but those of a class.
+        folders: of images and annotations of a tree, where they have no usual name.
 
     Raises:
-        BadInput: there is no tree, or nothing in it.
+        BadInput: there is no tree, or nothing in it, or the conventions do not fit.
     """
-    lists: dict[str, tuple[VocTree, list[str]]] = {}
+    trees = _trees(root, splits, folders)
     problems: list[Problem] = []
-    jobs = []
-    trees = _find_trees(root)
-    for tree in trees:
-        known = classes if classes is not None or not tree.folder.resolve().name.startswith("VOC") else voc_classes
-        listed, wrong = _read_lists(tree, known or voc_classes)
+    members: dict[str, list[tuple[str, str]]] = {}
+    images: list[tuple[str, str]] = []
+    for name, tree in trees.items():
+        lists, wrong = _read_lists(tree, name, splits)
         problems += wrong
-        for paths in tree.ambiguous.values():
-            message = f"one id, several images ({', '.join(path.name for path in paths)})"
-            problems.append(Problem("error", "ambiguous id", paths[0], message, "remove or rename all but one"))
-        prefix = "" if tree.folder == root else f"{tree.folder.name}/"
-        lists |= {prefix + name: (tree, ids) for name, ids in listed.items()}
-        used = {image_id for ids in listed.values() for image_id in ids}
-        job = partial(_check_image, tree, box_origin=box_origin, classes=known)
-        jobs += [partial(job, name, is_listed=not listed or name in used) for name in sorted({*tree.ids("*"), *used})]
-    require(bool(jobs), f"{root}: no image and no annotation; name another folder")
-
-    pool = ThreadPoolExecutor(num_cores())  # decoding and hashing let go of the interpreter
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, on odd EXIF data
-            done = pool.map(lambda job: job(), jobs)
-            images = list(progress(done, total=len(jobs), description="checking"))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    by_id = {(image.tree.folder, image.image_id): image for image in images}
-    members = {name: tuple(by_id[tree.folder, i] for i in dict.fromkeys(ids)) for name, (tree, ids) in lists.items()}
-    problems += [*_shared_ids(members), *_same_pixels(images, members), *_counts_from_zero(trees, images)]
-    problems += [problem for image in images for problem in image.problems]
+        members |= {f"{name}/{one}".lstrip("/"): [(name, each) for each in ids] for one, ids in lists.items()}
+        used = {image_id for ids in lists.values() for image_id in ids}
+        images += [(name, image_id) for image_id in sorted({*(tree.ids("*")[0] if splits is None else ()), *used})]
+    require(bool(images), f"{root}: no image and no annotation; name another folder")
+    row_of = {image: row for row, image in enumerate(images)}
+    rows = {name: np.array([row_of[image] for image in dict.fromkeys(ids)], np.int64) for name, ids in members.items()}
+    with tempfile.TemporaryDirectory() as nothing_is_kept:
+        listed = Listed(trees, images, Path(nothing_is_kept), conventions)
+        pictures = [row for row in range(len(listed)) if listed.has_image(row)]
+        headers = {row: item.header for row, item in zip(pictures, listed.pictures(pictures), strict=True)}
+    pixels = _decode(listed, [row for row, header in headers.items() if not isinstance(header, str)])
+    in_lists = {row for some in rows.values() for row in some.tolist()}
+    if has_background and BACKGROUND in (listed.table.names if classes is None else classes):
+        message, remedy = (
+            f"there is a class {BACKGROUND}, which data.background_class=true puts before the others",
+            (f"set data.background_class=false, or data.rename={{{BACKGROUND}: other}}"),
+        )
+        problems.append(Problem("error", "class background", root, message, remedy))
+    share = np.isin(listed.table.names, list(voc_classes)).mean() if len(listed.table.names) else 0.0
+    known = voc_classes if classes is None and share > MOST else classes
+    level: Literal["error", "warning"] = "warning" if classes is None else "error"
+    for row, problem in (*_image_problems(listed, headers, pixels), *_annotation_problems(listed, known, level)):
+        if rows and row not in in_lists:  # only the list `*` trains on it
+            problem = replace(problem, level="warning", message=f"{problem.message} (in no list)")
+        problems.append(problem)
+    hashes = [found if isinstance(found := pixels.get(row), bytes) else None for row in range(len(listed))]
+    problems += [*_shared_ids(listed, rows), *_same_pixels(listed, hashes, rows), *_oddities(root, listed)]
     problems.sort(key=lambda problem: (problem.level != "error", problem.kind))  # stable: else in the order of ids
-    relative = (
+    relative = [
         replace(problem, file=problem.file.relative_to(root)) if problem.file.is_relative_to(root) else problem
         for problem in problems
-    )
-    return Survey(root, box_origin, tuple(images), members, tuple(relative))
+    ]
+    return Survey(root, listed, rows, hashes, relative)
 
 
-def _find_trees(root: Path) -> list[VocTree]:
-    """The VOC trees at `root`: itself, or those in it or in its VOCdevkit."""
-    require(
-        root.is_dir(), f"{root}: no such folder; name one with Annotations/ and JPEGImages/, or one of such folders"
-    )
-    if any((root / name).is_dir() for name in ("Annotations", "JPEGImages")):
-        return [VocTree(root, strict=False)]
-    for folder in (root / "VOCdevkit", root):
-        trees = sorted(path.parent for path in folder.glob("*/Annotations") if (path.parent / "JPEGImages").is_dir())
-        if trees:
-            return [VocTree(tree, strict=False) for tree in trees]
-    raise BadInput(f"{root}: no Annotations/ with JPEGImages/ here, below it or in its VOCdevkit/; name another folder")
+def _trees(root: Path, splits: Mapping[str, Sequence[str]] | None, folders: Folders) -> dict[str, VocTree]:
+    if splits is not None:
+        places = {name: root / name for name in sorted({tree for tree, _ in _wanted(splits)})}
+    elif folders != Folders():
+        places = {"": root}
+    else:
+        places = {"" if path == root else path.name: path for path in find_trees(root)}
+    return {name: VocTree(path, folders, strict=False) for name, path in places.items()}
 
 
-def _read_lists(tree: VocTree, classes: Sequence[str]) -> tuple[dict[str, list[str]], list[Problem]]:
-    """Its lists of ids, without VOC's lists of one class each (dog_train), which are not splits."""
-    order = {name: place for place, name in enumerate((*SPLITS, "trainval"))}
-    paths = [path for path in tree.lists.glob("*.txt") if path.stem.rpartition("_")[0] not in classes]
-    listed, problems = {}, []
-    for path in sorted(paths, key=lambda path: (order.get(path.stem, len(order)), path.stem)):
+def _wanted(splits: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
+    """Tree and list of each item of `data.splits`."""
+    parts = [str(item).rpartition("/") for items in splits.values() for item in items]
+    return [(tree, name) for tree, _, name in parts]
+
+
+def _read_lists(
+    tree: VocTree, tree_name: str, splits: Mapping[str, Sequence[str]] | None
+) -> tuple[dict[str, list[str]], list[Problem]]:
+    """The lists of a tree that `splits` names, or all but those of one class each (dog_train); and what is wrong."""
+    problems = []
+    for paths in tree.images.ambiguous.values():
+        message = f"one id, several images ({', '.join(path.name for path in paths)})"
+        problems.append(Problem("error", "ambiguous id", paths[0], message, "remove or rename all but one"))
+    names = [name for where, name in _wanted(splits or {}) if where == tree_name]
+    if splits is None:
+        order = {name: place for place, name in enumerate((*SPLITS, "trainval"))}
+        there = sorted(path.stem for path in tree.lists.glob("*.txt"))
+        names = sorted(there, key=lambda name: order.get(name, len(order)))
+        with tempfile.TemporaryDirectory() as nothing_is_kept:
+            classes = set(read_table(tree, Path(nothing_is_kept)).names.tolist())
+        names = [name for name in names if name.rpartition("_")[0] not in classes]
+    lists = {}
+    for name in names:
+        path = tree.lists / f"{name}.txt"
         try:
-            ids = listed[path.stem] = tree.ids(path.stem)
+            ids = lists[name] = tree.ids(name)[0]
         except BadInput as error:
-            problems.append(_complaint(str(error), "unreadable list", path))
+            problems.append(_problem("unreadable list", path, str(error).removeprefix(f"{path}: ")))
             continue
         for image_id, count in Counter(ids).items():
             if count > 1:
                 message, remedy = f"{image_id} is there {count} times", "remove all but one; training takes it once"
                 problems.append(Problem("warning", "repeated id", path, message, remedy))
-    return listed, problems
+    return lists, problems
 
 
-def _check_image(
-    tree: VocTree, image_id: str, *, box_origin: int, classes: Sequence[str] | None, is_listed: bool
-) -> Checked:
-    """Read one image and its annotation.
+def _decode(listed: Listed, rows: Sequence[int]) -> dict[int, bytes | str]:
+    """Row -> a hash of its image's pixels; or what is wrong with it, and what to do."""
 
-    One that no list names (`is_listed`) is trained on only by the list `*`, so its errors are warnings.
-    """
-    path = tree.annotation_path(image_id)
-    size, objects, zero_based, problems = read_annotation(path, box_origin)
-    for name in dict.fromkeys(item.name for item in objects):
-        if classes is not None and name not in classes:
-            remedy = "correct the name, or add it to data.classes (here: --classes)"
-            problems.append(Problem("error", "unknown class", path, f"class '{name}' is not known", remedy))
-    digest = None
-    path = Path(tree.image_file(image_id))
-    if not tree.has_image(image_id):
-        remedy = "add it, or take its id out of the list"
-        problems.append(Problem("error", "missing image", path, "no such image", remedy))
-    else:
+    def look(row: int) -> bytes | str:
+        file = listed.image_file(row)
         try:
-            pixels = read_image(path)
-            digest = hashlib.sha256(b"%d %d " % pixels.shape[:2] + pixels.tobytes()).digest()
-            problems += _surprises(path, (pixels.shape[1], pixels.shape[0]), size)
+            pixels = read_image(file, upright=listed.conventions.exif == "apply")
         except BadInput as error:
-            problems.append(_complaint(str(error), "unreadable image", path))
-    if not is_listed:
-        problems = [replace(item, level="warning", message=f"{item.message} (in no list)") for item in problems]
-    return Checked(tree, image_id, size, tuple(objects), zero_based, digest, tuple(problems))
+            return str(error).removeprefix(f"{file}: ")
+        return hashlib.sha256(b"%d %d " % pixels.shape[:2] + pixels.tobytes()).digest()
 
-
-def read_annotation(path: Path, box_origin: int) -> tuple[tuple[int, int] | None, list[VocObject], int, list[Problem]]:
-    """Size in px, right objects, how many boxes are right only from 0, and all that training would stop at."""
-    width, height, raw, complaints = read_parts(str(path))
-    kind = "wrong annotation" if path.exists() else "missing annotation"
-    problems = [_complaint(text, kind, path) for text in complaints]
-    objects, zero_based = [], 0
-    size = (width, height) if width and height else None
-    for name, difficult, *corners in raw if size else []:  # without a size no box can be judged
-        box_px = edges(corners, box_origin)
-        if is_inside(*box_px, width, height):
-            objects.append(VocObject(name, box_px, difficult))
-        else:
-            problems.append(_complaint(wrong_box(corners, width, height), "wrong box", path))
-            zero_based += bool(is_inside(*edges(corners, 0), width, height))
-    return size, objects, zero_based, problems
-
-
-def _complaint(text: str, kind: str, file: Path) -> Problem:
-    """A reader's complaint, `<what>; <remedy>` with or without `<file>: ` before it, in its parts."""
-    what, _, remedy = text.rpartition("; ")
-    return Problem("error", kind, file, what.removeprefix(f"{file}: "), remedy)
-
-
-def _surprises(path: Path, size: tuple[int, int], annotated: tuple[int, int] | None) -> Iterator[Problem]:
-    """What a readable image has that surprises people; sizes are (width, height) in px."""
-    suffix = path.suffix.lower()
+    pool = ThreadPoolExecutor(num_cores())  # decoding and hashing let go of the interpreter
     try:
-        with PIL.Image.open(path) as image:
-            format_, mode, turn = image.format, image.mode, image.getexif().get(ORIENTATION, 1)
+        return dict(zip(rows, progress(pool.map(look, rows), total=len(rows), description="checking"), strict=True))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _problem(kind: str, file: Path | str, text: str) -> Problem:
+    """What a reader says, `<what>; <remedy>`, in its parts."""
+    what, _, remedy = text.rpartition("; ")
+    return Problem("error", kind, Path(file), what, remedy)
+
+
+def _image_problems(
+    listed: Listed, headers: Mapping[int, Header | str], pixels: Mapping[int, bytes | str]
+) -> Iterator[tuple[int, Problem]]:
+    for row in range(len(listed)):
+        file = listed.image_file(row)
+        header, decoded = headers.get(row), pixels.get(row)
+        if header is None:
+            yield row, _problem("missing image", file, "no such image; add it, or take its id out of the list")
+        elif isinstance(header, str) or isinstance(decoded, str):
+            yield row, _problem("unreadable image", file, header if isinstance(header, str) else str(decoded))
+        elif listed.is_annotated[row] and (text := listed.image_problem(row, header)):
+            yield row, _problem("EXIF turn" if "EXIF" in text else "size mismatch", file, text)
+        else:
+            for problem in _surprises(Path(file), header, is_turned=listed.conventions.exif == "apply"):
+                yield row, problem
+
+
+def _annotation_problems(
+    listed: Listed, classes: Sequence[str] | None, level: Literal["error", "warning"]
+) -> Iterator[tuple[int, Problem]]:
+    for row in np.flatnonzero(~listed.is_annotated).tolist():
+        if not listed.has_image(row):
+            text = "no such file; add the annotation, or take the image out of its list"
+            yield row, _problem("missing annotation", listed.annotation_file(row), text)
+    boxes = dict(listed.understood.wrong)
+    for row, text in listed.understood.wrong:
+        yield row, _problem("wrong box", listed.annotation_file(row), text)
+    for row, text in listed.table.problems.items():
+        if row not in boxes:
+            yield row, _problem("wrong annotation", listed.annotation_file(row), text)
+    known = None if classes is None else dict.fromkeys(classes, 0)
+    table = replace(listed.table, problems={})
+    for row in annotation_problems(table, label_of=known):
+        for name in dict.fromkeys(table.names[table.first[row] : table.first[row + 1]].tolist()):
+            if known is not None and name not in known:
+                remedy = "correct the name, add it to data.classes (here: --classes), or map it by data.rename"
+                file = Path(listed.annotation_file(row))
+                yield row, Problem(level, "unknown class", file, f"class '{name}' is not known", remedy)
+
+
+def _surprises(path: Path, header: Header, *, is_turned: bool) -> Iterator[Problem]:
+    """What a readable image has that surprises people."""
+    suffix = path.suffix.lower().lstrip(".")
+    usual = FORMATS.get(suffix, suffix.upper())
+    try:
+        with warnings.catch_warnings(), PIL.Image.open(path) as image:
+            warnings.simplefilter("ignore")  # Pillow's, on odd EXIF data
+            format_, mode = image.format, image.mode
     except Exception:  # broken EXIF data, of any kind: training does not look at them
-        format_, mode, turn = FORMATS[suffix], "RGB", 1
-    if annotated is not None and annotated != size:
-        message = f"the image is {size[0]}x{size[1]} px but its annotation says {annotated[0]}x{annotated[1]}"
-        kind, remedy = "size mismatch", "correct <size> (and the boxes), or take the image out of its list"
-        if turn in (5, 6, 7, 8) and annotated == size[::-1]:
-            message += f", which is how its EXIF data turn it (orientation {turn})"
-            kind, remedy = "EXIF turn", "turn the pixels themselves (exiftran -ai, or mogrify -auto-orient)"
-        yield Problem("error", kind, path, message, remedy)
-    elif turn in range(2, 9):
-        message = f"its EXIF data ask for a turn (orientation {turn}), which training does not do"
-        remedy = "look at its boxes in --montage; if they lie wrong, turn the pixels themselves (exiftran -ai)"
+        format_, mode = usual, "RGB"
+    if header.turn > 1 and not is_turned:
+        message = f"its EXIF data ask for a turn (orientation {header.turn}), which training does not make"
+        remedy = "look at its boxes in --montage; if they lie wrong, set data.exif=apply"
         yield Problem("warning", "EXIF turn", path, message, remedy)
-    if format_ not in (FORMATS[suffix], "MPO"):  # MPO: a JPEG with a second picture behind it
-        message, remedy = (
-            f"{format_} content under a {path.suffix} name",
-            "rename or convert it; training reads it as it is",
-        )
+    if format_ not in (usual, "MPO"):  # MPO: a JPEG with a second picture behind it
+        message, remedy = f"{format_} content under a {path.suffix} name", "rename it; training reads it as it is"
         yield Problem("warning", "other format", path, message, remedy)
-    if mode in MODES:
+    if header.is_deep:
+        message = "more than 8 bits a channel, of which the upper 8 are read"
+        yield Problem("warning", "deep pixels", path, message, "convert it to 8 bits if it looks dark in --montage")
+    elif mode in MODES:
         remedy = "nothing, if you expect it: training reads it as RGB"
         yield Problem("warning", "not RGB", path, f"{MODES[mode]} pixels", remedy)
+
+
+def _oddities(root: Path, listed: Listed) -> Iterator[Problem]:
+    """What looks odd over all annotations, with the first file that it is so in."""
+    notes = [(text, counts) for text, counts in listed.understood.notes if counts.any()]
+    notes += [(f"{what}, as the conventions say; nothing", counts) for what, counts in listed.understood.slips.items()]
+    if listed.without_size.any():
+        notes.append(("annotations have no size, which the picture gives; nothing", listed.without_size.astype(int)))
+    for text, counts in notes:
+        what, _, remedy = text.rpartition("; ") if "; " in text else (text, "", "look at it in --montage")
+        file = Path(listed.annotation_file(int(np.flatnonzero(counts)[0])))
+        yield Problem("warning", "odd annotations", file, f"{int(counts.sum()):,} {what}", remedy)
+    if alike := odd_classes(listed.table.names.tolist()):
+        what, _, remedy = alike.rpartition("; ")
+        yield Problem("warning", "odd classes", root, what, remedy)
 
 
 def _split_of(list_name: str) -> str:
@@ -247,48 +297,39 @@ def _split_of(list_name: str) -> str:
     return "train" if name == "trainval" else name
 
 
-def _shared_ids(members: dict[str, tuple[Checked, ...]]) -> Iterator[Problem]:
+def _shared_ids(listed: Listed, lists: Mapping[str, Ints]) -> Iterator[Problem]:
     """Ids in two splits. A list trainval counts as train where there is no val that it is made of."""
-    has_val = {name.removesuffix("val") + "trainval" for name in members if _split_of(name) == "val"}
+    has_val = {name.removesuffix("val") + "trainval" for name in lists if _split_of(name) == "val"}
     owner: dict[str, str] = {}
-    for name, images in members.items():
+    for name, rows in lists.items():
         if _split_of(name) not in SPLITS or name in has_val:
             continue
-        for image in images:
-            first = owner.setdefault(image.image_id, name)
+        for row in rows.tolist():
+            image_id = str(listed.ids[row])
+            first = owner.setdefault(image_id, name)
             if _split_of(first) != _split_of(name):
-                message = f"{image.image_id} is in {first} and in {name}"
-                file = image.tree.lists / f"{name.rpartition('/')[2]}.txt"
+                message = f"{image_id} is in {first} and in {name}"
+                file = listed.tree(row).lists / f"{name.rpartition('/')[2]}.txt"
                 yield Problem("error", "id in two splits", file, message, "take it out of one of the two lists")
 
 
-def _same_pixels(images: Sequence[Checked], members: dict[str, tuple[Checked, ...]]) -> Iterator[Problem]:
+def _same_pixels(listed: Listed, pixels: Sequence[bytes | None], lists: Mapping[str, Ints]) -> Iterator[Problem]:
     """Images that are equal to the bit; those in different splits make the measure false."""
-    split: dict[tuple[VocTree, str], str] = {}
-    for name, listed in members.items():
-        for image in listed if _split_of(name) in SPLITS else ():
-            split.setdefault((image.tree, image.image_id), _split_of(name))
-    firsts: dict[bytes, Checked] = {}
-    for image in images:
-        if image.digest is None or (first := firsts.setdefault(image.digest, image)) is image:
+    split: dict[int, str] = {}
+    for name, rows in lists.items():
+        for row in rows.tolist() if _split_of(name) in SPLITS else ():
+            split.setdefault(row, _split_of(name))
+    firsts: dict[bytes, int] = {}
+    for row, found in enumerate(pixels):
+        if found is None or (first := firsts.setdefault(found, row)) == row:
             continue
-        one, other = (split.get((item.tree, item.image_id), "") for item in (first, image))
+        one, other = split.get(first, ""), split.get(row, "")
         where = f" (in {other or 'no list'}; that one in {one or 'no list'})" if split else ""
-        message = f"the same picture as {first.tree.image_path(first.image_id).name}{where}"
-        file = image.tree.image_path(image.image_id)
+        message = f"the same picture as {Path(listed.image_file(first)).name}{where}"
+        file = Path(listed.image_file(row))
         if one and other and one != other:
             remedy = "take one of the two out of its list"
             yield Problem("error", "same picture in two splits", file, message, remedy)
         else:
             remedy = "remove one of the two; a random holdout may separate them"
             yield Problem("warning", "same picture twice", file, message, remedy)
-
-
-def _counts_from_zero(trees: Sequence[VocTree], images: Sequence[Checked]) -> Iterator[Problem]:
-    for tree in trees:
-        mine = [image for image in images if image.tree is tree]
-        zero = sum(image.zero_based for image in mine)
-        if zero > ZERO_SHARE * (zero + sum(len(image.objects) for image in mine)):
-            message = f"{zero:,} boxes start at pixel 0, but VOC counts from 1: the tool that wrote them counts from 0"
-            remedy = "train with data.box_origin=0 (here: --box-origin 0)"
-            yield Problem("error", "boxes count from 0", tree.folder / "Annotations", message, remedy)

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from onebox.data.check import Checked, Survey
+from onebox.data.check import Survey
 from onebox.data.image import read_image
+from onebox.data.table import Table as Annotations
 from onebox.draw import TRUE_COLOUR, Mark, draw_grid, draw_marks
 
 SCHEMA = 1  # of the JSON document
@@ -25,12 +26,13 @@ MONTAGE, COLUMNS, TILE = 24, 6, 320  # tiles, tiles a row, width of a tile in px
 
 def as_json(survey: Survey) -> dict[str, Any]:
     """Counts, sizes and all problems, for `json.dumps`; the list `*` is that of all images."""
+    lists = {**survey.lists, "*": np.arange(len(survey.listed))}
     return {
         "schema": SCHEMA,
         "root": str(survey.root),
-        "box_origin": survey.box_origin,
-        "lists": {name: _counts(images) for name, images in (survey.lists | {"*": survey.images}).items()},
-        "box_quantiles": _box_quantiles(survey.images),
+        "box_origin": survey.listed.conventions.box_origin,
+        "lists": {name: _counts(survey.listed.table.take(rows)) for name, rows in lists.items()},
+        "box_quantiles": _box_quantiles(survey.listed.table),
         "problems": [asdict(problem) | {"file": str(problem.file)} for problem in survey.problems],
     }
 
@@ -83,15 +85,19 @@ def show(survey: Survey, console: Console) -> None:
 
 def montage(survey: Survey) -> Image.Image:
     """Some images with all their boxes and names, evenly chosen from those with objects."""
-    usable = [image for image in survey.images if image.objects and image.digest is not None]
+    table = survey.listed.table
+    usable = [row for row, count in enumerate(np.diff(table.first)) if count and survey.pixels[row] is not None]
     tiles = []
-    for row in np.linspace(0, len(usable) - 1, min(MONTAGE, len(usable))).round().astype(int).tolist():
-        image = usable[row]
-        assert image.size is not None  # else it had no objects
-        sides = np.array(image.size * 2)
-        marks = [Mark((item.box_px / sides).tolist(), item.name, TRUE_COLOUR) for item in image.objects]
-        tiles.append(draw_marks(read_image(image.tree.image_path(image.image_id)), marks, width=TILE))
-    title = f"{len(tiles)} of {len(survey.images):,} images in {survey.root}"
+    for place in np.linspace(0, len(usable) - 1, min(MONTAGE, len(usable))).round().astype(int).tolist():
+        row = usable[place]
+        objects = range(table.first[row], table.first[row + 1])
+        boxes = table.corners[objects] / table.sizes[row][[1, 0, 1, 0]]
+        marks = [
+            Mark(box, str(table.names[item]), TRUE_COLOUR) for box, item in zip(boxes.tolist(), objects, strict=True)
+        ]
+        image = read_image(survey.listed.image_file(row), upright=survey.listed.conventions.exif == "apply")
+        tiles.append(draw_marks(image, marks, width=TILE))
+    title = f"{len(tiles)} of {len(survey.listed):,} images in {survey.root}"
     return draw_grid(tiles, columns=COLUMNS, legend=[("annotated box and class", TRUE_COLOUR)], title=title)
 
 
@@ -107,26 +113,26 @@ def _print(console: Console, title: str, headers: Sequence[str], rows: Iterable[
         console.print(table)
 
 
-def _counts(images: Sequence[Checked]) -> dict[str, Any]:
-    objects = [item for image in images for item in image.objects]
-    per_image = Counter(len(image.objects) for image in images)
-    single = Counter(image.objects[0].name for image in images if len(image.objects) == 1)
+def _counts(table: Annotations) -> dict[str, Any]:
+    per_image = np.diff(table.first)
+    is_single = (per_image == 1)[table.owners]
     return {
-        "images": len(images),
-        "objects": len(objects),
-        "difficult": sum(item.difficult for item in objects),
-        "objects_per_image": {str(count): number for count, number in sorted(per_image.items())},
-        "classes": dict(sorted(Counter(item.name for item in objects).items())),
-        "classes_of_single": dict(sorted(single.items())),  # what data.select=single keeps
+        "images": len(table),
+        "objects": len(table.names),
+        "difficult": int(table.difficult.sum()),
+        "objects_per_image": {str(count): number for count, number in sorted(Counter(per_image.tolist()).items())},
+        "classes": dict(sorted(Counter(table.names.tolist()).items())),
+        # What data.select=single keeps.
+        "classes_of_single": dict(sorted(Counter(table.names[is_single].tolist()).items())),
     }
 
 
-def _box_quantiles(images: Sequence[Checked]) -> dict[str, dict[str, float]]:
+def _box_quantiles(table: Annotations) -> dict[str, dict[str, float]]:
     """Width, height and area of all boxes, as shares of their images' in [0, 1], at QUANTILES."""
-    boxes = np.array([(*item.box_px, *(image.size or ())) for image in images for item in image.objects])
-    if not len(boxes):
+    if not len(table.names):
         return {}
-    x1, y1, x2, y2, image_width, image_height = boxes.T
+    x1, y1, x2, y2 = table.corners.T
+    image_height, image_width = table.sizes[table.owners].T
     width, height = (x2 - x1) / image_width, (y2 - y1) / image_height
     return {
         name: {f"{q}%": round(float(np.percentile(shares, q)), 4) for q in QUANTILES}

@@ -4,7 +4,8 @@ import dataclasses
 import hashlib
 import logging
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -13,16 +14,25 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from onebox.data.annotations import BACKGROUND, Conventions, odd_classes
 from onebox.data.augment import Transform
 from onebox.data.dataset import Batch, Cache, EpochSampler, EvalBatches, OneBoxDataset, pixel_source
-from onebox.data.index import SPLITS, Index, Listed, Selection, Splits, build_index, check_disjoint, class_names
+from onebox.data.index import (
+    SPLITS,
+    Index,
+    Listed,
+    Selection,
+    Splits,
+    build_index,
+    check_disjoint,
+    class_names,
+    usable_rows,
+)
 from onebox.data.table import Ints
-from onebox.data.voc import VocTree
+from onebox.data.tree import Folders, VocTree
 from onebox.errors import BadInput, check, is_integer
 
 log = logging.getLogger(__name__)
-
-BACKGROUND = "background"
 
 Part = TypeVar("Part")
 
@@ -60,7 +70,7 @@ class VocDataModule(LightningDataModule):
     """Single-object images of one or several VOC trees.
 
     Args:
-        root: folder that the trees of `splits` lie in.
+        root: folder that the trees of `splits` lie in; `~` is the home folder.
         source: called with `root` before the first use; makes or fetches the trees. None: they are there.
         download: whether `source` may fetch what is missing from the network.
         classes: names of the classes; None reads them from the annotations.
@@ -75,7 +85,7 @@ class VocDataModule(LightningDataModule):
         views_seed: seed of these views; `seed` says which of them an epoch shows.
         features: `auto` computes what a frozen part of the network gives for each view once, `off` in every epoch; see
             `onebox.frozen_features`.
-        parts: the fields of `Splits`, `Selection` and `Loading`.
+        parts: the fields of `Folders`, `Splits`, `Selection`, `Conventions` and `Loading`.
     """
 
     def __init__(
@@ -97,16 +107,21 @@ class VocDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         parts.setdefault("split_seed", seed)  # as in runs that were stored before it had a key
+        self._folders = _part(Folders, parts)
         self._splits = _part(Splits, parts)
         self._selection = _part(Selection, parts)
+        self._conventions = _part(Conventions, parts)
         self._loading = _part(Loading, parts)
+        if parts:
+            raise TypeError(f"VocDataModule has no argument {', '.join(sorted(parts))}")
+        classes = classes if classes is None or isinstance(classes, str) else list(map(str, classes))
         each_once = classes is None or (not isinstance(classes, str) and 0 < len(set(classes)) == len(classes))
-        check(each_once, "data.classes must be names, each once")
+        check(each_once, f"data.classes must be names, each once, not {classes}")
         check(cache in ("disk", "ram", "none"), f"data.cache must be disk, ram or none, not {cache}")
         check(views is None or is_integer(views, 1), f"data.views must be a number >= 1 or null, not {views}")
         check(is_integer(views_seed, 0), f"data.views_seed must be a number >= 0, not {views_seed}")
         check(features in ("auto", "off"), f"data.features must be auto or off, not {features}")
-        self._root = Path(root)
+        self._root = Path(str(root)).expanduser()
         self._source = source
         self._download = download
         self._classes = None if classes is None else list(classes)
@@ -119,6 +134,8 @@ class VocDataModule(LightningDataModule):
         self._views_seed = seed if views is None else views_seed
         self.views = views if transform.is_random else 1
         self.features = features
+        self._trees: dict[str, VocTree] = {}
+        self._left_out = 0  # lines of lists
         self._undecodable: dict[int, str] = {}  # by row of the listed images
         self._datasets: dict[str, OneBoxDataset] = {}
         self._replaced: dict[str, Any] = {}
@@ -139,11 +156,12 @@ class VocDataModule(LightningDataModule):
         """
         if self.indexes:
             return
-        self._listed, self._rows = self._read_lists()
-        if self._classes is None:
-            self._classes = class_names(self._listed, box_origin=self._selection.box_origin)
-        self.class_names = [BACKGROUND] * self._background_class + self._classes
-        self.indexes = {split: self._index(split) for split in SPLITS}
+        try:
+            self._read()
+        except OSError as error:
+            raise BadInput(
+                f"{error.filename or self._root}: cannot be read ({error.strerror}); see data.root"
+            ) from error
         if self._selection.on_error == "skip":  # which images are used depends on what can be decoded
             self.decode()
         self._check_training_images()
@@ -152,6 +170,25 @@ class VocDataModule(LightningDataModule):
             for first in index.skipped[:1]:
                 count, what = len(index.skipped), f"{first.file}: {first.reason}"
                 log.warning("%-5s %d bad samples skipped, the first: %s", split, count, what)
+        for text, count in self.notes.items():
+            log.warning("data  %s %s", f"{count:,}", text)
+
+    @property
+    def notes(self) -> dict[str, int]:
+        """What looks odd, though it is used -> how many objects, pictures or images of all splits it concerns."""
+        notes: Counter[str] = Counter()
+        for index in self.indexes.values():
+            notes.update(index.notes)
+        if self._left_out:
+            notes["lines of the lists have -1 behind the image: left out, as the class is not in it"] = self._left_out
+        for name, tree in self._trees.items():
+            folders = {split: f"[{name}/{top}/*]".replace("[/", "[") for split, top in tree.folders_of_splits.items()}
+            if folders and self._splits.lists("train") == [f"{name}/*".lstrip("/")]:
+                pairs = ",".join(f"{split}:{place}" for split, place in folders.items())
+                notes[f"folders are called like splits; to take them so, set data.splits={{{pairs}}}"] = len(folders)
+        if text := odd_classes(self._classes or []):
+            notes[text] = len(self._classes or [])
+        return dict(notes)
 
     def decode(self) -> None:
         """Decode all splits into the cache, if there is one, so that a bad image is found before the fit.
@@ -184,9 +221,14 @@ class VocDataModule(LightningDataModule):
         return counts
 
     def fingerprint(self) -> dict[str, str]:
-        """Hashes of the class names, of how files become pixels, and of each split's images, boxes and labels."""
-        texts = {"classes": "\n".join(self.class_names), "pixels": pixel_source(self._transform.resize)}
-        hashes = {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in texts.items()}
+        """Hashes of the class names, of how files become pixels, of each split's images, boxes and labels, and of the
+        content of all image files.
+        """
+        upright = ", upright" * (self._conventions.exif == "apply")
+        texts = {"classes": "\n".join(self.class_names), "pixels": pixel_source(self._transform.resize) + upright}
+        contents = {name: text.encode("utf-8", "surrogateescape") for name, text in texts.items()}
+        contents["files"] = b"".join(digest for index in self.indexes.values() for digest in index.digests)
+        hashes = {name: hashlib.sha256(content).hexdigest()[:16] for name, content in contents.items()}
         return hashes | {split: index.fingerprint() for split, index in self.indexes.items()}
 
     def dataset(self, split: str) -> OneBoxDataset:
@@ -243,18 +285,43 @@ class VocDataModule(LightningDataModule):
 
     def _dataset(self, split: str, *, augment: bool) -> OneBoxDataset:
         index = self.indexes[split]
-        return OneBoxDataset(index, self._transform, root=self._root, augment=augment, seed=self._views_seed)
+        return OneBoxDataset(
+            index,
+            self._transform,
+            root=self._root,
+            augment=augment,
+            seed=self._views_seed,
+            upright=self._conventions.exif == "apply",
+        )
+
+    def _read(self) -> None:
+        """Lists, annotations, classes and splits."""
+        self._listed, self._rows = self._read_lists()
+        if self._classes is None:
+            self._classes = class_names(self._listed)
+        check(
+            not self._background_class or BACKGROUND not in self._classes,
+            f"data.classes has {BACKGROUND}, which data.background_class=true puts before them; set "
+            f"data.background_class=false, or give the class another name by data.rename={{{BACKGROUND}: other}}",
+        )
+        self.class_names = [BACKGROUND] * self._background_class + self._classes
+        if not self._splits.only_train:
+            usable = usable_rows(self._listed, self._rows["train"], self._selection, self._label_of)
+            self._splits.hold_out(self._rows, usable)
+        self.indexes = {split: self._index(split) for split in SPLITS}
 
     def _read_lists(self) -> tuple[Listed, dict[str, Ints]]:
         """All listed images, and which of them are in each split."""
-        trees: dict[str, VocTree] = {}
+        trees = self._trees
         listed: dict[str, dict[tuple[str, str], None]] = {split: {} for split in SPLITS}  # in order, each image once
         for split in SPLITS:
             for item in self._splits.lists(split):
-                name, _, list_name = item.rpartition("/")
+                name, _, list_name = str(item).rpartition("/")
                 if name not in trees:
-                    trees[name] = VocTree(self._root / name)
-                images = [(name, image_id) for image_id in trees[name].ids(list_name)]
+                    trees[name] = VocTree(self._root / name, self._folders)
+                ids, left_out = trees[name].ids(list_name)
+                self._left_out += left_out
+                images = [(name, image_id) for image_id in ids]
                 listed["train" if self._splits.only_train else split].update(dict.fromkeys(images))
         check_disjoint({split: ["/".join(image).lstrip("/") for image in images] for split, images in listed.items()})
         all_images = [image for images in listed.values() for image in images]
@@ -266,16 +333,18 @@ class VocDataModule(LightningDataModule):
         )
         ends = np.cumsum([0, *(len(images) for images in listed.values())]).tolist()
         rows = {split: np.arange(*ends[place : place + 2]) for place, split in enumerate(SPLITS)}
-        if not self._splits.only_train:
-            self._splits.hold_out(rows)
-        return Listed(trees, all_images, self._cache_dir), rows
+        return Listed(trees, all_images, self._cache_dir, self._conventions), rows
+
+    @property
+    def _label_of(self) -> dict[str, int]:
+        return {name: label for label, name in enumerate(self.class_names)}
 
     def _index(self, split: str) -> Index:
         index = build_index(
             self._listed,
             self._rows[split],
             self._selection,
-            label_of={name: label for label, name in enumerate(self.class_names)},
+            label_of=self._label_of,
             undecodable=self._undecodable,
         )
         return index.where(self._transform.keeps(index.boxes.numpy()), "below augment.min_area")
@@ -331,9 +400,10 @@ class VocDataModule(LightningDataModule):
         )
 
 
-def _part(kind: Callable[..., Part], keys: Mapping[str, Any]) -> Part:
-    """A part of the data module, from those of its keys that are fields of it."""
-    return kind(**{item.name: keys[item.name] for item in dataclasses.fields(kind)})  # type: ignore[arg-type]
+def _part(kind: Callable[..., Part], keys: dict[str, Any]) -> Part:
+    """A part of the data module, from those of its keys that are fields of it, which are taken out of `keys`."""
+    fields = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type]  # it is one of the dataclasses
+    return kind(**{name: keys.pop(name) for name in fields if name in keys})
 
 
 def _as_is(batch: Any) -> Any:

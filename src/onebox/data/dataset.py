@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from onebox.data.augment import Transform
-from onebox.data.cache import Pixels, image_keys, stored_pixels
-from onebox.data.image import read_image, wrong_size
+from onebox.data.cache import Pixels, stored_pixels
+from onebox.data.image import read_image
 from onebox.data.index import Index
 from onebox.data.processes import num_cores, progress
 from onebox.data.resize import Image, Resize
@@ -90,9 +90,12 @@ class OneBoxDataset(Dataset[Batch]):
         root: folder that holds the images, at whatever depth.
         augment: whether the random transforms are applied.
         seed: seed of the augmentation.
+        upright: whether images are turned as their EXIF data ask.
     """
 
-    def __init__(self, index: Index, transform: Transform, *, root: Path, augment: bool, seed: int) -> None:
+    def __init__(
+        self, index: Index, transform: Transform, *, root: Path, augment: bool, seed: int, upright: bool = False
+    ) -> None:
         self.index = index
         self.folder = str(root.resolve())
         self._transform = transform
@@ -102,9 +105,9 @@ class OneBoxDataset(Dataset[Batch]):
         self._seed = seed
         self._images: Pixels | None = None
         self._rows: NDArray[np.int64] = np.arange(len(index))  # where they are in _images
-        names = [path.removeprefix(str(root)) for path in index.image_paths]
-        # The annotated size too: an image is stored when it was found to have it.
-        self._keys = image_keys(names, np.hstack([index.image_stamps, index.sizes.numpy()]))
+        self._upright = upright
+        decoding = f"{pixel_source(self._resize)}{', upright' * upright}"
+        self._source = f"{self.folder}\0{decoding}\0by content".encode("utf-8", "surrogateescape")
 
     def __len__(self) -> int:
         return len(self.index)
@@ -152,17 +155,17 @@ class OneBoxDataset(Dataset[Batch]):
         if cache == "ram":
             self._images = np.empty((len(rows), side, side, 3), dtype=np.uint8)
             return self._decode_all(rows, self._images)
-        resizing = pixel_source(self._resize)
-        name = hashlib.sha256(f"{self.folder}\0{resizing}".encode("utf-8", "surrogateescape")).hexdigest()[:24]
-        path = cache_dir / "pixels" / f"{name}.pixels"
-        about = {"data": self.folder, "resizing": resizing}
-        self._images, self._rows, bad = stored_pixels(path, self._keys, side, decode=self._decode_all, about=about)
+        path = cache_dir / "pixels" / f"{hashlib.sha256(self._source).hexdigest()[:24]}.pixels"
+        about = {"data": self.folder, "resizing": pixel_source(self._resize)}
+        self._images, self._rows, bad = stored_pixels(
+            path, self.index.digests, side, decode=self._decode_all, about=about
+        )
         return bad
 
     def fingerprint(self) -> str:
         """Hash of what images and boxes follow from, but for the transform's own arguments."""
-        digest = hashlib.sha256(f"{self.folder}\0{pixel_source(self._resize)}".encode("utf-8", "surrogateescape"))
-        digest.update(b"".join(self._keys))
+        digest = hashlib.sha256(self._source)
+        digest.update(b"".join(self.index.digests))
         if self.is_random:
             digest.update(self.index.boxes.numpy().tobytes() + str(self._seed).encode())
         return digest.hexdigest()
@@ -171,12 +174,7 @@ class OneBoxDataset(Dataset[Batch]):
         return self._decode(row) if self._images is None else self._images[self._rows[row]]
 
     def _decode(self, row: int) -> Image:
-        path = self.index.image_paths[row]
-        image = read_image(path)
-        size = tuple(self.index.sizes[row].tolist())
-        if image.shape[:2] != size:
-            raise BadInput(f"{path}: {wrong_size(image.shape[:2], size)}")
-        return self._resize(image)
+        return self._resize(read_image(self.index.image_paths[row], upright=self._upright))
 
     def _decode_all(self, rows: Sequence[int], images: Pixels | None) -> Mapping[int, str]:
         """Decode some rows into an array, unless it is None; returns what is wrong with those that cannot be."""

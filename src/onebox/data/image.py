@@ -1,8 +1,10 @@
 """An image file as pixels. Whatever lies under the name, the answer is an array of known size or a `BadInput`."""
 
 import io
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -11,6 +13,7 @@ from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from onebox.errors import BadInput
@@ -18,27 +21,48 @@ from onebox.errors import BadInput
 Image = NDArray[np.uint8]  # [H, W, 3], RGB
 
 MAX_PIXELS = 100_000_000  # 300 MB decoded; the largest photograph of VOC has 0.25 million
+ORIENTATION = 0x0112  # the EXIF tag
+DEEP = ("I", "F")  # how Pillow's modes of more than 8 bits a channel begin
+FORMATS = "JPEG, PNG, WebP, BMP or TIFF"
 
-JPEG = b"\xff\xd8"
+JPEG, BMP = b"\xff\xd8", b"BM"
 HEADERS: Mapping[bytes, Callable[[io.BytesIO], ImageFile]] = {
     JPEG: JpegImageFile,
     b"\x89PNG": PngImageFile,
-    b"BM": BmpImageFile,
+    BMP: BmpImageFile,
     b"RIFF": WebPImageFile,
+    b"II*\0": TiffImageFile,
+    b"MM\0*": TiffImageFile,
 }
 
 
-def read_image(path: str | Path) -> Image:
-    """Decode an image file, without the turn that its EXIF data may ask for: VOC boxes are given in the pixels as they
-    are stored.
+class Header(NamedTuple):
+    """What the header of an image file says: size in px as stored, EXIF orientation from 1 (as it is) to 8, and whether
+    it has more than 8 bits a channel.
+    """
+
+    width: int
+    height: int
+    turn: int = 1
+    is_deep: bool = False
+
+    @property
+    def upright(self) -> "Header":
+        """As the EXIF data want it to be looked at."""
+        return Header(self.height, self.width, 1, self.is_deep) if self.turn >= 5 else self._replace(turn=1)
+
+
+def read_image(path: str | Path, *, upright: bool = False) -> Image:
+    """Decode an image file.
 
     The size in the header is looked at first, as a file of a few hundred bytes can ask for gigabytes.
 
     Args:
-        path: a JPEG, PNG, WebP or BMP file, whatever its suffix.
+        path: a JPEG, PNG, WebP, BMP or TIFF file, whatever its suffix.
+        upright: whether to turn it as its EXIF data ask; VOC's boxes are given in the pixels as they are stored.
 
     Returns:
-        [H, W, 3] uint8, RGB; grey and CMYK are converted.
+        [H, W, 3] uint8, RGB; grey and CMYK are converted, of more than 8 bits the upper ones are kept.
 
     Raises:
         BadInput: the file cannot be read, is no such image, is cut short, or has more than `MAX_PIXELS`.
@@ -47,20 +71,14 @@ def read_image(path: str | Path) -> Image:
         data = Path(path).read_bytes()
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror}); restore the file") from None
-    size = image_size(data)
-    if size is None:
-        what = "not a whole JPEG, PNG, WebP or BMP image" if data else "an empty file"
-        raise BadInput(f"{path}: not a readable image ({what}); restore the file or take it out of its list")
-    width, height = size
-    if width * height > MAX_PIXELS:
-        raise BadInput(
-            f"{path}: {width}x{height} px are more than the {MAX_PIXELS // 10**6} million that are read; "
-            "shrink the image (and its boxes), or take it out of its list"
-        )
+    header = read_header(data)
+    if isinstance(header, str):
+        raise BadInput(f"{path}: {header}")
     if data.startswith(JPEG):
         data = data.rstrip(b"\0")  # OpenCV refuses a file that is cut short, but not when zeros stand in for the rest
+    flags = cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         image = None
     if image is None:
@@ -70,30 +88,34 @@ def read_image(path: str | Path) -> Image:
     return image.astype(np.uint8, copy=False)
 
 
-def image_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height, px, as the header of an image file gives them.
+def read_header(data: bytes) -> Header | str:
+    """What the header of an image file says, or what is wrong with it and what to do.
 
     Pillow's own classes of the formats are called, as `PIL.Image.open` has a limit of its own that is only warned of.
-
-    Args:
-        data: the content of the file; its pixels are not looked at.
-
-    Returns:
-        None if this is no JPEG, PNG, WebP or BMP, or its header is broken.
     """
-    for magic, header in HEADERS.items():
-        if data.startswith(magic):
-            try:
-                with header(io.BytesIO(data)) as image:
-                    return image.size
-            except Exception:  # broken headers raise anything
-                return None
-    return None
-
-
-def wrong_size(size: tuple[int, ...], annotated: tuple[int, ...]) -> str:
-    """What to say of an image that is not as large as its annotation says; (height, width) in px."""
-    return (
-        f"the image is {size[1]}x{size[0]} px but its annotation says {annotated[1]}x{annotated[0]}; "
-        "correct the <size> of the annotation (and its boxes), or take the image out of its list"
-    )
+    header = next((header for magic, header in HEADERS.items() if data.startswith(magic)), None)
+    what = "an empty file" if not data else f"not a whole {FORMATS} image"
+    if data[:6] in (b"GIF87a", b"GIF89a"):
+        what = "a GIF, which may be many pictures"
+    found = None
+    if header is not None:
+        try:
+            with header(io.BytesIO(data)) as image:
+                # A TIFF's own orientation is part of the format: every decoder turns it, and Pillow gives that size.
+                turn = image.getexif().get(ORIENTATION, 1) if "exif" in image.info and image.format != "TIFF" else 1
+                found = Header(*image.size, turn if turn in range(1, 9) else 1, image.mode.startswith(DEEP))
+        except Exception:  # broken headers raise anything
+            found = None
+    if found is None:
+        return f"not a readable image ({what}); restore or convert the file, or take it out of its list"
+    # A BMP may have several sizes of header, of which Pillow and OpenCV may follow different ones.
+    if data.startswith(BMP) and len(data) > 26 and data[14] >= 40:
+        found = max(
+            found, Header(*map(abs, struct.unpack_from("<ii", data, 18))), key=lambda one: one.width * one.height
+        )
+    if found.width * found.height > MAX_PIXELS:
+        return (
+            f"{found.width}x{found.height} px are more than the {MAX_PIXELS // 10**6} million that are read; "
+            "shrink the image (and its boxes), or take it out of its list"
+        )
+    return found

@@ -3,64 +3,146 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onebox.data.annotations import Conventions, Understood, understand
+from onebox.data.image import Header
+from onebox.data.pictures import Picture, read_pictures
 from onebox.data.table import Ints, Table, join, read_table
-from onebox.data.voc import NO_ANNOTATION, VocTree, edges, is_inside, no_image, unknown_class, wrong_box
+from onebox.data.tree import VocTree
 from onebox.errors import BadInput, check, is_integer, is_number
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+log = logging.getLogger(__name__)
+
 SPLITS = ("train", "val", "test")
+TURNED = (
+    "pictures ask for a turn by their EXIF data, which is not made; see that their boxes fit, or set data.exif=apply"
+)
+DEEP = "pictures have more than 8 bits a channel, of which the upper 8 are read: they may look dark; convert them"
 
 
 class Listed:
-    """The images that lists name, a row each, with their annotations; an image without one has a row that says so.
+    """The images that lists name, a row each, with their annotations as `conventions` say that they are meant.
 
     Args:
         trees: where the images are, by name.
         images: [N] tree and id of each.
-        cache_dir: folder that keeps what was read; see `read_table`.
+        cache_dir: folder that keeps what was read; see `read_table` and `read_pictures`.
+        conventions: how the annotations are to be understood.
+
+    Attributes:
+        ids: [N] str.
+        is_annotated: [N] whether there is an annotation.
+        table: [N] rows, see `Understood`; the size of an image whose annotation has none is that of the picture.
+        understood: what happened to the boxes on the way.
+        without_size: [N] whether the annotation has no size.
+
+    Raises:
+        BadInput: the numbers of the boxes are not in the units that the conventions say.
     """
 
-    def __init__(self, trees: Mapping[str, VocTree], images: Sequence[tuple[str, str]], cache_dir: Path) -> None:
+    def __init__(
+        self,
+        trees: Mapping[str, VocTree],
+        images: Sequence[tuple[str, str]],
+        cache_dir: Path,
+        conventions: Conventions = Conventions(),  # noqa: B008  it is frozen
+    ) -> None:
+        self.conventions = conventions
+        self._cache_dir = cache_dir
         self._trees = [trees[name] for name, _ in images]
-        ids = np.array([image_id for _, image_id in images], dtype=np.str_)
-        names = np.array([name for name, _ in images], dtype=np.str_)
-        absent = Table.from_records([""], np.zeros((1, 3), np.int64), [NO_ANNOTATION])
+        self.ids = np.array([image_id for _, image_id in images], dtype=np.str_)
+        table = self._raw_table(trees, np.array([name for name, _ in images], dtype=np.str_))
+        self.is_annotated = np.char.str_len(table.ids) > 0 if len(table) else np.zeros(0, bool)
+        no_size = (table.sizes == 0).any(axis=1) & self.is_annotated
+        no_size[list(table.problems)] = False
+        self.without_size = no_size
+        rows = [row for row in np.flatnonzero(no_size).tolist() if self.has_image(row)]
+        sizes, problems = table.sizes.copy(), dict(table.problems)
+        for row, (_, _, header) in zip(rows, self.pictures(rows), strict=True):
+            if isinstance(header, str):
+                problems[row] = f"says no size, nor does its image: {header}"
+            else:
+                shown = self.shown(header)
+                sizes[row] = shown.height, shown.width
+        try:
+            self.understood: Understood = understand(replace(table, sizes=sizes, problems=problems), conventions)
+        except BadInput as error:
+            raise BadInput(f"{', '.join(str(tree.folder) for tree in trees.values())}: {error}") from error
+        self.table = self.understood.table
+
+    def _raw_table(self, trees: Mapping[str, VocTree], names: NDArray[np.str_]) -> Table:
+        absent = Table.from_records([""], np.zeros((1, 3), np.int64), [(0, 0, [])])
         tables, places = [absent.take(np.zeros(0, np.int64))], [np.zeros(0, np.int64)]
         for name, tree in trees.items():
-            table = join([read_table(tree, cache_dir), absent])
-            row_of = {image_id: row for row, image_id in enumerate(table.ids[:-1].tolist())}
+            table = join([read_table(tree, self._cache_dir), absent])
+            row_of = {annotation_id: row for row, annotation_id in enumerate(table.ids[:-1].tolist())}
             mine = np.flatnonzero(names == name)
-            tables.append(
-                table.take(
-                    np.array([row_of.get(image_id, -1) % len(table) for image_id in ids[mine].tolist()], dtype=np.int64)
-                )
-            )
+            ids = [tree.annotation_id(image_id) for image_id in self.ids[mine].tolist()]
+            rows = [len(table) - 1 if annotation_id is None else row_of[annotation_id] for annotation_id in ids]
+            tables.append(table.take(np.array(rows, dtype=np.int64)))
             places.append(mine)
-        self.table = replace(join(tables).take(np.argsort(np.concatenate(places))), ids=ids)
+        return join(tables).take(np.argsort(np.concatenate(places)))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def tree(self, row: int) -> VocTree:
+        """The tree of one row."""
+        return self._trees[row]
 
     def annotation_file(self, row: int) -> str:
         """The XML file of one row, or where it would be."""
-        return str(self._trees[row].annotation_path(str(self.table.ids[row])))
+        return self._trees[row].annotation_file(str(self.ids[row]))
 
     def image_file(self, row: int) -> str:
         """The image file of one row, or where it would be."""
-        return self._trees[row].image_file(str(self.table.ids[row]))
+        return self._trees[row].image_file(str(self.ids[row]))
 
     def has_image(self, row: int) -> bool:
         """Whether there is an image file for this row."""
-        return self._trees[row].has_image(str(self.table.ids[row]))
+        return self._trees[row].has_image(str(self.ids[row]))
+
+    def pictures(self, rows: Sequence[int]) -> list[Picture]:
+        """What the image files of some rows are."""
+        if not rows:
+            return []
+        folder = str(self._trees[rows[0]].folder.resolve())
+        name = hashlib.sha256(folder.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        return read_pictures([self.image_file(row) for row in rows], self._cache_dir / "index" / f"{name}.pictures")
+
+    def shown(self, header: Header) -> Header:
+        """An image as it is decoded: turned where EXIF data ask for it and `data.exif` says so."""
+        return header.upright if self.conventions.exif == "apply" else header
+
+    def image_problem(self, row: int, header: Header | str) -> str | None:
+        """What is wrong with the image file of a row, and what to do; None if nothing is."""
+        if isinstance(header, str):
+            return header
+        if self.conventions.exif == "refuse" and header.turn > 1:
+            return f"its EXIF data ask for a turn (orientation {header.turn}), and data.exif is refuse; turn its pixels"
+        shown = self.shown(header)
+        height, width = self.table.sizes[row].tolist()
+        if (shown.height, shown.width) == (height, width) or not (height and width):  # what has no size is told already
+            return None
+        text = f"the image is {shown.width}x{shown.height} px but its annotation says {width}x{height}"
+        turned = header if self.conventions.exif == "apply" else header.upright
+        if (turned.height, turned.width) == (height, width):
+            other = "ignore" if self.conventions.exif == "apply" else "apply"
+            agree = f"set data.exif={other}, by which they agree, or turn its pixels"
+            return f"{text} (EXIF orientation {header.turn}); {agree}"
+        return f"{text}; correct the <size> of the annotation (and its boxes), or take the image out of its list"
 
 
 @dataclass(frozen=True)
@@ -70,8 +152,8 @@ class Splits:
     Attributes:
         splits: for train, val and test the lists that make it up, as `TREE/LIST` (`VOC2007/train`) or `LIST` when
             root itself is the tree; the list `*` is every image of the tree.
-        holdout: for val and test, the share of the training images in [0, 1] that a draw takes away for it when
-            `splits` names no list for it.
+        holdout: for val and test, the share of the usable training images in [0, 1] that a draw takes away for it when
+            `splits` names no list for it; at least one where one can be spared.
         only_train: put the images of all lists into the training split (overfitting checks); val and test are empty.
         split_seed: seed of that draw.
     """
@@ -95,16 +177,15 @@ class Splits:
         """Those of one split."""
         return list(self.splits.get(split, []))
 
-    def hold_out(self, rows: dict[str, Ints]) -> None:
-        """Move a share of the training rows to the splits that name no list."""
-        train = rows["train"]
-        order = np.random.default_rng(self.split_seed).permutation(len(train))
+    def hold_out(self, rows: dict[str, Ints], usable: Ints) -> None:
+        """Move a share of the usable training rows to the splits that name no list."""
+        order = np.random.default_rng(self.split_seed).permutation(len(usable))
         for split in ("val", "test"):
-            if not self.lists(split):
-                count = math.floor(self.holdout.get(split, 0.0) * len(train))
-                taken, order = np.sort(order[:count]), order[count:]
-                rows[split] = train[taken]
-        rows["train"] = train[np.sort(order)]
+            share = self.holdout.get(split, 0.0)
+            if not self.lists(split) and share > 0:
+                count = min(max(1, math.floor(share * len(usable))), max(0, len(order) - 1))
+                rows[split], order = np.sort(usable[order[:count]]), order[count:]
+                rows["train"] = np.setdiff1d(rows["train"], rows[split])
 
 
 @dataclass(frozen=True)
@@ -114,7 +195,6 @@ class Selection:
     Attributes:
         select: `single` keeps images with exactly one object, `largest` takes each image's object of largest area.
         include_difficult: whether objects marked difficult count at all.
-        box_origin: 1 for VOC's pixels, which count from 1; 0 for tools that count from 0.
         ids: keep only these images; None keeps all.
         limit: keep at most this many images of each split; None keeps all.
         on_error: what is done with a listed image that cannot be used (a file is missing, unreadable or cut off; a
@@ -123,14 +203,12 @@ class Selection:
 
     select: Literal["single", "largest"]
     include_difficult: bool
-    box_origin: Literal[0, 1]
     ids: Sequence[str] | None
     limit: int | None
     on_error: Literal["raise", "skip"]
 
     def __post_init__(self) -> None:
         check(self.select in ("single", "largest"), f"data.select must be single or largest, not {self.select}")
-        check(self.box_origin in (0, 1), f"data.box_origin must be 1 or 0, not {self.box_origin}")
         check(not isinstance(self.ids, str | int), f"data.ids must be a list, such as ['000028'], not {self.ids}")
         check(
             self.limit is None or is_integer(self.limit, 1),
@@ -141,38 +219,44 @@ class Selection:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A listed image that cannot be used: its id, the file that is to blame, and why."""
+    """An image that cannot be used, the file that is at fault, and why."""
 
     id: str
     file: str
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Index:
-    """One row an image, N rows: which file, which object.
+    """One object for each of N images.
 
     Attributes:
-        rows: [N] int64, the images' rows in the listed ones.
-        ids: the images' names in their tree.
-        image_paths: the images' files, as strings: a fifth of the memory of paths.
-        image_stamps: [N, 4] int64, of those files: size in bytes, when content and state changed, in ns, and inode.
-        sizes: [N, 2] int64, (height, width) in px as the annotation gives them.
+        rows: [N] which of the listed images they are.
+        ids: N names of images.
+        image_paths: N files.
+        digests: N hashes of the files' content.
+        lengths: [N] int64, of the files in bytes.
+        sizes: [N, 2] int64, height and width of the image in px.
         boxes: [N, 4] float32, xyxy in [0, 1].
         labels: [N] int64.
-        dropped: reason -> number of listed images that selection left out.
-        skipped: what was left out because it cannot be used.
+        dropped: reason -> how many listed images are not in the index for it.
+        skipped: those with the reason "bad sample".
+        slips: what -> to how many objects of the listed images it happened.
+        notes: what looks odd -> in how many of them, pictures or objects.
     """
 
     rows: Ints
     ids: tuple[str, ...]
     image_paths: tuple[str, ...]
-    image_stamps: Ints
+    digests: tuple[bytes, ...]
+    lengths: Ints
     sizes: Tensor
     boxes: Tensor
     labels: Tensor
     dropped: Mapping[str, int]
     skipped: tuple[Skipped, ...]
+    slips: Mapping[str, int] = field(default_factory=dict)
+    notes: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -187,7 +271,8 @@ class Index:
             rows=self.rows[rows],
             ids=tuple(self.ids[row] for row in rows),
             image_paths=tuple(self.image_paths[row] for row in rows),
-            image_stamps=self.image_stamps[rows],
+            digests=tuple(self.digests[row] for row in rows),
+            lengths=self.lengths[rows],
             sizes=self.sizes[rows],
             boxes=self.boxes[rows],
             labels=self.labels[rows],
@@ -199,12 +284,13 @@ class Index:
         digest = hashlib.sha256("\n".join(self.ids).encode("utf-8", "surrogateescape"))
         for column in (self.sizes, self.boxes, self.labels):
             digest.update(column.numpy().tobytes())
-        digest.update(self.image_stamps[:, 0].astype("<i8").tobytes())
+        digest.update(self.lengths.astype("<i8").tobytes())
         return digest.hexdigest()[:16]
 
     def __str__(self) -> str:
         kept = f"{len(self):,} of {len(self) + sum(self.dropped.values()):,} images"
-        return kept + "".join(f", {count:,} dropped ({why})" for why, count in self.dropped.items() if count)
+        kept += "".join(f", {count:,} dropped ({why})" for why, count in self.dropped.items() if count)
+        return kept + "".join(f", {count:,} {what}" for what, count in self.slips.items() if count)
 
 
 def build_index(
@@ -226,82 +312,162 @@ def build_index(
 
     num_listed = len(rows)
     if selection.ids is not None:
-        rows = rows[np.isin(listed.table.ids[rows], [str(image_id) for image_id in selection.ids])]
-    table = listed.table.take(rows)
-    counts, chosen = _choose(table, selection)
-    problems = annotation_problems(table, label_of=label_of, box_origin=selection.box_origin)
-    usable = np.ones(len(rows), dtype=bool)
-    usable[list(problems)] = False
-    selected = (counts == 1) | ((counts > 1) & (selection.select == "largest"))
-    image_problems = {
-        row: undecodable.get(number) or no_image(str(table.ids[row]))
-        for row, number in enumerate(rows.tolist())
-        if usable[row] and selected[row] and (number in undecodable or not listed.has_image(number))
-    }
-    usable[list(image_problems)] = False
-    kept = np.flatnonzero(usable & selected)[: selection.limit]  # a bad image makes room for another
-    # What comes after the last one that the limit allows is not looked at.
-    end = int(kept[-1]) + 1 if selection.limit is not None and len(kept) == selection.limit else len(rows)
+        rows = rows[np.isin(listed.ids[rows], [str(image_id) for image_id in selection.ids])]
+    chosen = _choose(listed, rows, selection, label_of)
+    images = _usable_images(listed, rows, chosen, selection, undecodable)
+    table, kept = chosen.table, np.array(list(images.pictures), dtype=np.int64)
+    bad = sorted(row for row in {*chosen.problems, *images.problems} if row < images.end)
     skipped = []
-    for row in sorted(row for row in {*problems, *image_problems} if row < end):
-        at_fault = listed.annotation_file if row in problems else listed.image_file
-        skipped.append(Skipped(str(table.ids[row]), at_fault(int(rows[row])), problems.get(row) or image_problems[row]))
+    for row in bad:
+        at_fault = listed.annotation_file if row in chosen.problems else listed.image_file
+        reason = chosen.problems.get(row) or images.problems[row]
+        skipped.append(Skipped(str(listed.ids[rows[row]]), at_fault(int(rows[row])), reason))
     if skipped and selection.on_error == "raise":
         raise BadInput(f"{skipped[0].file}: {skipped[0].reason}")
-
-    files = tuple(map(listed.image_file, rows[kept].tolist()))
     sizes = torch.from_numpy(table.sizes[kept])
-    boxes_px = np.stack(edges(table.corners[chosen[kept]].T, selection.box_origin), axis=1)
-    before = usable[:end]
+    boxes_px = table.corners[chosen.objects[kept]].reshape(-1, 4).astype(np.float32)
+    end = images.end
+    is_good = np.ones(end, dtype=bool)
+    is_good[bad] = False
+    annotated, counts = listed.is_annotated[rows][:end], chosen.counts[:end]
     return Index(
         rows=rows[kept],
-        ids=tuple(table.ids[kept].tolist()),
-        image_paths=files,
-        image_stamps=np.array([_stamp(file) for file in files], dtype=np.int64).reshape(-1, 4),
+        ids=tuple(listed.ids[rows[kept]].tolist()),
+        image_paths=tuple(map(listed.image_file, rows[kept].tolist())),
+        digests=tuple(picture.digest for picture in images.pictures.values()),
+        lengths=np.array([picture.length for picture in images.pictures.values()], dtype=np.int64),
         sizes=sizes,
-        boxes=torch.from_numpy(boxes_px.astype(np.float32)) / sizes[:, [1, 0, 1, 0]].to(torch.float32),
-        labels=torch.tensor([label_of[name] for name in table.names[chosen[kept]].tolist()], dtype=torch.int64),
+        boxes=torch.from_numpy(boxes_px) / sizes[:, [1, 0, 1, 0]].to(torch.float32),
+        labels=torch.tensor([label_of[name] for name in table.names[chosen.objects[kept]].tolist()], dtype=torch.int64),
         dropped={
-            "no object": int((before & (counts[:end] == 0)).sum()),
-            "several objects": int((before & (counts[:end] > 1)).sum()) if selection.select == "single" else 0,
+            "no annotation": int((is_good & ~annotated).sum()),
+            "no object": int((is_good & annotated & (counts == 0)).sum()),
+            "several objects": int((is_good & (counts > 1)).sum()) if selection.select == "single" else 0,
             "not in data.ids": num_listed - len(rows),
             "over data.limit": len(rows) - end,
             "bad sample": len(skipped),
         },
         skipped=tuple(skipped),
+        slips={what: int(counts[rows].sum()) for what, counts in listed.understood.slips.items()},
+        notes={text: int(counts[rows].sum()) for text, counts in listed.understood.notes if counts[rows].any()}
+        | images.notes
+        | (
+            {"annotations have no size, which the picture gives": n}
+            if (n := int(listed.without_size[rows].sum()))
+            else {}
+        ),
     )
 
 
-def annotation_problems(table: Table, *, label_of: Mapping[str, int] | None, box_origin: int) -> dict[int, str]:
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    table: Table
+    counts: Ints  # [L] how many objects of each row count
+    objects: Ints  # [L] which of them is used
+    problems: Mapping[int, str]  # row -> what is wrong with the annotation
+    is_selected: NDArray[np.bool_]  # [L]
+
+
+def _choose(listed: Listed, rows: Ints, selection: Selection, label_of: Mapping[str, int] | None) -> _Chosen:
+    """The object of each row: the only one, or the largest, and of equals the first."""
+    table = listed.table.take(rows)
+    objects = np.flatnonzero(selection.include_difficult | ~table.difficult)
+    owners = table.owners[objects]
+    x1, y1, x2, y2 = table.corners[objects].T
+    order = np.lexsort((objects, -(x2 - x1) * (y2 - y1), owners))
+    found, first = np.unique(owners[order], return_index=True)
+    chosen = np.zeros(len(table), dtype=np.int64)  # a row without objects is never kept
+    chosen[found] = objects[order[first]]
+    counts = np.bincount(owners, minlength=len(table))
+    problems = annotation_problems(table, label_of=label_of)
+    for row in np.flatnonzero(~listed.is_annotated[rows]).tolist():
+        if not listed.has_image(int(rows[row])):
+            problems[row] = f"no such annotation, nor an image; take {listed.ids[rows[row]]} out of its list"
+    is_selected = (counts == 1) | ((counts > 1) & (selection.select == "largest"))
+    is_selected[list(problems)] = False
+    return _Chosen(table, counts, chosen, problems, is_selected)
+
+
+@dataclass(frozen=True, eq=False)
+class _UsableImages:
+    pictures: Mapping[int, Picture]  # row -> its image, where that can be used; in the order of the rows
+    problems: Mapping[int, str]  # row -> what is wrong with its image
+    end: int  # what comes from this row on was not looked at, as `limit` is reached before it
+    notes: dict[str, int]
+
+
+def _usable_images(
+    listed: Listed, rows: Ints, chosen: _Chosen, selection: Selection, undecodable: Mapping[int, str]
+) -> _UsableImages:
+    """The first selected rows, up to the limit, whose images can be used: a bad image makes room for another."""
+    candidates = np.flatnonzero(chosen.is_selected).tolist()
+    limit = len(candidates) if selection.limit is None else selection.limit
+    problems: dict[int, str] = {}
+    pictures: dict[int, Picture] = {}
+    while candidates and len(pictures) < limit:
+        taken, candidates = candidates[: limit - len(pictures)], candidates[limit - len(pictures) :]
+        for row in taken:
+            number = int(rows[row])
+            if number in undecodable:
+                problems[row] = undecodable[number]
+            elif not listed.has_image(number):
+                problems[row] = f"no such image; add it, or take {listed.ids[number]} out of its list"
+        taken = [row for row in taken if row not in problems]
+        numbers = rows[taken].tolist()
+        for row, number, picture in zip(taken, numbers, listed.pictures(numbers), strict=True):
+            problem = listed.image_problem(number, picture.header)
+            if problem is None:
+                pictures[row] = picture
+            else:
+                problems[row] = problem
+    is_full = selection.limit is not None and len(pictures) == limit
+    headers = [picture.header for picture in pictures.values() if not isinstance(picture.header, str)]
+    turned = sum(header.turn > 1 for header in headers) if listed.conventions.exif == "ignore" else 0
+    notes = {TURNED: turned, DEEP: sum(header.is_deep for header in headers)}
+    return _UsableImages(
+        pictures, problems, max(pictures) + 1 if is_full else len(rows), {text: n for text, n in notes.items() if n}
+    )
+
+
+def usable_rows(listed: Listed, rows: Ints, selection: Selection, label_of: Mapping[str, int]) -> Ints:
+    """Those of some rows that training can use, as far as it is known without opening their images."""
+    if selection.ids is not None:
+        rows = rows[np.isin(listed.ids[rows], [str(image_id) for image_id in selection.ids])]
+    chosen = _choose(listed, rows, selection, label_of)
+    return rows[[row for row in np.flatnonzero(chosen.is_selected).tolist() if listed.has_image(int(rows[row]))]]
+
+
+def annotation_problems(table: Table, *, label_of: Mapping[str, int] | None) -> dict[int, str]:
     """What is wrong with annotations, by row: the file, a box, or (unless `label_of` is None) a class.
 
     An error in an object that is not chosen counts as well.
     """
-    owners = table.owners
-    height, width = table.sizes[owners].T
-    outside = ~is_inside(*edges(table.corners.T, box_origin), width, height)
-    problems = {}
+    problems: dict[int, str] = {}
     if label_of is not None:
-        for item in np.flatnonzero(~np.isin(table.names, list(label_of)))[::-1].tolist():  # a row's first comes last
-            problems[int(owners[item])] = unknown_class(str(table.names[item]), label_of)
-    for item in np.flatnonzero(outside)[::-1].tolist():
-        problems[int(owners[item])] = wrong_box(table.corners[item].tolist(), int(width[item]), int(height[item]))
+        unknown = np.flatnonzero(~np.isin(table.names, list(label_of)))
+        for item in unknown[::-1].tolist():  # the first of a row comes last, and stays
+            problems[int(table.owners[item])] = _unknown_class(str(table.names[item]), label_of)
     return problems | dict(table.problems)
 
 
-def class_names(listed: Listed, *, box_origin: int) -> list[str]:
+def _unknown_class(name: str, known: Mapping[str, int]) -> str:
+    shown = list(known) if len(known) <= 50 else [*list(known)[:50], f"and {len(known) - 50} more"]
+    return (
+        f"class '{name}' is not in data.classes ({', '.join(shown)}); correct the annotation, add the class to "
+        f"data.classes, or give it another name with data.rename"
+    )
+
+
+def class_names(listed: Listed) -> list[str]:
     """All class names that the annotations use, sorted; what is wrong is not asked."""
     bad = np.zeros(len(listed.table), dtype=bool)
-    bad[list(annotation_problems(listed.table, label_of=None, box_origin=box_origin))] = True
+    bad[list(listed.table.problems)] = True
     names: list[str] = np.unique(listed.table.names[~bad[listed.table.owners]]).tolist()
     return names
 
 
 def check_disjoint(splits: Mapping[str, Iterable[str]]) -> None:
-    """Refuse splits that share an image.
-
-    Args:
-        splits: the ids of each split.
+    """Refuse splits (the ids of each) that share an image.
 
     Raises:
         BadInput: an id stands in two splits.
@@ -314,23 +480,3 @@ def check_disjoint(splits: Mapping[str, Iterable[str]]) -> None:
                     f"data.splits: image {image_id} is in both {owner[image_id]} and {split}; "
                     "a split that shares images with another measures nothing: name disjoint lists"
                 )
-
-
-def _choose(table: Table, selection: Selection) -> tuple[Ints, Ints]:
-    """How many objects each row has that count, and which of them is the largest; the first one, when several are."""
-    objects = np.flatnonzero(selection.include_difficult | ~table.difficult)
-    owners = table.owners[objects]
-    x1, y1, x2, y2 = edges(table.corners[objects].T, selection.box_origin)
-    order = np.lexsort((objects, -(x2 - x1) * (y2 - y1), owners))
-    rows, first = np.unique(owners[order], return_index=True)
-    chosen = np.zeros(len(table), dtype=np.int64)  # a row without objects is never kept
-    chosen[rows] = objects[order[first]]
-    return np.bincount(owners, minlength=len(table)), chosen
-
-
-def _stamp(file: str) -> tuple[int, int, int, int]:
-    try:
-        state = os.stat(file)
-    except OSError:  # is said when it is read
-        return -1, -1, -1, -1
-    return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebox.data.processes import process_map
-from onebox.data.voc import Record, VocTree, read_record
+from onebox.data.tree import VocTree
+from onebox.data.voc import Record, read_record
 from onebox.files import alone, remove_unfinished, replacing
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 3  # of the file; another number is as good as no file
+SCHEMA = 4  # of the file; another number is as good as no file
 
 Ints = NDArray[np.int64]
 
@@ -30,13 +31,13 @@ class Table:
     """One row an annotation file, whatever it says; nothing is judged here.
 
     Attributes:
-        ids: [N] str, names of the images in their tree.
+        ids: [N] str, of the XML files in their tree.
         stamps: [N, 3] of each XML file: size in bytes, and when content and state (rights, links) changed, in ns.
-        sizes: [N, 2] height and width in px as annotated; 0 where `problems` has the row.
+        sizes: [N, 2] height and width in px as annotated; 0 where the file does not say, or `problems` has the row.
         first: [N + 1] the objects of row i are first[i] to first[i + 1].
         names: [M] str, the object's class.
         difficult: [M] bool, whether the object is marked so.
-        corners: [M, 4] float64, xmin ymin xmax ymax as the file has them.
+        corners: [M, 4] float64, xmin ymin xmax ymax as the file has them; NaN for an object without numbers.
         problems: row -> what is wrong with the XML file.
     """
 
@@ -112,7 +113,15 @@ class Table:
             table = cls(**columns, problems=dict(words["problems"])) if words["schema"] == SCHEMA else None
         except Exception:  # there is no file, or a damaged one, which raises anything; the table is made again
             return None
-        return table if table is not None and len(table) == len(table.sizes) == len(table.first) - 1 else None
+        return table if table is not None and table.is_sound else None
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the columns belong together."""
+        n, m = len(self.ids), len(self.names)
+        shapes = [column.shape for column in (self.stamps, self.sizes, self.first, self.difficult, self.corners)]
+        steps = np.diff(self.first)
+        return shapes == [(n, 3), (n, 2), (n + 1,), (m,), (m, 4)] and bool((steps >= 0).all() and self.first[-1] == m)
 
 
 def join(tables: Sequence[Table]) -> Table:
@@ -127,7 +136,11 @@ def join(tables: Sequence[Table]) -> Table:
     return Table(
         **columns,
         first=np.concatenate([*firsts, objects[-1:]]).astype(np.int64),
-        problems={start + row: text for start, part in zip(starts, tables) for row, text in part.problems.items()},  # noqa: B905
+        problems={
+            start + row: text
+            for start, part in zip(starts[:-1], tables, strict=True)
+            for row, text in part.problems.items()
+        },
     )
 
 
@@ -143,10 +156,9 @@ def read_table(tree: VocTree, cache_dir: Path) -> Table:
     warning and the time to parse.
     """
     path = table_path(tree, cache_dir)
-    found = sorted(tree.annotation_files())
-    ids = [image_id for image_id, *_ in found]
-    files = [f"{folder}/{image_id}.xml" for image_id, folder, *_ in found]
-    stamps = np.array([stamp for _, _, *stamp in found], dtype=np.int64).reshape(-1, 3)
+    ids = sorted(tree.annotations.paths)
+    files = [tree.annotations.paths[name] for name in ids]
+    stamps = np.array([_stamp(file) for file in files], dtype=np.int64).reshape(-1, 3)
     table = Table.load(path)
     if _is_current(table, ids, stamps):
         return table
@@ -162,6 +174,14 @@ def read_table(tree: VocTree, cache_dir: Path) -> Table:
         if not _is_current(table, ids, stamps):
             table = _read_changed(table, ids, files, stamps)
     return table
+
+
+def _stamp(file: str) -> tuple[int, int, int]:
+    try:
+        state = os.stat(file)
+    except OSError:  # is said when it is read
+        return -1, -1, -1
+    return state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
 def _is_current(table: Table | None, ids: list[str], stamps: Ints) -> TypeGuard[Table]:

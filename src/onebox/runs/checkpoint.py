@@ -15,6 +15,7 @@ from torch import nn
 
 from onebox.errors import BadInput, check
 from onebox.files import replacing
+from onebox.runs.fingerprint import changed_parts
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ def checkpoint_to_resume(run_dir: Path, facts: Mapping[str, Any]) -> Path | None
     start: dict[str, Any] = {"global_step": 0, "epoch": 0, "onebox": facts}
     path, content = found or (None, start)
     begun, now = content["onebox"]["data_fingerprint"], facts["data_fingerprint"]
-    changed = [part for part in now if begun.get(part) != now[part]]
+    changed = changed_parts(begun, now)
     check(
         not changed,
         f"{run_dir}: the data have changed since the run was begun ({', '.join(changed)}); bring them back, or choose "

@@ -66,6 +66,11 @@ def fingerprint(config: Mapping[str, Any], ignore: Sequence[str], neutral: Mappi
     return hashlib.sha256(_text(_canonical(config, (), Ignored(config, ignore))).encode()).hexdigest()[:12]
 
 
+def changed_parts(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """The parts of a fingerprint of data that are others now; one that only one of them has says nothing."""
+    return [part for part in now if part in before and before[part] != now[part]]
+
+
 def same(key: str, one: Any, other: Any) -> bool:
     """Whether two values of the dotted `key` are one and the same to a fingerprint."""
     path = tuple(key.split("."))

@@ -40,7 +40,7 @@ def write_samples(run_dir: Path, indexes: "Mapping[str, Index]", class_names: Se
             f"{split}/labels": index.labels.numpy().astype(np.int32),
             f"{split}/boxes": index.boxes.numpy(),
             f"{split}/sizes": index.sizes.numpy().astype(np.int32),
-            f"{split}/bytes": index.image_stamps[:, 0],
+            f"{split}/bytes": index.lengths,
         }
     words = to_bytes(json.dumps({"schema": 1, "class_names": list(class_names)}))
     with replacing(run_dir / FILE) as temporary, temporary.open("wb") as file:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from onebox.errors import BadInput, check
 from onebox.files import read_json
 from onebox.runs.claim import claim_after_others, release
+from onebox.runs.fingerprint import changed_parts
 from onebox.trust import stored_file
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def is_stale(facts: Mapping[str, Any], source: str, data: Callable[[], Mapping[s
         return True
     before = facts.get("data_fingerprint")
     now = data() if before else None
-    return now is not None and now != before
+    return bool(before and now and changed_parts(before, now))
 
 
 def stored_objective(folder: Path, objective: str | Sequence[str]) -> Value:
