@@ -8,10 +8,10 @@ syncs, renames or has renamed a file, so that writes are hit, which take too lit
 import json
 import multiprocessing
 import os
-import pathlib
 import signal
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 
@@ -33,39 +33,32 @@ def serve() -> None:
     for line in sys.stdin:
         order = json.loads(line)
         if "wait" in order:
-            _, status = os.waitpid(order["wait"], 0)
-            answer = os.waitstatus_to_exitcode(status)
+            answer = os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1])
         else:
-            answer = os.fork()
-            if answer == 0:
-                train(order)
+            answer = os.fork() or train(**order)
         print(answer, flush=True)
 
 
-def train(order: dict) -> None:
+def train(argv: list[str], log: str, hit_at: int | None, hit_by: int, env: dict[str, str]) -> None:
     """Never returns."""
     from onebox.sweep import process
+    from onebox.train import main
 
-    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.environ |= order["env"]
-    watch(order["log"] + ".moments", order["hit_at"], order["hit_by"])
+    for stream in (1, 2):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    os.environ |= env
+    watch(log + ".moments", hit_at, hit_by)
     # A sweep checks its jobs in a fork of a clean server, which would import everything once more.
     process.start_server = lambda: None
     process._context = multiprocessing.get_context("fork")
-    sys.argv = ["onebox-train", *order["argv"]]
+    sys.argv = ["onebox-train", *argv]
     code = 1
     try:
-        from onebox.train import main
-
         main()
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0
     except BaseException:
-        import traceback
-
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -75,20 +68,17 @@ def train(order: dict) -> None:
 
 def watch(path: str, hit_at: int | None, hit_by: int) -> None:
     """Write each moment to `path`, one a line."""
-    count = 0
-    me = os.getpid()
+    sync, replace, me = os.fsync, Path.replace, os.getpid()
+    moments = []
 
     def passed(what: str) -> None:
-        nonlocal count
         if os.getpid() != me:
             return
-        count += 1
+        moments.append(what)
         with open(path, "a") as file:
             file.write(what + "\n")
-        if count == hit_at:
+        if len(moments) == hit_at:
             os.kill(me, hit_by)
-
-    sync, replace = os.fsync, pathlib.Path.replace
 
     def watched_sync(file):
         passed("sync")
@@ -100,16 +90,15 @@ def watch(path: str, hit_at: int | None, hit_by: int) -> None:
         passed(f"after {Path(target).name}")
         return result
 
-    os.fsync, pathlib.Path.replace = watched_sync, watched_replace
+    os.fsync, Path.replace = watched_sync, watched_replace
 
 
 class Nursery:
     """The other end."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen([sys.executable, __file__], stdin=pipe, stdout=pipe, text=True)
 
     def start(self, *argv: str, log: Path, hit_at: int | None = None, hit_by: int = signal.SIGKILL, **env: str) -> int:
         """The process id; `env` is added to its environment."""
@@ -119,8 +108,8 @@ class Nursery:
         """The exit code, or minus the signal."""
         return self._ask({"wait": pid})
 
-    def run(self, *argv: str, log: Path, hit_at: int | None = None, hit_by: int = signal.SIGKILL) -> int:
-        return self.wait(self.start(*argv, log=log, hit_at=hit_at, hit_by=hit_by))
+    def run(self, *argv: str, log: Path, **options) -> int:
+        return self.wait(self.start(*argv, log=log, **options))
 
     def close(self) -> None:
         self._process.communicate()  # its input ends, and so does it
