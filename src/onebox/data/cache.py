@@ -154,7 +154,7 @@ def open_array(
             array = _map(path, shape)
             if array is None:
                 if path.exists():
-                    log.warning("%s is damaged, and is made again", path)
+                    log.warning("%s is damaged; it is built again", path)
                 remove_unfinished(path)
                 with replacing(path) as temporary:
                     _make(temporary, shape, dtype())

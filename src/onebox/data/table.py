@@ -170,7 +170,7 @@ def read_table(tree: VocTree, cache_dir: Path) -> Table:
                 table = _read_changed(table, ids, files, stamps)
                 table.save(path, folder=str(tree.folder.resolve()))
     except (OSError, NotImplementedError) as error:  # filelock raises the second where a folder cannot be locked
-        log.warning("%s: the index is not kept (%s); free some space or set data.cache_dir", path, error)
+        log.warning("%s: the index cannot be stored (%s); free some space or set data.cache_dir", path, error)
         if not _is_current(table, ids, stamps):
             table = _read_changed(table, ids, files, stamps)
     return table

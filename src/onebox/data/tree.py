@@ -132,7 +132,7 @@ class VocTree:
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError:
-            raise BadInput(f"{path}: not a list of ids in UTF-8; write it anew, one id a line") from None
+            raise BadInput(f"{path}: not a list of ids in UTF-8; rewrite it with one id per line") from None
         except OSError as error:
             there = sorted(item.stem for item in path.parent.glob("*.txt")) or ["none"]
             what = "no such list" if isinstance(error, FileNotFoundError) else error.strerror

@@ -55,7 +55,7 @@ def _parse(data: bytes) -> Element:
         data = data[declared.end() :].decode(declared[1].decode()).encode()
 
     def refuse_entity(*_: object) -> int:
-        raise ValueError("it declares or names entities, which are not expanded")
+        raise ValueError("it declares or uses entities, which are not expanded")
 
     builder, parser = TreeBuilder(), ParserCreate()
     parser.buffer_text = True
