@@ -302,7 +302,7 @@ def _waits_in_vain(cfg: DictConfig, module: LocalizationModule) -> bool:
     with torch.random.fork_rng(devices=[]):
         preds = trial(torch.zeros(1, 3, cfg.image_size, cfg.image_size))
     targets = trial.encode(torch.tensor([[0.25, 0.25, 0.75, 0.75]]), torch.zeros(1, dtype=torch.int64))
-    copy.deepcopy(module.loss).train()(preds, targets).total.backward()
+    copy.deepcopy(module.loss).train()(preds, targets)[0].backward()
     return any(parameter.requires_grad and parameter.grad is None for parameter in trial.parameters())
 
 

@@ -1,7 +1,7 @@
 """Loss terms, their weighted sum, and how the weights move in the course of a fit."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,7 @@ Criterion = Callable[[Tensor, Tensor], Tensor]  # (predicted, true) -> scalar
 class LocLoss(nn.Module):
     """A loss between predicted and true boxes, such as `torch.nn.L1Loss` or `torchvision.ops.generalized_box_iou_loss`.
 
-    Args:
-        criterion: of two [B, 4] tensors.
-        space: what they are: `codes` of the box coder, or `boxes` (xyxy in [0, 1]).
+    The `criterion` compares [B, 4] tensors of the `space`: `codes` of the box coder, or `boxes` (xyxy in [0, 1]).
     """
 
     def __init__(self, *, criterion: Criterion, space: Literal["codes", "boxes"]) -> None:
@@ -52,12 +50,8 @@ class ClassLoss(nn.Module):
 def balanced_cross_entropy(*, class_counts: Sequence[int], beta: float, label_smoothing: float) -> nn.CrossEntropyLoss:
     """Cross-entropy in which rare classes count more, by their effective number (arXiv:1901.05555, equation 2).
 
-    A class of n images counts as (1 - beta) / (1 - beta^n), scaled so that the mean over the classes with images is 1.
-
-    Args:
-        class_counts: training images of each class, [K].
-        beta: in [0, 1]: 0 weighs all classes alike, 1 by the inverse of their number.
-        label_smoothing: share of the target that is spread over all classes.
+    A class of n images counts as (1 - beta) / (1 - beta^n), scaled so that the mean over the classes with images is 1:
+    beta 0 weighs all classes alike, 1 by the inverse of their number.
     """
     check(is_number(beta, 0, 1), f"loss.cls.criterion.beta must be in [0, 1], not {beta}")
     counts = torch.tensor(list(class_counts), dtype=torch.float64)
@@ -108,9 +102,6 @@ class UncertaintyWeighting(Weighting):
 
     With s = log variance the factor is exp(-s) / 2 of the box and exp(-s) of the class, and the sum of s / 2 is added.
     The configured weights multiply the terms before that: they only say where the learning begins.
-
-    Args:
-        initial_log_variances: s of `loc` and of `cls` at the beginning.
     """
 
     def __init__(self, *, initial_log_variances: Mapping[str, float]) -> None:
@@ -132,10 +123,7 @@ class DynamicWeightAverage(Weighting):
     """A term that falls slower than the other one counts more (Liu, Johns and Davison 2019, arXiv:1803.10704, eq. 7).
 
     The factors sum to 2: twice the softmax of (mean of the last epoch / mean of the one before) / temperature. In the
-    first two epochs both are 1.
-
-    Args:
-        temperature: the larger, the more alike are the factors; > 0, 2 in the paper.
+    first two epochs both are 1. The larger the temperature (2 in the paper), the more alike are the factors.
     """
 
     def __init__(self, *, temperature: float) -> None:
@@ -159,34 +147,12 @@ class DynamicWeightAverage(Weighting):
         self.last = new
 
 
-class Losses(NamedTuple):
-    """total: the weighted sum, scalar; raw and weighted: each term before and after its weight, detached."""
-
-    total: Tensor
-    raw: dict[str, Tensor]
-    weighted: dict[str, Tensor]
-
-    def tags(self) -> dict[str, Tensor]:
-        """All of them, detached, by the names under which they are logged."""
-        return {
-            "loss": self.total.detach(),
-            **{f"loss_{name}": value for name, value in self.raw.items()},
-            **{f"loss_{name}_weighted": value for name, value in self.weighted.items()},
-        }
-
-
 class WeightedLoss(nn.Module):
     """sum of weight * term over the localisation and the classification term.
 
     In training the weighting may change the weights; evaluation has the configured ones, so that its losses compare. A
     term of weight 0 is computed for the log but gives no gradient at all, so its head is not trained, not even by the
     optimizer's weight decay.
-
-    Args:
-        loc: term of the box.
-        cls: term of the class.
-        weights: weight of `loc` and of `cls`, >= 0.
-        weighting: moves the weights.
     """
 
     def __init__(self, *, loc: nn.Module, cls: nn.Module, weights: Mapping[str, float], weighting: Weighting) -> None:
@@ -204,7 +170,8 @@ class WeightedLoss(nn.Module):
         counts = {name: getattr(term, "count", lambda _: None)(targets) for name, term in self.terms.items()}
         return {name: count for name, count in counts.items() if count is not None}
 
-    def forward(self, preds: Prediction, targets: Target) -> Losses:
+    def forward(self, preds: Prediction, targets: Target) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum, scalar; and what is logged, detached: the sum, and each term before and after its weight."""
         raw: dict[str, Tensor] = {}
         weighted: dict[str, Tensor] = {}
         total = preds.loc.new_zeros(())
@@ -217,6 +184,8 @@ class WeightedLoss(nn.Module):
             if is_on:
                 weight = weight * factors[name] if self.training else weight
                 total = total + weight * value
-            raw[name] = value.detach()
-            weighted[name] = raw[name] * (weight.detach() if isinstance(weight, Tensor) else weight)
-        return Losses(total + addend if self.training else total, raw, weighted)
+            raw[f"loss_{name}"] = value.detach()
+            constant = weight.detach() if isinstance(weight, Tensor) else weight
+            weighted[f"loss_{name}_weighted"] = value.detach() * constant
+        total = total + addend if self.training else total
+        return total, {"loss": total.detach(), **raw, **weighted}

@@ -45,9 +45,6 @@ class LocalizationMetrics(Metric):
     """All of `NAMES`, over all images (micro), as the mean over classes (macro), and for each class.
 
     IoU is taken after the predicted box is cut at the image's border. A class without images counts nowhere.
-
-    Args:
-        class_names: the name that belongs to each logit.
     """
 
     full_state_update = False
@@ -57,27 +54,17 @@ class LocalizationMetrics(Metric):
     def __init__(self, class_names: Sequence[str]) -> None:
         super().__init__()
         self.class_names = list(class_names)
-        num_classes = len(self.class_names)
-        self.add_state("sums", torch.zeros(num_classes, len(NAMES)), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros(num_classes), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(len(class_names), len(NAMES)), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(len(class_names)), dist_reduce_fx="sum")
 
     def update(self, boxes: Tensor, logits: Tensor, true_boxes: Tensor, labels: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            boxes: predicted, [B, 4] xyxy in [0, 1].
-            logits: [B, K].
-            true_boxes: [B, 4] xyxy in [0, 1].
-            labels: [B] int64.
-        """
+        """Add a batch: predicted boxes [B, 4] and logits [B, K], true boxes [B, 4] and labels [B]."""
         with torch.autocast(boxes.device.type, enabled=False):  # sums are float32 whatever the trainer's precision
-            self._add(_per_image(boxes.float(), logits.float(), true_boxes, labels), labels)
-
-    def _add(self, values: Tensor, labels: Tensor) -> None:
-        # A matrix product, as index_add_ sums in no fixed order on a GPU.
-        one_hot = torch.nn.functional.one_hot(labels, len(self.class_names)).float()
-        self.sums += one_hot.T @ values
-        self.count += one_hot.sum(0)
+            values = _per_image(boxes.float(), logits.float(), true_boxes, labels)
+            # A matrix product, as index_add_ sums in no fixed order on a GPU.
+            one_hot = torch.nn.functional.one_hot(labels, len(self.class_names)).float()
+            self.sums += one_hot.T @ values
+            self.count += one_hot.sum(0)
 
     def compute(self) -> Results:
         """Means over what was added, on all processes together."""
@@ -102,8 +89,7 @@ def _per_image(boxes: Tensor, logits: Tensor, true_boxes: Tensor, labels: Tensor
     cls_right = logits.argmax(1) == labels
     top5_right = (logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]).any(1)
     loc_right = iou >= 0.5
-    thresholds = torch.tensor(COCO_THRESHOLDS, device=iou.device)
-    joint_50_95 = (cls_right[:, None] & (iou[:, None] >= thresholds)).float().mean(1)
+    at_thresholds = iou[:, None] >= torch.tensor(COCO_THRESHOLDS, device=iou.device)
     columns = {
         "acc": cls_right,
         "iou": iou,
@@ -111,7 +97,7 @@ def _per_image(boxes: Tensor, logits: Tensor, true_boxes: Tensor, labels: Tensor
         "loc_acc70": iou >= 0.7,
         "joint_acc": cls_right & loc_right,
         "joint_acc_top5": top5_right & loc_right,
-        "joint_acc_50_95": joint_50_95,
+        "joint_acc_50_95": (cls_right[:, None] & at_thresholds).float().mean(1),
         "loc_l1": (boxes - true_boxes).abs().mean(1),
         "error_cls": ~cls_right & loc_right,
         "error_loc": cls_right & ~loc_right,
@@ -125,14 +111,8 @@ def floor_prediction(
 ) -> tuple[Tensor, Tensor]:
     """The prediction that ignores the image: the median box and the most frequent class of the training split.
 
-    Args:
-        train_boxes: [N, 4] xyxy in [0, 1].
-        train_labels: [N] int64.
-        num_classes: K.
-        num_images: how many times to repeat it.
-
-    Returns:
-        boxes [num_images, 4], the median of each edge; logits [num_images, K], the class frequencies.
+    It is repeated for each image: boxes [num_images, 4], the median of each edge, and logits [num_images, K], the
+    frequencies of the classes.
     """
     box = train_boxes.median(dim=0).values
     frequency = torch.bincount(train_labels, minlength=num_classes).float()

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from onebox.data.dataset import Batch
 from onebox.errors import check
-from onebox.losses import TERMS, Losses, WeightedLoss
+from onebox.losses import TERMS, WeightedLoss
 from onebox.metrics import LocalizationMetrics, Results
 from onebox.model.localizer import Localizer, Prediction, Target
 from onebox.optim import ParamGroups, Plateau
@@ -35,15 +35,8 @@ class LocalizationModule(LightningModule):
     every `log_every_n_steps` steps (tags `step/...`, means over those steps) and at the end of each epoch
     (`train/...`, means over its images); so are the batch's `shares`.
 
-    Args:
-        localizer: the network.
-        loss: terms and weights.
-        optimizer: makes the optimizer from parameter groups.
-        param_groups: gives each part its learning rate and weight decay.
-        scheduler: makes the learning-rate schedule from (optimizer, number of steps of the fit); None keeps it fixed.
-        class_names: the name that belongs to each logit.
-        seed: seed of what is drawn in a training step (dropout).
-        log_every_n_steps: how often the kept steps are read.
+    The optimizer is made from `param_groups`, the schedule from the optimizer and the number of steps of the fit; None
+    keeps the learning rate fixed. `seed` is that of what is drawn in a training step (dropout).
     """
 
     def __init__(
@@ -81,9 +74,7 @@ class LocalizationModule(LightningModule):
         return self.localizer(images, labels, after=after)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer, and the schedule with one step of its own for each of the optimizer's or, on a plateau, each
-        validation.
-        """
+        """The optimizer, and the schedule, which is stepped with it or, `Plateau`, by `on_train_epoch_end`."""
         optimizer = self.param_groups.optimizer(self.make_optimizer, self.localizer, self.loss)
         if self.make_scheduler is None:
             return optimizer
@@ -104,14 +95,14 @@ class LocalizationModule(LightningModule):
             torch.cuda.manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        preds, targets, losses = self._predict(batch)
-        self.last_step = losses.tags(), Prediction(*(column.detach() for column in preds)), targets
+        preds, targets, total, losses = self._predict(batch)
+        self.last_step = losses, Prediction(*(column.detach() for column in preds)), targets
         shares = {name: torch.tensor(share, device=self.device) for name, share in batch.shares.items()}
-        self._pending.append((self.last_step[0] | shares, *self.last_step[1:]))
+        self._pending.append((losses | shares, *self.last_step[1:]))
         # The last steps are read when the epoch ends, so that nothing is logged of its end before validation.
         if (batch_idx + 1) % self.log_every_n_steps == 0 and not self.trainer.is_last_batch:
             self._read_steps(self.global_step)
-        return losses.total
+        return total
 
     def on_train_epoch_end(self) -> None:
         self._read_steps(self.global_step - 1)
@@ -152,8 +143,8 @@ class LocalizationModule(LightningModule):
         self._pending = [(losses, Prediction(*preds), Target(*targets)) for losses, preds, targets in kept["pending"]]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        preds, targets, losses = self._predict(batch)
-        self.eval_results.add([losses.tags()], [preds], [targets], self.loss.counts(targets))
+        preds, targets, _, losses = self._predict(batch)
+        self.eval_results.add([losses], [preds], [targets], self.loss.counts(targets))
 
     def on_validation_epoch_end(self) -> None:
         losses, metrics = self.eval_results.pop()
@@ -167,11 +158,12 @@ class LocalizationModule(LightningModule):
         self.test_per_class = metrics.per_class
         self._log("test", losses | metrics.tags())
 
-    def _predict(self, batch: Batch) -> tuple[Prediction, Target, Losses]:
+    def _predict(self, batch: Batch) -> tuple[Prediction, Target, Tensor, dict[str, Tensor]]:
+        """What is predicted, what is true, the weighted loss, and the losses that are logged."""
         labels = batch.labels if self.training else None
         preds = self(batch.images, labels) if batch.images is not None else self(batch.state, labels, self.stored_until)
         targets = self.localizer.encode(batch.boxes, batch.labels)
-        return preds, targets, self.loss(preds, targets)
+        return preds, targets, *self.loss(preds, targets)
 
     def _log(self, split: str, values: dict[str, Any]) -> None:
         self.log_dict({f"{split}/{name}": value for name, value in values.items()}, sync_dist=True)

@@ -8,7 +8,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -53,12 +53,7 @@ class ParamGroups:
         self._decay_norms_and_biases = decay_norms_and_biases
 
     def optimizer(self, make: Callable[..., Optimizer], localizer: Localizer, loss: nn.Module) -> Optimizer:
-        """The optimizer of all parameters.
-
-        Args:
-            make: makes it from parameter groups.
-            localizer: the network.
-            loss: may have parameters too.
+        """The optimizer, made by `make` from parameter groups, of all parameters of the network and of the loss.
 
         Raises:
             BadInput: the backbone has fewer stages than it is to be cut into.
@@ -95,14 +90,9 @@ class ParamGroups:
 
 
 def cosine(optimizer: Optimizer, num_steps: int, *, warmup: float, hold_steps: int, final_factor: float) -> LRScheduler:
-    """Linear warm-up to the optimizer's learning rate, then half a cosine down (arXiv:1608.03983, equation 5).
+    """Linear warm-up for a share of the steps, then half a cosine down (arXiv:1608.03983, equation 5).
 
-    Args:
-        optimizer: see above.
-        num_steps: see above.
-        warmup: share of the steps spent rising, [0, 1).
-        hold_steps: steps at the peak before it falls.
-        final_factor: the last learning rate as a share of the peak.
+    It stays at its peak for `hold_steps` and ends at `final_factor` of it.
     """
     check(is_number(warmup, 0) and warmup < 1, f"scheduler.warmup must be in [0, 1), not {warmup}")
     check(is_integer(hold_steps, 0), f"scheduler.hold_steps must be a number >= 0, not {hold_steps}")
@@ -122,14 +112,9 @@ def cosine(optimizer: Optimizer, num_steps: int, *, warmup: float, hold_steps: i
 def one_cycle(
     optimizer: Optimizer, num_steps: int, *, warmup: float, initial_factor: float, final_factor: float
 ) -> LRScheduler:
-    """Up and down once, with momentum down and up (arXiv:1708.07120).
+    """Up for a share of the steps and down once, with momentum down and up (arXiv:1708.07120).
 
-    Args:
-        optimizer: see above.
-        num_steps: see above.
-        warmup: share of the steps spent rising, (0, 1).
-        initial_factor: the first learning rate as a share of the peak.
-        final_factor: the last learning rate as a share of the peak.
+    It begins at `initial_factor` of its peak and ends at `final_factor` of it.
     """
     check(is_number(warmup, 0) and 0 < warmup < 1, f"scheduler.warmup must be in (0, 1), not {warmup}")
     for name, value in {"initial_factor": initial_factor, "final_factor": final_factor}.items():
@@ -149,21 +134,19 @@ def slanted_triangular(
 ) -> LRScheduler:
     """Cycle after cycle a short linear rise and a long linear fall (arXiv:1801.06146, equation 3).
 
-    Args:
-        optimizer: see above; the peak of a cycle whose factor is 1.
-        num_steps: see above.
-        cycles: of each its `length` (in any unit; all together are the whole fit), `factor` (its peak as a share of the
-            optimizer's rate) and `rise` (share of its steps spent rising, [0, 1)).
-        initial_factor: the first and last learning rate of a cycle as a share of its peak.
+    Each of the `cycles` has a `length` (in any unit; all together are the whole fit), a `factor` (its peak as a share
+    of the optimizer's rate) and a `rise` (share of its steps, [0, 1)). It begins and ends at `initial_factor` of its
+    peak.
     """
-    are_cycles = bool(cycles) and all(
+    are_cycles = all(
         set(cycle) == {"length", "factor", "rise"}
         and cycle["length"] > 0
         and cycle["factor"] >= 0
         and 0 <= cycle["rise"] < 1
         for cycle in cycles
     )
-    check(are_cycles, f"scheduler.cycles must be like [{{length: 3, factor: 1.0, rise: 0.2}}], not {cycles}")
+    example = "[{length: 3, factor: 1.0, rise: 0.2}]"
+    check(bool(cycles) and are_cycles, f"scheduler.cycles must be like {example}, not {cycles}")
     check(is_number(initial_factor, 0), f"scheduler.initial_factor must be a number >= 0, not {initial_factor}")
     sums = list(accumulate(cycle["length"] for cycle in cycles))
     ends = [num_steps * length / sums[-1] for length in sums]
@@ -179,32 +162,11 @@ def slanted_triangular(
 
 
 class Plateau(ReduceLROnPlateau):
-    """Falls when a logged value has not improved for a while; receives the value in each epoch that logs it.
+    """Falls when the logged value `monitor` has not improved by more than `min_delta` for a while.
 
-    Args:
-        optimizer: its learning rates are the first ones.
-        num_steps: not needed.
-        monitor: tag of the value.
-        mode: whether less (`min`) or more (`max`) is better.
-        factor: what the learning rate is multiplied by, (0, 1).
-        patience: how many times in a row the value may fail to improve.
-        min_delta: an improvement is larger than this.
-        min_lr: the learning rate falls no further.
+    It receives the value in each epoch that logs it. The other options are those of `ReduceLROnPlateau`.
     """
 
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        num_steps: int,
-        *,
-        monitor: str,
-        mode: Literal["min", "max"],
-        factor: float,
-        patience: int,
-        min_delta: float,
-        min_lr: float,
-    ) -> None:
-        super().__init__(
-            optimizer, mode, factor, patience, threshold=min_delta, threshold_mode="abs", min_lr=min_lr, eps=0.0
-        )
+    def __init__(self, optimizer: Optimizer, num_steps: int, *, monitor: str, min_delta: float, **options: Any) -> None:
+        super().__init__(optimizer, threshold=min_delta, threshold_mode="abs", eps=0.0, **options)
         self.monitor = monitor

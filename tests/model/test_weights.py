@@ -110,27 +110,18 @@ def test_torchvisions_weights_are_downloaded_once(hub, server, state, tmp_path):
 @pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
 def test_a_download_that_fails_says_what_to_do_and_leaves_nothing(hub, server, state, tmp_path):
     content = as_file(state, tmp_path / "net")
-    folder = hub(content[: len(content) // 2], named_for=content)
-    told = one_line(mobilenet, pretrained=True)
-    assert f"needs {server.address}/net-" in told
-    assert "invalid hash" in told
-    assert "pretrained=FILE" in told
-    assert list(folder.iterdir()) == []
-
-    hub(content)
-    server.sent = 0.5  # the connection breaks
-    one_line(mobilenet, pretrained=True)
-    assert list(folder.iterdir()) == []
-
-    server.files = {}
-    assert "404" in one_line(mobilenet, pretrained=True)
-    assert list(folder.iterdir()) == []
-
+    for file, named_for, sent, message in [
+        (content[: len(content) // 2], content, 1.0, "invalid hash"),
+        (content, None, 0.5, "did not load"),  # the connection breaks
+        (None, None, 1.0, "404"),
+    ]:
+        folder = hub(content if file is None else file, named_for=named_for)
+        server.files, server.sent = {} if file is None else server.files, sent
+        told = one_line(mobilenet, pretrained=True)
+        assert re.search(rf"needs {server.address}/net-.*{message}.*pretrained=FILE", told)
+        assert list(folder.iterdir()) == []
     hub(as_file({**state, "features.0.0.weight": torch.zeros(16, 3, 5, 5)}, tmp_path / "net"))
-    server.sent = 1.0
-    told = one_line(mobilenet, pretrained=True)
-    assert str(folder) in told
-    assert "delete a damaged copy" in told
+    assert f"delete a damaged copy in {folder}" in one_line(mobilenet, pretrained=True)
     gc.collect()  # torch.hub leaves sockets open, which are to be found here and in no other test
 
 
@@ -193,9 +184,9 @@ def test_a_file_without_weights_is_one_line(tmp_path, content, message):
 @pytest.mark.parametrize(
     "name, value, message",
     [
-        ("features.0.0.weight", None, "is missing"),
-        ("features.13.0.weight", torch.zeros(1), "is too many"),  # of a deeper network of the same family
-        ("features.1.block.0.0.weight", torch.zeros(2), r"is \[2\], not \[16, 1, 3, 3\]"),
+        ("features.0.0.weight", None, "Missing key.*"),
+        ("features.13.0.weight", torch.zeros(1), "Unexpected key.*"),  # of a deeper network of the same family
+        ("features.1.block.0.0.weight", torch.zeros(2), "size mismatch for "),
     ],
 )
 def test_weights_of_another_network_are_one_line(state, tmp_path, name, value, message):
@@ -203,7 +194,7 @@ def test_weights_of_another_network_are_one_line(state, tmp_path, name, value, m
     state[name] = value
     torch.save({key: item for key, item in state.items() if item is not None}, tmp_path / "net.pth")
     told = one_line(mobilenet, pretrained=str(tmp_path / "net.pth"))
-    assert re.search(rf"another network; {name} {message} \(1 such\)", told)
+    assert re.search(rf"another network; {message}{name}", told)
 
 
 def test_packaged_weights_are_loaded_from_the_first_to_the_last():

@@ -85,12 +85,7 @@ class Backbone(Protocol):
         """The stage that a parameter, named as by `named_parameters()`, belongs to."""
 
 
-class _Step(NamedTuple):
-    """One link of a chain: `function(x, *args, **kwargs)`, or the module of that name."""
-
-    function: str | Callable[..., Tensor]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+Step = str | Callable[[Tensor], Tensor]  # one link of a chain: the name of a module, or a function
 
 
 class StagedNet(nn.Module):
@@ -117,7 +112,6 @@ class StagedNet(nn.Module):
         self, net: nn.Module, *, name: str, method: str, image_size: int, levels: Sequence[int], input: InputRecord
     ) -> None:
         super().__init__()
-        check(is_integer(image_size, 1), f"image_size must be a number >= 1, not {image_size}")
         check(bool(levels), f"model.backbone.levels must name at least one stride, such as [32], not {levels}")
         self.net = net
         self.input = input
@@ -125,12 +119,14 @@ class StagedNet(nn.Module):
         self._steps = _chain(net, method, name)
         self._steps = self._taken_apart(self._shapes(input.size, name))
         shapes = self._shapes(input.size, name)
-        ends = [number for number, shape in enumerate(shapes) if number and _is_map(shape)]
+        ends = [
+            number for number, shape in enumerate(shapes) if number and len(shape) == 4 and shape[2] == shape[3] > 1
+        ]
         check(bool(ends), f"model.backbone.name={name}: gives no map with positions")
         self._steps = self._steps[: ends[-1]]
-        used = {step.function.partition(".")[0] for step in self._steps if isinstance(step.function, str)}
-        for child in [child for child, _ in net.named_children() if child not in used]:
-            delattr(net, child)
+        for child, _ in list(net.named_children()):
+            if not any(f"{step}.".startswith(f"{child}.") for step in self._steps):
+                delattr(net, child)
 
         strides = {2 ** _halvings(shapes[0], shapes[number]): number for number in ends}
         check(
@@ -140,13 +136,12 @@ class StagedNet(nn.Module):
         self._levels = sorted(strides[level] for level in set(levels))  # how many steps make each map
         if image_size != input.size:
             shapes = self._shapes(image_size, name)
-        self.feature_shape = FeatureShape(
-            tuple(MapShape(*shapes[number][1:]) for number in self._levels), pooled=shapes[ends[-1]][1]
-        )
-        self._stage_of_step: list[str] = []
-        for step in self._steps:
-            begins = not self._stage_of_step or self._multiplies(step)
-            self._stage_of_step.append(str(step.function) if begins else self._stage_of_step[-1])
+        maps = tuple(MapShape(*shapes[number][1:]) for number in self._levels)
+        self.feature_shape = FeatureShape(maps, pooled=shapes[ends[-1]][1])
+        self._stage_of_step = [str(self._steps[0])]
+        for step in self._steps[1:]:
+            multiplies = isinstance(step, str) and any(item.ndim > 1 for item in net.get_submodule(step).parameters())
+            self._stage_of_step.append(str(step) if multiplies else self._stage_of_step[-1])
         self.stages = tuple(dict.fromkeys(self._stage_of_step))
 
     def forward(self, images: Tensor) -> Features:
@@ -159,11 +154,8 @@ class StagedNet(nn.Module):
         return self._features(self._go(state, self._end(after), len(self._steps)))
 
     def stage_of(self, parameter_name: str) -> str:
-        return next(
-            stage
-            for step, stage in zip(self._steps, self._stage_of_step, strict=True)
-            if parameter_name.startswith(f"net.{step.function}.")
-        )
+        steps = zip(self._steps, self._stage_of_step, strict=True)
+        return next(stage for step, stage in steps if parameter_name.startswith(f"net.{step}."))
 
     def _end(self, stage: str) -> int:
         """How many steps an image has gone through at the end of a stage."""
@@ -181,9 +173,9 @@ class StagedNet(nn.Module):
         maps = state if len(self._steps) in self._levels else state[:-1]
         return Features(maps, state[-1].mean((2, 3)))
 
-    def _run(self, step: _Step, x: Tensor) -> Tensor:
-        function = self.net.get_submodule(step.function) if isinstance(step.function, str) else step.function
-        return function(x, *step.args, **step.kwargs)
+    def _run(self, step: Step, x: Tensor) -> Tensor:
+        function = self.net.get_submodule(step) if isinstance(step, str) else step
+        return function(x)
 
     def _shapes(self, image_size: int, name: str) -> list[tuple[int, ...]]:
         """The shapes of one image and of what each step makes of it; leaves the network in training mode."""
@@ -201,26 +193,15 @@ class StagedNet(nn.Module):
         self.net.train()
         return shapes
 
-    def _taken_apart(self, shapes: list[tuple[int, ...]]) -> list[_Step]:
+    def _taken_apart(self, shapes: list[tuple[int, ...]]) -> list[Step]:
         """The steps, with the children of each Sequential that halves its map three times: it holds several stages."""
-        steps = []
+        steps: list[Step] = []
         for step, (before, after) in zip(self._steps, pairwise(shapes), strict=True):
-            module = self.net.get_submodule(step.function) if isinstance(step.function, str) else None
+            module = self.net.get_submodule(step) if isinstance(step, str) else None
             is_large = len(after) == 4 and after[2] > 1 and _halvings(before, after) >= 3
-            if type(module) is nn.Sequential and is_large:
-                steps += [_Step(f"{step.function}.{child}", (), {}) for child, _ in module.named_children()]
-            else:
-                steps.append(step)
+            children = module.named_children() if type(module) is nn.Sequential and is_large else ()
+            steps += [f"{step}.{child}" for child, _ in children] or [step]
         return steps
-
-    def _multiplies(self, step: _Step) -> bool:
-        if not isinstance(step.function, str):
-            return False
-        return any(parameter.ndim > 1 for parameter in self.net.get_submodule(step.function).parameters())
-
-
-def _is_map(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 4 and shape[2] == shape[3] > 1
 
 
 def _halvings(before: tuple[int, ...], after: tuple[int, ...]) -> int:
@@ -239,7 +220,7 @@ class _Tracer(fx.Tracer):
         return True
 
 
-def _chain(net: nn.Module, method: str, name: str) -> list[_Step]:
+def _chain(net: nn.Module, method: str, name: str) -> list[Step]:
     """The steps from image to output, each of which reads what the one before gives and nothing else.
 
     Raises:
@@ -247,13 +228,16 @@ def _chain(net: nn.Module, method: str, name: str) -> list[_Step]:
     """
     no_chain = f"model.backbone.name={name} is no chain of modules, which a backbone must be; resnet18 is one"
     try:
-        before, *nodes = _Tracer(method).trace(net).nodes
+        before, *nodes, output = _Tracer(method).trace(net).nodes
     except Exception as error:  # whatever the network's code raises when it is given no tensor
         raise BadInput(no_chain) from error
-    steps = []
-    for node in nodes:
+    for node in (*nodes, output):
         check(node.all_input_nodes == [before] and node.args[:1] == (before,), no_chain)
-        function = getattr(Tensor, str(node.target)) if node.op == "call_method" else node.target
-        steps.append(_Step(function, tuple(node.args[1:]), dict(node.kwargs)))
         before = node
-    return steps[:-1]  # the last node is the output
+    return [node.target if node.op == "call_module" else _function(node) for node in nodes]
+
+
+def _function(node: fx.Node) -> Callable[[Tensor], Tensor]:
+    function: Any = getattr(Tensor, str(node.target)) if node.op == "call_method" else node.target
+    rest, options = node.args[1:], node.kwargs
+    return lambda x: function(x, *rest, **options)

@@ -70,14 +70,8 @@ class SpatialHead(nn.Module):
 class AttentionPoolHead(nn.Module):
     """A learnt query looks at all positions of the map (multi-head attention), then one linear layer.
 
-    Positions are told apart by a learnt vector each, so that a box can be read from them.
-
-    Args:
-        feature_shape: sizes of the backbone's features.
-        out_features: number of outputs.
-        channels: width of queries, keys and values; a multiple of `num_heads`.
-        num_heads: of the attention.
-        dropout: before the linear layer.
+    Positions are told apart by a learnt vector each, so that a box can be read from them. Queries, keys and values have
+    `channels` numbers each.
     """
 
     gives_boxes = False
@@ -136,14 +130,8 @@ class EdgesHead(nn.Module):
     """One heatmap for each side of the box, summed to one axis and read as its expected coordinate.
 
     Left and right are summed over the rows, top and bottom over the columns (log-sum-exp), so that a side is found
-    wherever along it there is evidence; the softmax over the other axis weighs the coordinates 0 to 1.
-
-    Args:
-        feature_shape: sizes of the backbone's features.
-        out_features: number of heatmaps, 4.
-        channels: of the three convolutions before the heatmaps.
-        upsample: how much finer than the map the heatmaps are.
-        dropout: after the three convolutions.
+    wherever along it there is evidence; the softmax over the other axis weighs the coordinates 0 to 1. Before them come
+    three convolutions of `channels` each, then dropout. Heatmaps are `upsample` times as fine as the map.
     """
 
     gives_boxes = True

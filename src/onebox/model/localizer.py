@@ -66,12 +66,10 @@ class Localizer(nn.Module):
     def forward(
         self, images: Tensor | tuple[Tensor, ...], labels: Tensor | None = None, *, after: str | None = None
     ) -> Prediction:
-        """Predict a box and a class for each image.
+        """Predict a box and a class for each image ([B, 3, H, W], uint8 in [0, 255] or float in [0, 1]).
 
-        Args:
-            images: [B, 3, H, W], uint8 in [0, 255] or float in [0, 1]; with `after` what `prefix` gave for them.
-            labels: [B] int64, in training: where there is a box for each class, that of the label is taken.
-            after: the stage that `prefix` went until.
+        Where there is a box for each class, training takes that of the label. With `after`, a stage, `images` is what
+        `prefix` gave until there.
         """
         averages = self.flip_average and not self.training
         if after is None:

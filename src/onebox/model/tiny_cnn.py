@@ -15,14 +15,6 @@ class TinyCnn(nn.Module):
 
     Pooling before the ReLU gives the same output as after it, for a quarter of the ReLU's work. A stage is a block,
     named after its convolution, or the fully connected layer.
-
-    Args:
-        image_size: side of the square input, px.
-        in_channels: channels of the input.
-        widths: output channels of each block.
-        hidden_features: outputs of the fully connected layer.
-        dropout: share of the flattened map that is dropped before the fully connected layer in training, [0, 1).
-        input: how images are normalised.
     """
 
     def __init__(
