@@ -15,7 +15,7 @@ import tracemalloc
 from pathlib import Path
 from xml.etree import ElementTree
 
-from onebox.data.index import Listed
+from onebox.data.listed import Listed
 from onebox.data.tree import VocTree
 
 OBJECT = """	<object>

@@ -20,7 +20,7 @@ from torch import nn
 
 from onebox.build import build_data
 from onebox.data import cache
-from onebox.data.dataset import EpochSampler
+from onebox.data.loading import EpochSampler
 from onebox.errors import BadInput
 from onebox.frozen_features import FeatureDataset, Frozen, fold_norms
 from onebox.model.backbone import InputRecord, StagedNet
@@ -122,7 +122,7 @@ def test_runs_of_other_heads_and_losses_share_features_and_the_same_run_has_the_
     ("overrides", "line"),
     [
         (["data.views=null"], "as each draws its own views; data.views=8"),
-        (["callbacks.freeze.unfreeze=[[1,all]]"], "has all of the backbone trained"),
+        (["callbacks.freeze.unfreeze=[[1,all]]"], "trains all of the backbone"),
     ],
 )
 def test_it_is_said_why_features_are_not_stored(fit, caplog, overrides, line):

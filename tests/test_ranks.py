@@ -18,7 +18,7 @@ import lightning.pytorch as L
 import pytest
 
 from onebox.build import build_data, build_module, build_trainer
-from onebox.data.dataset import EvalBatches
+from onebox.data.loading import EvalBatches
 from onebox.data.shapes import write_shapes
 from onebox.runs.checkpoint import load_weights
 

@@ -29,7 +29,8 @@ from torch.utils.data import Dataset
 from onebox.callbacks.freeze import Freeze
 from onebox.data.cache import open_array
 from onebox.data.datamodule import VocDataModule
-from onebox.data.dataset import Batch, Key, OneBoxDataset
+from onebox.data.dataset import Batch, OneBoxDataset
+from onebox.data.loading import Key
 from onebox.data.processes import progress
 from onebox.errors import BadInput, check
 from onebox.model.localizer import Localizer
@@ -71,39 +72,17 @@ def store_features(
     Raises:
         BadInput: there is no room for the features.
     """
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it without declaring it
-    freeze = next((callback for callback in callbacks if isinstance(callback, Freeze)), None)
-    if freeze is None or data.features == "off":
+    frozen = _frozen_stages(trainer, module, data)
+    if not frozen:
         return
     localizer = module.localizer
     network: Any = localizer.backbone  # a module as well
-    assert trainer.max_epochs is not None
-    frozen = freeze.frozen(network.stages, trainer.max_epochs)
-    if not frozen:
-        log.info("features are computed in every epoch, as callbacks.freeze.unfreeze trains all of the backbone")
-        return
-    if data.views is None:
-        log.info(
-            "features are computed in every epoch, as each draws its own views; data.views=8 computes 8 views once"
-        )
-        return
     if checkpoint is not None:
         load_weights(module, checkpoint)  # a file of pretrained weights may have changed since
     until = frozen[-1]
     device = trainer.strategy.root_device
 
-    @cache
-    def evaluated() -> Localizer:
-        net = copy.deepcopy(localizer).eval().to(device)
-        random = torch.Generator().manual_seed(0)
-        example = torch.rand(1, 3, data.image_size, data.image_size, generator=random).to(device)
-        fold_norms(net, lambda: net.prefix(example, until=until, mirrored=False))
-        return net
-
-    def compute(images: Tensor, *, mirrored: bool) -> Sequence[Tensor]:
-        with torch.inference_mode():
-            return evaluated().prefix(images.to(device), until=until, mirrored=mirrored)
-
+    compute = _prefix_of(localizer, until, device, data.image_size)
     name = backbone.get("name") or backbone["_target_"].rpartition(".")[2]
     follows_from = {
         "backbone": dict(backbone),
@@ -124,6 +103,41 @@ def store_features(
 
     data.replace_datasets(store)
     module.stored_until = until
+
+
+def _prefix_of(localizer: Localizer, until: str, device: torch.device, image_size: int) -> Callable[..., Any]:
+    """A function from images to what stage `until` gives, by a copy of the network that is made at the first call."""
+
+    @cache
+    def evaluated() -> Localizer:
+        net = copy.deepcopy(localizer).eval().to(device)
+        random = torch.Generator().manual_seed(0)
+        example = torch.rand(1, 3, image_size, image_size, generator=random).to(device)
+        fold_norms(net, lambda: net.prefix(example, until=until, mirrored=False))
+        return net
+
+    def compute(images: Tensor, *, mirrored: bool) -> Sequence[Tensor]:
+        with torch.inference_mode():
+            return evaluated().prefix(images.to(device), until=until, mirrored=mirrored)
+
+    return compute
+
+
+def _frozen_stages(trainer: Trainer, module: LocalizationModule, data: VocDataModule) -> Sequence[str]:
+    """The first stages of the backbone, which stay frozen throughout, if their output can be stored."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it without declaring it
+    freeze = next((callback for callback in callbacks if isinstance(callback, Freeze)), None)
+    if freeze is None or data.features == "off":
+        return ()
+    assert trainer.max_epochs is not None
+    network: Any = module.localizer.backbone  # a module as well
+    frozen: Sequence[str] = freeze.frozen(network.stages, trainer.max_epochs)
+    if not frozen:
+        log.info("features are computed in every epoch, as callbacks.freeze.unfreeze trains all of the backbone")
+    elif data.views is None:
+        log.info("features are computed in every epoch, as each draws its own views; data.views=8 computes 8 once")
+        return ()
+    return frozen
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,7 @@ def test_only_train_pools_all_lists(shapes_data):
 
 
 def test_replicas_share_the_images_evenly():
-    from onebox.data.dataset import EpochSampler
+    from onebox.data.loading import EpochSampler
 
     parts = [list(EpochSampler(7, shuffle=True, seed=0, rank=rank, num_replicas=2)) for rank in (0, 1)]
     assert [len(part) for part in parts] == [4, 4]

@@ -13,7 +13,7 @@ from tests.conftest import OBJECT_XML, VOC_XML
 
 from onebox.build import build_data
 from onebox.data import table as tables
-from onebox.data.index import Listed
+from onebox.data.listed import Listed
 from onebox.data.processes import process_map
 from onebox.data.table import Table, read_table, table_path
 from onebox.data.tree import VocTree

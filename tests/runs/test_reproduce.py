@@ -99,7 +99,7 @@ def test_one_changed_value_is_named_at_its_first_step(shapes_run, tmp_path, over
 
 def test_other_data_are_refused_and_when_forced_named_in_their_step(shapes_run, shapes_root, tmp_path):
     from onebox.build import build_data
-    from onebox.data.dataset import EpochSampler
+    from onebox.data.loading import EpochSampler
 
     folder = tmp_path / "moved"
     shutil.copytree(shapes_root, folder)

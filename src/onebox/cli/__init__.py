@@ -94,34 +94,38 @@ def download(
     print(f"{name} is in {Path(folder).resolve()}")
 
 
+CheckArguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[ROOT] [KEY=VALUE]...",
+        help="Where the data are, and changes to data.*, as onebox-train takes them.",
+        show_default=False,
+    ),
+]
+DataOption = Annotated[
+    str | None,
+    typer.Option(metavar="OPTION", help="Check lists and classes of an option of data, such as voc2007 or ilsvrc."),
+]
+Classes = Annotated[
+    str | None,
+    typer.Option(
+        metavar="voc|FILE|NAME,NAME",
+        help="The known classes: VOC's 20, a file with one a line, or a list. [default: any; where most objects are of "
+        "VOC's, others are warned of]",
+    ),
+]
+Montage = Annotated[
+    Path | None, typer.Option(metavar="FILE.png", help="Write a picture of some images with their boxes.")
+]
+
+
 @data_app.command(epilog=CHECK_EPILOG)
 def check(
-    arguments: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="[ROOT] [KEY=VALUE]...",
-            help="Where the data are, and changes to data.*, as onebox-train takes them.",
-            show_default=False,
-        ),
-    ],
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="OPTION", help="Check the lists and classes of an option of data, such as voc2007 or ilsvrc."
-        ),
-    ] = None,
-    classes: Annotated[
-        str | None,
-        typer.Option(
-            metavar="voc|FILE|NAME,NAME",
-            help="The known classes: VOC's 20, a file with one a line, or a list. [default: VOC's where most objects "
-            "are of them, else any]",
-        ),
-    ] = None,
+    arguments: CheckArguments = None,
+    data: DataOption = None,
+    classes: Classes = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
-    montage: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="Write a picture of some images with their boxes.")
-    ] = None,
+    montage: Montage = None,
 ) -> None:
     """Say what is in data and what is wrong with them.
 
@@ -141,18 +145,17 @@ def check(
     from onebox.data.check import check as check_data
     from onebox.data.tree import Folders
 
-    overrides = [text for text in arguments if "=" in text and not Path(text).exists()]
-    roots = [text for text in arguments if text not in overrides]
+    overrides = [text for text in arguments or [] if "=" in text and not Path(text).exists()]
+    roots = [text for text in arguments or [] if text not in overrides]
     if len(roots) > 1 or (not roots and data is None):
         raise BadInput(f"name one folder or an option of data, not {' '.join(roots) or 'neither'} (see --help)")
     voc = [str(name) for name in _compose("data=voc2007").data.classes]
     cfg = _compose(f"data={data or 'folder'}", *overrides).data
-    known = _class_names(classes, voc) or (list(map(str, cfg.classes)) if data and cfg.classes else None)
     try:
         survey = check_data(
             Path(roots[0] if roots else str(cfg.root)).expanduser(),
             conventions=Conventions(**{item.name: cfg[item.name] for item in fields(Conventions)}),
-            classes=known,
+            classes=_class_names(classes, voc) or (list(map(str, cfg.classes)) if data and cfg.classes else None),
             voc_classes=voc,
             has_background=cfg.background_class,
             splits={split: list(lists) for split, lists in cfg.splits.items()} if data else None,

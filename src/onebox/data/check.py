@@ -18,7 +18,8 @@ import PIL.Image
 
 from onebox.data.annotations import BACKGROUND, Conventions, odd_classes
 from onebox.data.image import Header, read_image
-from onebox.data.index import Listed, annotation_problems
+from onebox.data.index import annotation_problems
+from onebox.data.listed import Listed
 from onebox.data.processes import num_cores, progress
 from onebox.data.table import Ints, read_table
 from onebox.data.tree import Folders, VocTree, find_trees
@@ -48,6 +49,10 @@ class Problem:
     file: Path
     message: str
     remedy: str
+
+    def relative_to(self, root: Path) -> "Problem":
+        """The same with its file relative to `root`, if it lies there."""
+        return replace(self, file=self.file.relative_to(root)) if self.file.is_relative_to(root) else self
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,10 +123,8 @@ def check(
     pixels = _decode(listed, [row for row, header in headers.items() if not isinstance(header, str)])
     in_lists = {row for some in rows.values() for row in some.tolist()}
     if has_background and BACKGROUND in (listed.table.names if classes is None else classes):
-        message, remedy = (
-            f"there is a class {BACKGROUND}, which data.background_class=true puts before the others",
-            (f"set data.background_class=false, or data.rename={{{BACKGROUND}: other}}"),
-        )
+        message = f"there is a class {BACKGROUND}, which data.background_class=true puts before the others"
+        remedy = f"set data.background_class=false, or data.rename={{{BACKGROUND}: other}}"
         problems.append(Problem("error", "class background", root, message, remedy))
     share = np.isin(listed.table.names, list(voc_classes)).mean() if len(listed.table.names) else 0.0
     known = voc_classes if classes is None and share > MOST else classes
@@ -133,11 +136,7 @@ def check(
     hashes = [found if isinstance(found := pixels.get(row), bytes) else None for row in range(len(listed))]
     problems += [*_shared_ids(listed, rows), *_same_pixels(listed, hashes, rows), *_oddities(root, listed)]
     problems.sort(key=lambda problem: (problem.level != "error", problem.kind))  # stable: else in the order of ids
-    relative = [
-        replace(problem, file=problem.file.relative_to(root)) if problem.file.is_relative_to(root) else problem
-        for problem in problems
-    ]
-    return Survey(root, listed, rows, hashes, relative)
+    return Survey(root, listed, rows, hashes, [problem.relative_to(root) for problem in problems])
 
 
 def _trees(root: Path, splits: Mapping[str, Sequence[str]] | None, folders: Folders) -> dict[str, VocTree]:

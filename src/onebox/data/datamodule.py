@@ -3,31 +3,22 @@
 import dataclasses
 import hashlib
 import logging
-import signal
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
-import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from onebox.data.annotations import BACKGROUND, Conventions, odd_classes
 from onebox.data.augment import Transform
-from onebox.data.dataset import Batch, Cache, EpochSampler, EvalBatches, OneBoxDataset, pixel_source
-from onebox.data.index import (
-    SPLITS,
-    Index,
-    Listed,
-    Selection,
-    Splits,
-    build_index,
-    check_disjoint,
-    class_names,
-    usable_rows,
-)
+from onebox.data.dataset import Batch, Cache, OneBoxDataset, pixel_source
+from onebox.data.index import Index, build_index, class_names, usable_rows
+from onebox.data.listed import Listed
+from onebox.data.loading import Loading, make_loader
+from onebox.data.selection import SPLITS, Selection, Splits, check_disjoint
 from onebox.data.table import Ints
 from onebox.data.tree import Folders, VocTree
 from onebox.errors import BadInput, check, is_integer
@@ -42,28 +33,6 @@ class Source(Protocol):
 
     def __call__(self, root: str, *, download: bool) -> object:
         """Make or fetch the trees below `root` that are missing; ask the network only if `download` is true."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Loading:
-    """How batches are made.
-
-    Attributes:
-        batch_size: images of a training step, on each device.
-        eval_batch_size: images of a validation or test step, on each device.
-        num_workers: loader processes; 0 loads in the main process, which is fastest with the cache.
-        drop_last: whether an incomplete last training batch is left out.
-    """
-
-    batch_size: int
-    eval_batch_size: int
-    num_workers: int
-    drop_last: bool
-
-    def __post_init__(self) -> None:
-        for key, least in {"batch_size": 1, "eval_batch_size": 1, "num_workers": 0}.items():
-            value = getattr(self, key)
-            check(is_integer(value, least), f"data.{key} must be a number >= {least}, not {value}")
 
 
 class VocDataModule(LightningDataModule):
@@ -364,39 +333,10 @@ class VocDataModule(LightningDataModule):
 
     def _loader(self, split: str) -> DataLoader[Batch]:
         dataset = self._replaced[split] if split in self._replaced else self.dataset(split)
-        is_train = split == "train"
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        rank = torch.distributed.get_rank() if distributed else 0
-        num_replicas = torch.distributed.get_world_size() if distributed else 1
-        batch_size = self._loading.batch_size if is_train else self._loading.eval_batch_size
-        epoch, step = self.start if is_train else (0, 0)
-        batches: dict[str, Any] = {
-            "batch_size": batch_size,
-            "sampler": EpochSampler(
-                len(dataset),
-                shuffle=is_train,
-                seed=self._seed,
-                rank=rank,
-                num_replicas=num_replicas,
-                start=(epoch, step * batch_size),
-                views=self.views if is_train else 1,
-            ),
-            "drop_last": is_train and self._loading.drop_last,
-        }
-        if not is_train and len(dataset) and num_replicas > 1:
-            if len(dataset) < num_replicas:
-                raise BadInput(f"the {split} split has {len(dataset)} images for {num_replicas} devices; use fewer")
-            sampler = EvalBatches(len(dataset), batch_size, rank=rank, num_replicas=num_replicas)
-            batches = {"batch_sampler": sampler}
-        return DataLoader(
-            dataset,
-            **batches,
-            num_workers=self._loading.num_workers,
-            persistent_workers=self._loading.num_workers > 0,
-            collate_fn=_as_is,  # __getitems__ gives whole batches
-            worker_init_fn=_ignore_sigterm,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator().manual_seed(self._seed),  # workers must not draw from the global generator
+        if split != "train":
+            return make_loader(dataset, self._loading, seed=self._seed, name=split)
+        return make_loader(
+            dataset, self._loading, seed=self._seed, name=split, is_train=True, start=self.start, views=self.views
         )
 
 
@@ -404,12 +344,3 @@ def _part(kind: Callable[..., Part], keys: dict[str, Any]) -> Part:
     """A part of the data module, from those of its keys that are fields of it, which are taken out of `keys`."""
     fields = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type]  # it is one of the dataclasses
     return kind(**{name: keys.pop(name) for name in fields if name in keys})
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
-
-
-def _ignore_sigterm(worker: int) -> None:
-    # Schedulers send it to all processes of a job; the main process still needs batches until it has stored its state.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,7 +1,7 @@
 """From rows of an index to batches. B = batch size, H x W = the model's image size in px."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from onebox.data.augment import Transform
 from onebox.data.cache import Pixels, stored_pixels
 from onebox.data.image import read_image
 from onebox.data.index import Index
+from onebox.data.loading import Key
 from onebox.data.processes import num_cores, progress
 from onebox.data.resize import Image, Resize
 from onebox.errors import BadInput
 
 Cache = Literal["disk", "ram", "none"]
-Key = tuple[int, int]  # (epoch or number of the view, row of the index)
 
 
 @dataclass(frozen=True)
@@ -198,88 +198,3 @@ class OneBoxDataset(Dataset[Batch]):
         finally:
             pool.shutdown(cancel_futures=True)  # Ctrl-C is not to wait for all the others
         return bad
-
-
-class EpochSampler(Sampler[Key]):
-    """Keys of one epoch, in an order that is a function of (seed, epoch); the epoch is set by the trainer.
-
-    With several replicas each takes every `num_replicas`-th key. The last ones start again from the front, so that
-    all replicas have the same number.
-
-    Args:
-        num_rows: how many images there are.
-        shuffle: whether each epoch has an order of its own; if not, it is that of the rows.
-        seed: seed of the order.
-        rank: which replica this is.
-        num_replicas: how many there are.
-        start: (epoch, number of keys): this epoch is begun after so many of its keys.
-        views: None for keys (epoch, row). V for keys (view, row), where the view of each image, from 0 to V - 1, is
-            drawn such that it comes in each once in V epochs.
-    """
-
-    def __init__(
-        self,
-        num_rows: int,
-        *,
-        shuffle: bool,
-        seed: int,
-        rank: int = 0,
-        num_replicas: int = 1,
-        start: tuple[int, int] = (0, 0),
-        views: int | None = None,
-    ) -> None:
-        self._num_rows = num_rows
-        self._shuffle = shuffle
-        self._seed = seed
-        self._rank = rank
-        self._num_replicas = num_replicas
-        self._start = start
-        self._views = views
-        self._epoch = start[0]  # loader workers may ask for keys before the trainer sets the epoch
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer before each epoch."""
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return -(-self._num_rows // self._num_replicas)
-
-    def __iter__(self) -> Iterator[Key]:
-        rows = np.arange(self._num_rows)
-        if self._shuffle:
-            np.random.default_rng([self._seed, self._epoch]).shuffle(rows)
-        mine = np.resize(rows, len(self) * self._num_replicas)[self._rank :: self._num_replicas]
-        done = self._start[1] if self._epoch == self._start[0] else 0
-        return iter(list(zip(self._numbers()[mine[done:]].tolist(), mine[done:].tolist(), strict=True)))
-
-    def _numbers(self) -> NDArray[np.int64]:
-        """[num_rows] the first half of the keys."""
-        if self._views is None:
-            return np.full(self._num_rows, self._epoch)
-        draw = np.random.default_rng([self._seed, self._epoch // self._views, 1])  # 1: not the draw of the order
-        return (draw.integers(self._views, size=self._num_rows) + self._epoch) % self._views
-
-
-class EvalBatches(Sampler[list[Key]]):
-    """Batches of all rows for one of several replicas, such that each row is on one replica only.
-
-    All replicas have the same number of batches, as they wait for each other at each; some are an image smaller.
-
-    Args:
-        num_rows: how many images there are.
-        batch_size: how many make a batch; where this is 1, a batch may have 2.
-        rank: which replica this is.
-        num_replicas: how many there are; not more than images.
-    """
-
-    def __init__(self, num_rows: int, batch_size: int, *, rank: int, num_replicas: int) -> None:
-        self._rows = np.arange(num_rows)[rank::num_replicas]
-        most, least = -(-num_rows // num_replicas), num_rows // num_replicas
-        self._num_batches = min(-(-most // batch_size), least)
-
-    def __len__(self) -> int:
-        return self._num_batches
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        for rows in np.array_split(self._rows, self._num_batches):
-            yield [(0, row) for row in rows.tolist()]

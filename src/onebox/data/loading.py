@@ -1,0 +1,188 @@
+"""From a dataset to batches: their size, and the order of the images."""
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Sampler
+
+from onebox.errors import BadInput, check, is_integer
+
+Key = tuple[int, int]  # (epoch or number of the view, row of the index)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How batches are made.
+
+    Attributes:
+        batch_size: images of a training step, on each device.
+        eval_batch_size: images of a validation or test step, on each device.
+        num_workers: loader processes; 0 loads in the main process, which is fastest with the cache.
+        drop_last: whether an incomplete last training batch is left out.
+    """
+
+    batch_size: int
+    eval_batch_size: int
+    num_workers: int
+    drop_last: bool
+
+    def __post_init__(self) -> None:
+        for key, least in {"batch_size": 1, "eval_batch_size": 1, "num_workers": 0}.items():
+            value = getattr(self, key)
+            check(is_integer(value, least), f"data.{key} must be a number >= {least}, not {value}")
+
+
+def make_loader(
+    dataset: Any,
+    loading: Loading,
+    *,
+    seed: int,
+    name: str,
+    is_train: bool = False,
+    start: tuple[int, int] = (0, 0),
+    views: int | None = 1,
+) -> DataLoader[Any]:
+    """The loader of a split: training images in an order of their own for each epoch, others in that of the lists.
+
+    Args:
+        dataset: gives whole batches by `__getitems__`.
+        loading: how batches are made.
+        seed: of the order.
+        name: of the split.
+        is_train: whether it is for training.
+        start: epoch and step of it to begin with.
+        views: see `EpochSampler`.
+
+    Raises:
+        BadInput: there are fewer images to evaluate than devices.
+    """
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    rank = torch.distributed.get_rank() if distributed else 0
+    num_replicas = torch.distributed.get_world_size() if distributed else 1
+    batch_size = loading.batch_size if is_train else loading.eval_batch_size
+    batches: dict[str, Any] = {
+        "batch_size": batch_size,
+        "sampler": EpochSampler(
+            len(dataset),
+            shuffle=is_train,
+            seed=seed,
+            rank=rank,
+            num_replicas=num_replicas,
+            start=(start[0], start[1] * batch_size),
+            views=views,
+        ),
+        "drop_last": is_train and loading.drop_last,
+    }
+    if not is_train and len(dataset) and num_replicas > 1:
+        if len(dataset) < num_replicas:
+            raise BadInput(f"the {name} split has {len(dataset)} images for {num_replicas} devices; use fewer")
+        batches = {"batch_sampler": EvalBatches(len(dataset), batch_size, rank=rank, num_replicas=num_replicas)}
+    return DataLoader(
+        dataset,
+        **batches,
+        num_workers=loading.num_workers,
+        persistent_workers=loading.num_workers > 0,
+        collate_fn=_as_is,  # __getitems__ gives whole batches
+        worker_init_fn=_ignore_sigterm,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(seed),  # workers must not draw from the global generator
+    )
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _ignore_sigterm(worker: int) -> None:
+    # Schedulers send it to all processes of a job; the main process still needs batches until it has stored its state.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class EpochSampler(Sampler[Key]):
+    """Keys of one epoch, in an order that is a function of (seed, epoch); the epoch is set by the trainer.
+
+    With several replicas each takes every `num_replicas`-th key. The last ones start again from the front, so that
+    all replicas have the same number.
+
+    Args:
+        num_rows: how many images there are.
+        shuffle: whether each epoch has an order of its own; if not, it is that of the rows.
+        seed: seed of the order.
+        rank: which replica this is.
+        num_replicas: how many there are.
+        start: (epoch, number of keys): this epoch is begun after so many of its keys.
+        views: None for keys (epoch, row). V for keys (view, row), where the view of each image, from 0 to V - 1, is
+            drawn such that it comes in each once in V epochs.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        rank: int = 0,
+        num_replicas: int = 1,
+        start: tuple[int, int] = (0, 0),
+        views: int | None = None,
+    ) -> None:
+        self._num_rows = num_rows
+        self._shuffle = shuffle
+        self._seed = seed
+        self._rank = rank
+        self._num_replicas = num_replicas
+        self._start = start
+        self._views = views
+        self._epoch = start[0]  # loader workers may ask for keys before the trainer sets the epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before each epoch."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self._num_rows // self._num_replicas)
+
+    def __iter__(self) -> Iterator[Key]:
+        rows = np.arange(self._num_rows)
+        if self._shuffle:
+            np.random.default_rng([self._seed, self._epoch]).shuffle(rows)
+        mine = np.resize(rows, len(self) * self._num_replicas)[self._rank :: self._num_replicas]
+        done = self._start[1] if self._epoch == self._start[0] else 0
+        return iter(list(zip(self._numbers()[mine[done:]].tolist(), mine[done:].tolist(), strict=True)))
+
+    def _numbers(self) -> NDArray[np.int64]:
+        """[num_rows] the first half of the keys."""
+        if self._views is None:
+            return np.full(self._num_rows, self._epoch)
+        draw = np.random.default_rng([self._seed, self._epoch // self._views, 1])  # 1: not the draw of the order
+        return (draw.integers(self._views, size=self._num_rows) + self._epoch) % self._views
+
+
+class EvalBatches(Sampler[list[Key]]):
+    """Batches of all rows for one of several replicas, such that each row is on one replica only.
+
+    All replicas have the same number of batches, as they wait for each other at each; some are an image smaller.
+
+    Args:
+        num_rows: how many images there are.
+        batch_size: how many make a batch; where this is 1, a batch may have 2.
+        rank: which replica this is.
+        num_replicas: how many there are; not more than images.
+    """
+
+    def __init__(self, num_rows: int, batch_size: int, *, rank: int, num_replicas: int) -> None:
+        self._rows = np.arange(num_rows)[rank::num_replicas]
+        most, least = -(-num_rows // num_replicas), num_rows // num_replicas
+        self._num_batches = min(-(-most // batch_size), least)
+
+    def __len__(self) -> int:
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for rows in np.array_split(self._rows, self._num_batches):
+            yield [(0, row) for row in rows.tolist()]
