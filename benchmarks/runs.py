@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 COMMAND = str(Path(sys.executable).parent / "onebox")
@@ -25,10 +26,10 @@ TAGS = ("loss", "loss_loc", "loss_cls", "acc", "iou", "loc_acc", "loc_acc70", "j
 def make_runs(folder: Path, count: int) -> None:
     """Run directories with records as large as real ones: 16 kB of run.json, 12 kB of metrics.json."""
     from onebox.cli import _compose  # a real config
-    from onebox.runs.composition import composition
+    from onebox.runs.fingerprint import run_facts
     from onebox.runs.provenance import provenance
 
-    cfg = _compose("run_dir=x")
+    cfg = _compose("run_dir=x", "name=bench")
     choices = {
         "data": "shapes",
         "model": "default",
@@ -36,13 +37,12 @@ def make_runs(folder: Path, count: int) -> None:
         "loss/loc": "l1",
         "experiment": None,
     }
+    hydra = SimpleNamespace(runtime=SimpleNamespace(choices=choices), overrides=SimpleNamespace(task=[]))
     record: dict[str, Any] = {
         "schema": 1,
         "status": "completed",
-        "name": "bench",
-        "choices": choices,
         "data_fingerprint": dict.fromkeys(("classes", "pixels", "train", "val", "test"), "0" * 16),
-        **composition(cfg, choices),
+        **run_facts(cfg, hydra),
         **provenance(folder),
     }
     metrics = {f"{split}/{tag}{kind}": 0.5 for split in ("train", "val") for tag in TAGS for kind in ("", "_macro")}

@@ -11,7 +11,6 @@ SOURCE = ROOT / "src" / "onebox"
 # Imports point down only, to a lower number or to the layer itself.
 LAYERS = {
     "errors": 0,
-    "text": 0,
     "files": 0,
     "trust": 1,
     "boxes": 0,

@@ -1,4 +1,4 @@
-"""Killed at any moment, a run that goes on ends with the same bits as one that was never stopped.
+"""Killed at any moment, a run that is resumed ends with the same bits as one that was never stopped.
 
 The trainings are processes of their own, started by the installed code and really killed.
 """
@@ -170,7 +170,7 @@ def test_a_killed_run_resumes_and_ends_with_the_same_bits(nursery, data, tmp_pat
         shutil.rmtree(tmp_path / name)
 
 
-def test_sigterm_stores_what_there_is_and_the_same_command_goes_on(nursery, data, tmp_path):
+def test_sigterm_stores_what_there_is_and_the_same_command_resumes(nursery, data, tmp_path):
     """Wherever it strikes: exit code 75, status interrupted, and in the end the same bits."""
 
     def run(name, **options):
@@ -194,7 +194,7 @@ def test_sigterm_stores_what_there_is_and_the_same_command_goes_on(nursery, data
         assert (record["status"], record["error"]["message"]) == ("interrupted", "stopped by SIGTERM")
         log = (tmp_path / f"{name}.log").read_text()
         assert "Traceback" not in log
-        then = "goes on" if is_stored else "begins anew, as nothing was stored yet"
+        then = "resumes it" if is_stored else "starts it again, as nothing was stored yet"
         assert log.splitlines()[-1].endswith(f"onebox-train resume={os.path.relpath(tmp_path / name)} {then}"), what
         assert (tmp_path / name / "checkpoints" / "last.ckpt").exists() == is_stored, what
         assert run(name) == 0, (tmp_path / f"{name}.log").read_text()
@@ -236,7 +236,7 @@ def test_the_installed_command_ends_with_75_and_resumes_the_run(nursery, data, t
     out, _ = process.communicate()
     (folder,) = (tmp_path / "outputs/default").iterdir()
     assert (process.returncode, facts(folder)["status"]) == (75, "interrupted")
-    assert f"onebox-train resume={folder.relative_to(tmp_path)} goes on" in out
+    assert f"onebox-train resume={folder.relative_to(tmp_path)} resumes it" in out
 
     resume = [COMMAND, f"resume={folder}", data[0], data[1]]
     subprocess.run(resume, cwd=tmp_path, env=environment, check=True, capture_output=True)
@@ -285,4 +285,4 @@ def test_a_run_whose_data_changed_is_refused(nursery, data, tmp_path):
     assert nursery.run(*arguments, log=tmp_path / "refusal") == 2
     assert "the data have changed since the run was begun (train)" in (tmp_path / "refusal").read_text()
     annotation.write_text(text)
-    assert nursery.run(*arguments, log=tmp_path / "log") == 0  # with its own data it still goes on
+    assert nursery.run(*arguments, log=tmp_path / "log") == 0  # with its own data it still resumes

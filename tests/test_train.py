@@ -406,7 +406,7 @@ def test_the_fit_gives_each_epoch_an_order_and_draws_of_its_own(composed, monkey
     assert mean != other_mean
 
 
-@pytest.mark.parametrize(("epoch", "then"), [(0, "begins anew, as nothing was stored yet"), (1, "goes on")])
+@pytest.mark.parametrize(("epoch", "then"), [(0, "starts it again, as nothing was stored yet"), (1, "resumes it")])
 def test_a_run_stopped_by_hand_says_how_to_go_on(composed, tmp_path, monkeypatch, epoch, then):
     step = LocalizationModule.training_step
 

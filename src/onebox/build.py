@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
     from onebox.data.datamodule import VocDataModule
     from onebox.module import LocalizationModule
-    from onebox.runs.record import RankRecord, RunRecord
+    from onebox.runs.record import RunRecord
 
 log = logging.getLogger(__name__)
 
-DDP = "ddp"  # the strategy for which what gets no gradient is looked for
+DDP, DDP_UNUSED = "ddp", "ddp_find_unused_parameters_true"  # the second waits for no gradient that never comes
 IRRELEVANT_WARNINGS = (
     ".*does not have many workers.*",  # with the cache of decoded images, workers only make it slower
     ".*smaller than the logging interval.*",  # the module reads what is left at the end of each epoch
     ".*Total length of .* across ranks is zero.*",  # an empty split is said on its own line
     ".*LeafSpec.*deprecated.*",  # Lightning's own use of torch
     ".*your dataloader is not resumable.*",  # the sampler begins where the checkpoint says
-    ".*Checkpoint directory .* exists and is not empty.*",  # of a run that goes on
+    ".*Checkpoint directory .* exists and is not empty.*",  # of a run that is resumed
     ".*could not find the monitored key.*",  # in an epoch that does not validate; its name is checked before
     ".*You defined a `validation_step` but have no `val_dataloader`.*",  # in trials of a few steps
 )
@@ -46,15 +46,13 @@ def build_job(
 ) -> dict[str, str]:
     """Build all that a job of a sweep is made of, so that a mistake is found before the first one starts.
 
-    `known` keeps the data that earlier jobs have read, by what describes them, and receives those of this job.
-
-    Returns:
-        The fingerprint of its data.
+    `known` keeps the data that earlier jobs have read, by what describes them, and receives those of this job, whose
+    fingerprint is returned.
 
     Raises:
         BadInput: something is wrong.
     """
-    from onebox.runs.composition import set_hydra_config
+    from onebox.runs.fingerprint import set_hydra_config
 
     quieten()
     cfg = OmegaConf.create(config)
@@ -78,7 +76,7 @@ class Built(NamedTuple):
     checkpoint: Path | None
 
 
-def build(cfg: DictConfig, run: RunRecord | RankRecord, fingerprint: str) -> Built:
+def build(cfg: DictConfig, run: RunRecord, fingerprint: str) -> Built:
     """Read the data, build all that an experiment is made of, and record it.
 
     Raises:
@@ -88,7 +86,7 @@ def build(cfg: DictConfig, run: RunRecord | RankRecord, fingerprint: str) -> Bui
 
     from onebox.runs.checkpoint import checkpoint_to_resume
     from onebox.runs.provenance import hardware
-    from onebox.runs.samples import write_samples
+    from onebox.runs.results import write_samples
 
     quieten()
     L.seed_everything(cfg.seed, verbose=False)
@@ -99,8 +97,6 @@ def build(cfg: DictConfig, run: RunRecord | RankRecord, fingerprint: str) -> Bui
     module = _filled_in(cfg, data, run)
     facts: dict[str, Any] = {"fingerprint": fingerprint, "class_names": data.class_names}
     trainer = build_trainer(cfg, facts, module)
-    if (unread := unread_levels(cfg, module)) is not None:
-        log.warning(unread)
     data.decode()
     if data.class_counts != counts:  # data.on_error=skip has left images out
         L.seed_everything(cfg.seed, verbose=False)
@@ -121,7 +117,7 @@ def build(cfg: DictConfig, run: RunRecord | RankRecord, fingerprint: str) -> Bui
     return Built(data, module, trainer, checkpoint)
 
 
-def _filled_in(cfg: DictConfig, data: VocDataModule, run: RunRecord | RankRecord) -> LocalizationModule:
+def _filled_in(cfg: DictConfig, data: VocDataModule, run: RunRecord) -> LocalizationModule:
     """The module of a config that has received what only the data know, and is written."""
     from onebox.files import write_text
 
@@ -132,12 +128,7 @@ def _filled_in(cfg: DictConfig, data: VocDataModule, run: RunRecord | RankRecord
 
 
 def _check_data(cfg: DictConfig, data: VocDataModule) -> None:
-    """Hold the data against what the config asks of them.
-
-    Raises:
-        BadInput: there is nothing to validate on, or `cfg.data_fingerprint` is of other data; parts that it does not
-            name may be any.
-    """
+    """Refuse data without images to validate on, and others than `cfg.data_fingerprint`, as far as that names them."""
     check(
         not cfg.monitor.startswith("val/") or len(data.indexes["val"]) > 0,
         f"monitor={cfg.monitor} but there is no validation image; name a list in data.splits.val, give "
@@ -161,6 +152,11 @@ def fill_in(cfg: DictConfig, *, num_classes: int, class_counts: Sequence[int]) -
         criterion.class_counts = list(class_counts)
 
 
+def _made(config: DictConfig, **arguments: Any) -> Any:
+    plain = with_new_names(OmegaConf.to_container(config, resolve=True))  # a private config may have old names
+    return hydra.utils.instantiate(plain, _convert_="all", **arguments)
+
+
 def build_data(cfg: DictConfig) -> VocDataModule:
     """The data module that `cfg.data` and `cfg.augment` describe."""
     with warnings.catch_warnings():
@@ -168,11 +164,6 @@ def build_data(cfg: DictConfig) -> VocDataModule:
         transform = _made(cfg.augment)
     data: VocDataModule = _made(cfg.data, transform=transform)
     return data
-
-
-def _made(config: DictConfig, **arguments: Any) -> Any:
-    plain = with_new_names(OmegaConf.to_container(config, resolve=True))  # a private config may have old names
-    return hydra.utils.instantiate(plain, _convert_="all", **arguments)
 
 
 def read_data(cfg: DictConfig) -> VocDataModule:
@@ -218,11 +209,7 @@ def build_module(cfg: DictConfig, data: VocDataModule) -> LocalizationModule:
 
 
 def _check_map(cfg: DictConfig, module: LocalizationModule) -> None:
-    """Hold the localisation head against the finest map.
-
-    Raises:
-        BadInput: it looks for the box on a map of one row or column, where everything is everywhere.
-    """
+    """Refuse a localisation head that looks for the box on a map of one row or column."""
     head, finest = module.localizer.loc_head, module.localizer.backbone.feature_shape.maps[0]
     levels = cfg.model.backbone.get("levels")
     stride = f" (stride {min(levels)})" if levels else ""
@@ -234,30 +221,13 @@ def _check_map(cfg: DictConfig, module: LocalizationModule) -> None:
     )
 
 
-def unread_levels(cfg: DictConfig, module: LocalizationModule) -> str | None:
-    """The line that says that levels of the backbone are made for nothing; None when they are not."""
-    localizer, levels = module.localizer, cfg.model.backbone.get("levels")
-    shape = localizer.backbone.feature_shape
-    heads = (localizer.loc_head, localizer.cls_head)
-    # The map that pooled features are the mean of is made anyway.
-    is_extra = levels and [item.channels for item in shape.maps] != [shape.pooled]
-    if not is_extra or any(getattr(head, "reads_maps", True) for head in heads):
-        return None
-    return (
-        f"model.backbone.levels={list(levels)}: neither head reads maps; spatial, dense, edges and attention_pool do "
-        "(model/loc_head=edges)"
-    )
-
-
 def build_trainer(
     cfg: DictConfig, facts: Mapping[str, Any] | None = None, module: LocalizationModule | None = None
 ) -> Trainer:
     """The trainer with all callbacks and loggers that are not null; `facts` go into each checkpoint.
 
-    With `module`, ranks do not wait for the gradients of parameters that get none.
-
-    Raises:
-        BadInput: a stage is to be unfrozen that the backbone of `module` does not have.
+    With `module`, ranks do not wait for the gradients of parameters that get none, and a stage to be unfrozen that its
+    backbone does not have is refused.
     """
     import torch.utils.deterministic
     from lightning.pytorch.callbacks import Checkpoint, ProgressBar
@@ -266,9 +236,8 @@ def build_trainer(
     from onebox.callbacks.freeze import Freeze
     from onebox.runs.checkpoint import CheckpointFacts
 
-    callbacks, loggers = (
-        [_made(part) for part in group.values() if part is not None] for group in (cfg.callbacks, cfg.logger)
-    )
+    callbacks = [_made(part) for part in cfg.callbacks.values() if part is not None]
+    loggers = [_made(part) for part in cfg.logger.values() if part is not None]
     for callback in callbacks:
         if module and isinstance(callback, Freeze):
             callback.frozen(module.localizer.backbone.stages, 0)
@@ -280,7 +249,7 @@ def build_trainer(
         logger=loggers,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),  # or it adds one
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
-        **({"strategy": f"{DDP}_find_unused_parameters_true"} if module and _waits_in_vain(cfg, module) else {}),
+        strategy=DDP_UNUSED if module and _waits_in_vain(cfg, module) else cfg.trainer.strategy,
     )
     # By default glibc gives large blocks back to the system, which clears them again for the next step: a seventh of
     # the tiny CNN's time. The options are M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h.

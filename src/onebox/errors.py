@@ -1,15 +1,20 @@
-"""Errors that a user can put right."""
+"""Errors that a user can put right, and text as people read it."""
 
 import math
 import os
 import sys
-from collections.abc import Mapping
-from typing import NoReturn
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 EXIT_FAULT = 1
 EXIT_BAD_INPUT = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell gives it
+
+Line = list[tuple[str, str]]  # pieces of text, each with a style of rich
 
 
 class BadInput(Exception):
@@ -59,17 +64,6 @@ def check(condition: bool, message: str) -> None:
         raise BadInput(message)
 
 
-def refuse(problems: Mapping[str, bool]) -> None:
-    """Raise one `BadInput` that names all problems which are so.
-
-    Args:
-        problems: what is wrong and what to do -> whether it is so.
-    """
-    found = [text for text, is_so in problems.items() if is_so]
-    if found:
-        raise BadInput("; ".join(found))
-
-
 def is_number(value: object, low: float = -math.inf, high: float = math.inf) -> bool:
     """Whether `value` is a number, not a truth value nor NaN, in [low, high]."""
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
@@ -78,3 +72,26 @@ def is_number(value: object, low: float = -math.inf, high: float = math.inf) -> 
 def is_integer(value: object, low: int, high: float = math.inf) -> bool:
     """Whether `value` is a whole number, not a truth value, in [low, high]."""
     return isinstance(value, int) and is_number(value, low, high)
+
+
+def print_lines(lines: Iterable[Line], console: "Console | None" = None) -> None:
+    """Print styled lines, which a terminal breaks where it has to."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = console or Console(highlight=False)
+    for line in lines:
+        console.print(Text.assemble(*((printable(text), style) for text, style in line)), soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """`text` on one line, without characters that would steer a terminal: each becomes U+FFFD, a line break a space."""
+    return "".join(char if char.isprintable() else " " if char in "\t\n\r" else "\ufffd" for char in text)
+
+
+def duration(seconds: float) -> str:
+    """A duration, as short as it makes sense: `2.5 s`, `48 s`, `1:05 min`, `2:01 h`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"

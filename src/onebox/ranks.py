@@ -22,7 +22,17 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
 from onebox.data.processes import num_cores
-from onebox.errors import EXIT_BAD_INPUT, EXIT_FAULT, EXIT_INTERRUPTED, EXIT_PREEMPTED, BadInput, Preempted, RankFailed
+from onebox.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_FAULT,
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    BadInput,
+    Preempted,
+    RankFailed,
+    check,
+    own_complaint,
+)
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -35,16 +45,9 @@ IN_PROCESS = ("spawn", "fork", "notebook")  # strategies that start ranks by the
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
-class RemoteError(Exception):
-    """Stands for the error of another process; its text is the traceback there."""
-
-
 def rank(trainer: DictConfig) -> int | None:
     """Which rank of its run this process is, as `run_ranks`, torchrun or srun says; None when nothing has started it
-    as one.
-
-    Args:
-        trainer: the config's `trainer`; with one device there are no ranks, whatever the environment says.
+    as one, or when the config's `trainer` has one device, whatever the environment says.
     """
     if trainer.devices == 1 and trainer.num_nodes == 1:
         return None
@@ -66,14 +69,14 @@ def num_ranks(trainer: DictConfig) -> int:
     Raises:
         BadInput: the ranks cannot be started from here.
     """
+    check(
+        trainer.num_nodes == 1,
+        f"trainer.num_nodes={trainer.num_nodes} but nothing has started this process as one of its ranks; "
+        "start the same command on each node by srun or torchrun (see docs/cluster.md)",
+    )
     count = _num_devices(trainer)
-    if trainer.num_nodes != 1:
-        raise BadInput(
-            f"trainer.num_nodes={trainer.num_nodes} but nothing has started this process as one of its ranks; "
-            "start the same command on each node by srun or torchrun (see docs/cluster.md)"
-        )
-    if count > 1 and any(kind in str(trainer.strategy) for kind in IN_PROCESS):
-        raise BadInput(f"trainer.strategy={trainer.strategy} starts its ranks in one process; set trainer.strategy=ddp")
+    is_ours = count == 1 or not any(kind in str(trainer.strategy) for kind in IN_PROCESS)
+    check(is_ours, f"trainer.strategy={trainer.strategy} starts its ranks in one process; set trainer.strategy=ddp")
     return count
 
 
@@ -93,12 +96,7 @@ def _num_devices(trainer: DictConfig) -> int:
 
 
 def prepare(config: DictConfig, number: int) -> None:
-    """Let Hydra write nothing for a rank that a process of its own has written, but a log for each rank.
-
-    Args:
-        config: with `hydra`, before Hydra makes use of it.
-        number: the rank.
-    """
+    """Let Hydra, before it makes use of `config`, write nothing for a rank but a log for each."""
     with read_write(config.hydra), open_dict(config.hydra):
         config.hydra.output_subdir = None
         if number > 0:
@@ -108,14 +106,10 @@ def prepare(config: DictConfig, number: int) -> None:
 
 
 def run_ranks(run_dir: Path, count: int) -> None:
-    """Run the experiment that Hydra has composed on several devices, to its end.
+    """Run the experiment that Hydra has composed on `count` devices, to its end.
 
     On SIGTERM and Ctrl-C, which must raise here, rank 0 stores a checkpoint. Nothing is left running, however this
-    ends. What the other ranks print is in rankN.log.
-
-    Args:
-        run_dir: the run directory, which this process has.
-        count: how many ranks.
+    ends. What the other ranks print is in rankN.log of `run_dir`, which this process has.
 
     Raises:
         BadInput: what a rank raised.
@@ -144,7 +138,9 @@ def run_ranks(run_dir: Path, count: int) -> None:
         try:
             elastic_launch(config, sys.executable)(*_command(run_dir))
         except ChildFailedError as error:
-            _raise_first(error.failures, run_dir)
+            number, failure = min(error.failures.items(), key=lambda item: _moment(item[1]))
+            where = f" (see {run_dir / f'rank{number}.log'})" if number else ""
+            raise _error_of(failure, f"rank {number}", where) from None
 
 
 def _command(run_dir: Path) -> list[str]:
@@ -163,42 +159,34 @@ def _command(run_dir: Path) -> list[str]:
     ]
 
 
-def _raise_first(failures: "dict[int, ProcessFailure]", run_dir: Path) -> None:
-    """Raise what ended the first rank that failed: the others fail because they miss it."""
+def _moment(failure: "ProcessFailure") -> float:
+    """When a rank failed: the others only fail because they miss the first one."""
+    if failure.exitcode == -signal.SIGTERM:
+        return float("inf")  # by the launcher, as another had failed
+    # Without a report it was killed, and found dead in this second.
+    return float(failure.error_file_data.get("time", failure.timestamp - 1))
 
-    def moment(number: int) -> float:
-        failure = failures[number]
-        if failure.exitcode == -signal.SIGTERM:
-            return float("inf")  # by the launcher, as another had failed
-        # Without a report it was killed, and found dead in this second.
-        return float(failure.error_file_data.get("time", failure.timestamp - 1))
 
-    number = min(failures, key=moment)
-    failure, report = failures[number], failures[number].error_file_data
-    where = f" (see {run_dir / f'rank{number}.log'})" if number else ""
-    if failure.exitcode == EXIT_PREEMPTED:
-        raise Preempted("stopped by SIGTERM")
-    if failure.exitcode == EXIT_INTERRUPTED:
-        raise KeyboardInterrupt
-    if "time" in report and failure.exitcode == EXIT_BAD_INPUT:
-        raise BadInput(report["message"])
+def _error_of(failure: "ProcessFailure", who: str, where: str) -> BaseException:
+    """What is to be raised here for the end of a rank."""
+    code, report = failure.exitcode, failure.error_file_data
+    if code == EXIT_PREEMPTED:
+        return Preempted("stopped by SIGTERM")
+    if code == EXIT_INTERRUPTED:
+        return KeyboardInterrupt()
     if "time" in report:
-        message = f"rank {number}: {report['type']}: {report['message']}{where}"
-        raise RankFailed(message) from RemoteError(report["traceback"])
-    code = failure.exitcode
+        is_bad_input = code == EXIT_BAD_INPUT
+        return BadInput(report["message"]) if is_bad_input else RankFailed(f"{who}: {report['error']}{where}")
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    raise RankFailed(f"rank {number} {how}{where}")
+    return RankFailed(f"{who} {how}{where}")
 
 
 @contextmanager
 def as_rank(number: int, run_dir: Path) -> Iterator[None]:
     """Be a rank whose run directory another process has: end when it does, and tell it of an error.
 
-    Only rank 0 can be stopped by a signal; it decides where, and the others end without it.
-
-    Args:
-        number: the rank.
-        run_dir: receives what all but the first print.
+    Only rank 0 can be stopped by a signal; it decides where, and the others end without it. What they print goes into
+    `run_dir`.
     """
     if number > 0:
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
@@ -219,10 +207,12 @@ def as_rank(number: int, run_dir: Path) -> Iterator[None]:
         yield
     except BaseException as error:  # the launcher is to be told, whatever it is
         codes = {Preempted: EXIT_PREEMPTED, KeyboardInterrupt: EXIT_INTERRUPTED, BadInput: EXIT_BAD_INPUT}
-        about: dict[str, Any] = {"time": time.time(), "timestamp": int(time.time()), "type": type(error).__name__}
-        about |= {"message": str(error), "traceback": traceback.format_exc()}
-        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(about), encoding="utf-8")
-        code = next((code for kind, code in codes.items() if isinstance(error, kind)), EXIT_FAULT)
+        cause = own_complaint(error)
+        code = codes.get(type(cause), EXIT_FAULT)
+        # The launcher reads `timestamp` and `message`.
+        report: dict[str, Any] = {"time": time.time(), "timestamp": int(time.time()), "message": str(cause)}
+        report["error"] = f"{type(cause).__name__}: {cause}"
+        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(report), encoding="utf-8")
         if code == EXIT_FAULT:
             traceback.print_exc()
         for output in (sys.stdout, sys.stderr):

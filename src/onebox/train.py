@@ -10,7 +10,6 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -36,7 +35,7 @@ from onebox.errors import (
 from onebox.validation import check_options, explain, validate
 
 if TYPE_CHECKING:
-    from onebox.runs.record import RankRecord, RunRecord
+    from onebox.runs.record import RunRecord
     from onebox.sweep.job import Value
 
 log = logging.getLogger(__name__)
@@ -90,18 +89,14 @@ def main() -> None:
         sys.exit(EXIT_INTERRUPTED)
 
 
-_claimed: list[dict[str, Any] | None] = []  # what was in the directory of the run that Hydra is about to start
-
-
 class ClaimDirectory(HydraCallback):
     """Stops before Hydra writes into a directory that this run may not have, so that nothing in it is lost."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called once before a single run."""
         from onebox import ranks
-        from onebox.runs.claim import claim
-        from onebox.runs.composition import without_hydra
-        from onebox.runs.fingerprint import fingerprints
+        from onebox.runs.fingerprint import fingerprints, without_hydra
+        from onebox.runs.record import claim
         from onebox.trust import check_stored, stored_in
 
         number = ranks.rank(config.trainer)
@@ -113,7 +108,7 @@ class ClaimDirectory(HydraCallback):
         try:
             for path in stored_in:
                 check_stored(OmegaConf.to_container(cfg, resolve=True), folder, path, cfg.trust)
-            _claimed.append(claim(folder, fingerprint=fingerprints(cfg)["fingerprint"], resume=cfg.resume))
+            claim(folder, fingerprint=fingerprints(cfg)["fingerprint"], resume=cfg.resume)
         except USER_ERRORS as error:
             _exit_with(error)  # Hydra turns other exceptions of a callback into warnings
         except OSError:
@@ -122,14 +117,14 @@ class ClaimDirectory(HydraCallback):
 
 def task(cfg: DictConfig) -> Value:
     """What Hydra calls, in a sweep once a job."""
-    from onebox.runs.preemption import submitit_requeues
+    from onebox.runs.record import submitit_requeues
 
     try:
         with submitit_requeues():
             return train(cfg)
     except USER_ERRORS as error:
         if HydraConfig.get().mode is RunMode.MULTIRUN:
-            raise  # the other jobs go on
+            raise  # the other jobs run on
         _exit_with(error)  # here, as Hydra would print a line of its own first
 
 
@@ -140,19 +135,16 @@ _app = hydra.main(version_base="1.3", config_path="pkg://onebox.conf", config_na
 def register_plugins() -> None:
     """Make our launcher and sweepers known to Hydra, which does not find them in an editable install."""
     from hydra.core.plugins import Plugins
-    from hydra.plugins.plugin import Plugin
 
-    import hydra_plugins.onebox as ours
+    from hydra_plugins import onebox as ours
 
-    for found in vars(ours).values():
-        if isinstance(found, type) and issubclass(found, Plugin) and found.__module__ == ours.__name__:
-            Plugins.instance().register(found)
+    for plugin in (ours.GridSweeper, ours.HermeticLauncher, ours.OptunaSweeper):
+        Plugins.instance().register(plugin)
 
 
 def job_fingerprint(root: DictConfig) -> str:
     """The name of a sweep's folder for the job that Hydra has composed."""
-    from onebox.runs.composition import without_hydra
-    from onebox.runs.fingerprint import fingerprints
+    from onebox.runs.fingerprint import fingerprints, without_hydra
 
     # run_dir depends on what is asked for, and never counts.
     return fingerprints(without_hydra(root, run_dir=""))["fingerprint"]
@@ -174,23 +166,26 @@ def train(cfg: DictConfig) -> Value:
     """
     from onebox import ranks
     from onebox.runs import hparams
-    from onebox.runs.composition import run_facts
-    from onebox.runs.preemption import sigterm_raises
-    from onebox.runs.record import RankRecord, RunRecord
-    from onebox.sweep.job import Done, read_plan, stored_objective
+    from onebox.runs.fingerprint import run_facts
+    from onebox.runs.provenance import source_fingerprint
+    from onebox.runs.record import RunRecord, claim, sigterm_raises
+    from onebox.sweep.job import Done, read_plan, stored_objective, take
 
     run_dir = Path(os.path.relpath(cfg.run_dir))
     facts = run_facts(cfg, HydraConfig.get())
     number = ranks.rank(cfg.trainer)
     if number is not None and ranks.is_served(number):
         with ranks.as_rank(number, run_dir), sigterm_raises():
-            use_threads(cfg, capped=True)
-            return _experiment(cfg, RankRecord(run_dir, number), facts["fingerprint"])
+            return _experiment(cfg, RunRecord.of_rank(run_dir, number), facts["fingerprint"], capped=True)
     in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
-    try:
-        earlier = _claim(cfg, run_dir, facts["fingerprint"], in_sweep=in_sweep)
-    except Done as done:
-        return done.value
+    if in_sweep:
+        now: Any = {"source": source_fingerprint(), "data": lambda: read_data(cfg).fingerprint()}
+        try:
+            earlier = take(run_dir, rerun=cfg.rerun, objective=_objective(cfg), **now)
+        except Done as done:
+            return done.value
+    else:  # where Hydra has started this, it is claimed already, and this only reads
+        earlier = claim(run_dir, fingerprint=facts["fingerprint"], resume=cfg.resume)
     with sigterm_raises(), RunRecord(run_dir, earlier, **facts) as run:
         validate(cfg)  # before tensorboard is imported, which takes longer
         planned = [job["overrides"] for job in read_plan(run_dir.parent).get("jobs", [])] if in_sweep else []
@@ -201,45 +196,23 @@ def train(cfg: DictConfig) -> Value:
                 finally:
                     run.reread()
                 return stored_objective(run_dir, _objective(cfg))
-            use_threads(cfg, capped=in_sweep)
-            return _experiment(cfg, run, facts["fingerprint"])
-
-
-def _claim(cfg: DictConfig, run_dir: Path, fingerprint: str, *, in_sweep: bool) -> dict[str, Any] | None:
-    """Take the run directory, and give what run.json says of the run to resume.
-
-    Raises:
-        Done: in a sweep, when nothing is to do.
-    """
-    from onebox.runs.claim import claim
-    from onebox.runs.provenance import source_fingerprint
-    from onebox.sweep.job import take
-
-    if in_sweep:
-        return take(
-            run_dir,
-            rerun=cfg.rerun,
-            source=source_fingerprint(),
-            data=lambda: read_data(cfg).fingerprint(),
-            objective=_objective(cfg),
-        )
-    # Hydra's callback has claimed it already, where Hydra has started this.
-    return _claimed.pop() if _claimed else claim(run_dir, fingerprint=fingerprint, resume=cfg.resume)
+            return _experiment(cfg, run, facts["fingerprint"], capped=in_sweep)
 
 
 def _objective(cfg: DictConfig) -> str | list[str]:
     return cfg.objective if isinstance(cfg.objective, str) else list(cfg.objective)
 
 
-def _experiment(cfg: DictConfig, run: RunRecord | RankRecord, fingerprint: str) -> Value:
-    """Build, fit, test, close."""
+def _experiment(cfg: DictConfig, run: RunRecord, fingerprint: str, *, capped: bool) -> Value:
+    """Build, fit, test, close; `capped`, with few loader workers, as other processes want the rest."""
+    use_threads(cfg, capped=capped)
     built = build(cfg, run, fingerprint)
     _fit(cfg, run, built)
     test, floor = _test(run, built)
     return _close(cfg, run, built, test, floor)
 
 
-def _fit(cfg: DictConfig, run: RunRecord | RankRecord, built: Built) -> None:
+def _fit(cfg: DictConfig, run: RunRecord, built: Built) -> None:
     from onebox.callbacks.balance import Balance
     from onebox.callbacks.early_stopping import stopped_early
     from onebox.callbacks.freeze import Freeze
@@ -247,15 +220,9 @@ def _fit(cfg: DictConfig, run: RunRecord | RankRecord, built: Built) -> None:
     from onebox.model.pretrained import weights_hash
 
     data, module, trainer, checkpoint = built
-    plain: Any = {group: OmegaConf.to_container(cfg[group], resolve=True) for group in ("model", "augment")}
-    store_features(
-        trainer,
-        module,
-        data,
-        checkpoint=checkpoint,
-        backbone=plain["model"]["backbone"],
-        augment=plain["augment"],
-    )
+    parts: Any = {"backbone": cfg.model.backbone, "augment": cfg.augment}
+    plain: Any = {name: OmegaConf.to_container(part, resolve=True) for name, part in parts.items()}
+    store_features(trainer, module, data, checkpoint=checkpoint, **plain)
     run_trainer(trainer, trainer.fit, module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     run.add(final_weights=weights_hash(module))
     stopped = stopped_early(trainer)
@@ -269,7 +236,7 @@ def _fit(cfg: DictConfig, run: RunRecord | RankRecord, built: Built) -> None:
             run.add(balance=callback.summary(module))
 
 
-def _test(run: RunRecord | RankRecord, built: Built) -> tuple[dict[str, float], dict[str, float]]:
+def _test(run: RunRecord, built: Built) -> tuple[dict[str, float], dict[str, float]]:
     """The metrics of the test split and the floor beside them, both empty where there is no test image."""
     from onebox.runs.checkpoint import load_weights
     from onebox.runs.results import floor_metrics
@@ -286,31 +253,24 @@ def _test(run: RunRecord | RankRecord, built: Built) -> tuple[dict[str, float], 
     return test, floor_metrics(data.indexes["train"], data.indexes["test"], data.class_names, num_tested)
 
 
-def _close(
-    cfg: DictConfig,
-    run: RunRecord | RankRecord,
-    built: Built,
-    test: Mapping[str, float],
-    floor: Mapping[str, float],
-) -> Value:
+def _close(cfg: DictConfig, run: RunRecord, built: Built, test: dict[str, float], floor: dict[str, float]) -> Value:
     """Write the results, and give the objective's value."""
     from onebox.callbacks.epoch_csv import EpochCsvLogger
-    from onebox.files import write_json
     from onebox.runs.reading.report import write_report
-    from onebox.runs.results import best_row, metrics_json, print_results
+    from onebox.runs.results import best_row, print_results, write_metrics
     from onebox.sweep.job import value_of
 
     loggers = built.trainer.loggers
     rows = next(logger.rows for logger in loggers if isinstance(logger, EpochCsvLogger))
     best = best_row(rows, cfg.monitor, cfg.monitor_mode)
-    shown = {tag: best.get(tag.replace("best/", "val/")) for tag in RESULT_TAGS if tag.startswith("best/")}
-    step = built.trainer.global_step
+    values = {tag: best.get(tag.replace("best/", "val/")) for tag in RESULT_TAGS if tag.startswith("best/")}
     for logger in loggers:
-        logger.log_metrics({tag: value for tag, value in shown.items() if value is not None}, step=step)
+        shown = {tag: value for tag, value in values.items() if value is not None}
+        logger.log_metrics(shown, step=built.trainer.global_step)
         logger.finalize("success")
     if not run.writes:
         return None
-    write_json(run.folder / "metrics.json", metrics_json(rows, best, test, floor, built.module.test_per_class))
+    write_metrics(run.folder, rows, best=best, test=test, floor=floor, per_class=built.module.test_per_class)
     write_report(run.folder)
     print_results(run.folder)
     return value_of(best, _objective(cfg))

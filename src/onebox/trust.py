@@ -8,7 +8,7 @@ each `_target_` is resolved and the object itself is compared with one allow-lis
 import functools
 import importlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -52,13 +52,12 @@ def check_config(config: Any, where: Path | str, trust: Sequence[str] = ()) -> N
     Raises:
         BadInput: it names something else, or holds an interpolation, which could become a name when it is resolved.
     """
-    for value in _strings(config):
+    for key, value in _texts(config):
         check("${" not in value, f"{where}: holds the interpolation {value}; a stored config needs none")
-    for target in _targets(config):
         check(
-            is_allowed(target, tuple(trust)),
-            f"{where}: names {target}, which is built only with your consent; if you trust its package, add "
-            f"--trust {target.partition('.')[0]} (load_run: trust=[...], onebox-train: trust=[...])",
+            key != "_target_" or is_allowed(value, tuple(trust)),
+            f"{where}: names {value}, which is built only with your consent; if you trust its package, add "
+            f"--trust {value.partition('.')[0]} (load_run: trust=[...], onebox-train: trust=[...])",
         )
 
 
@@ -92,22 +91,17 @@ def check_paths(config: dict[str, Any], folder: Path, where: Path | str) -> None
     """
     home = folder.resolve()
     for group in WRITERS:
-        for key, value in _arguments(config.get(group)):
+        for key, value in _texts(config.get(group)):
             if key not in WRITTEN and not value.startswith(("/", "~")) and ".." not in Path(value).parts:
                 continue
             path = Path(value).expanduser()  # relative to the working directory, but for the name of a checkpoint
             is_inside = (home / path if key == "filename" else path).resolve().is_relative_to(home)
-            check(
-                is_inside, f"{where}: {group} writes to {value}, outside of {folder}; give the key yourself to allow it"
-            )
+            instead = "give the key yourself to allow it"
+            check(is_inside, f"{where}: {group} writes to {value}, outside of {folder}; {instead}")
 
 
 def stored_overrides(folder: Path, overrides: Sequence[Any]) -> list[str]:
-    """Those of a run's own overrides that another start may take over, without what is up to the user.
-
-    Args:
-        folder: the run directory.
-        overrides: what `.hydra/overrides.yaml` holds.
+    """Those of the `overrides` of the run in `folder` that another start may take over, without what is up to the user.
 
     Raises:
         BadInput: they hold options of Hydra, or interpolations that call something; or what is written into the
@@ -116,23 +110,19 @@ def stored_overrides(folder: Path, overrides: Sequence[Any]) -> list[str]:
     for path in folder.rglob("*"):
         is_inside = path.resolve().is_relative_to(folder.resolve()) and (path.is_file() or path.is_dir())
         check(is_inside, f"{path}: is a link that leads out of the run directory, or not a file; remove it")
-    where = folder / ".hydra" / "overrides.yaml"
-    found = []
+    kept = []
     for text in overrides:
-        check(isinstance(text, str), f"{where}: an override is text, not {text!r:.80}")
+        refusal = f"{folder / '.hydra' / 'overrides.yaml'}: holds {text!r:.80}, which a stored run must not "
+        refusal += "override; repeat the whole command instead"
+        check(isinstance(text, str), refusal)
         key, _, value = text.lstrip("+~").partition("=")
         key = key.partition("@")[0]
-        check(
-            not (value.lstrip().startswith("{") and any(name.startswith(f"{key}.") for name in LOCAL)),
-            f"{where}: holds {text}, which could set what a stored run must not; repeat the whole command instead",
-        )
-        check(
-            not text.startswith("-") and not key.startswith(("hydra.", "hydra/")) and not _RESOLVER.search(text),
-            f"{where}: holds {text}, which a stored run must not override; repeat the whole command instead",
-        )
+        is_local = value.lstrip().startswith("{") and any(name.startswith(f"{key}.") for name in LOCAL)
+        is_hydra = text.startswith("-") or key.startswith(("hydra.", "hydra/"))
+        check(not (is_local or is_hydra or _RESOLVER.search(text)), refusal)
         if key not in LOCAL:
-            found.append(text)
-    return found
+            kept.append(text)
+    return kept
 
 
 def stored_arguments(argument: str) -> list[str]:
@@ -214,27 +204,17 @@ def _resolve(target: str) -> Any:
     return None
 
 
-def _targets(config: Any) -> Iterator[str]:
-    if isinstance(config, dict):
-        if "_target_" in config:
-            yield str(config["_target_"])
-        config = list(config.values())
-    for item in config if isinstance(config, list) else ():
-        yield from _targets(item)
+def _texts(config: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in a config, each with the name of the argument that it is given to; the names too.
 
-
-def _arguments(config: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every string, with the name of the argument that it is given to."""
-    if isinstance(config, str):
-        yield key, config
-    if isinstance(config, dict | list):
-        for name, item in config.items() if isinstance(config, dict) else [(key, item) for item in config]:
-            yield from _arguments(item, str(name))
-
-
-def _strings(config: Any) -> Iterator[str]:
-    if isinstance(config, str):
-        yield config
-    items: Iterable[Any] = [*config, *config.values()] if isinstance(config, dict) else config
-    for item in items if isinstance(config, dict | list) else ():
-        yield from _strings(item)
+    What a `_target_` holds counts as one text, whatever it is.
+    """
+    if isinstance(config, str) or key == "_target_":
+        yield key, str(config)
+    elif isinstance(config, dict):
+        for name, item in config.items():
+            yield from _texts(str(name), "a key")
+            yield from _texts(item, str(name))
+    elif isinstance(config, list):
+        for item in config:
+            yield from _texts(item, key)

@@ -5,18 +5,17 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
-from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from onebox.errors import BadInput, check, is_integer, own_complaint, refuse
+from onebox.errors import BadInput, check, is_integer, own_complaint
 
 GROUPS = ("data", "augment", "model", "loss", "optimizer", "param_groups", "trainer", "callbacks", "logger")
+WORDS = {"monitor_mode": ("max", "min"), "resume": ("auto", "never"), "rerun": ("none", "failed", "stale", "all")}
 
 
 def validate(cfg: DictConfig) -> None:
@@ -25,52 +24,50 @@ def validate(cfg: DictConfig) -> None:
     Raises:
         BadInput: names every problem.
     """
+    problems = [f"{name} is null; choose an option of the group (see --help)" for name in GROUPS if not cfg.get(name)]
+    problems = problems or [*_bad_values(cfg), *_unknown_tags(cfg)]
+    check(not problems, "; ".join(problems))
 
-    def get(key: str) -> Any:
-        return OmegaConf.select(cfg, key)
 
-    refuse({f"{group} is null; choose an option of the group (see --help)": get(group) is None for group in GROUPS})
+def _bad_values(cfg: DictConfig) -> Iterator[str]:
+    if not is_integer(cfg.seed, 0, 2**32 - 1):
+        yield f"seed must be a number >= 0 and below 2^32, not {cfg.seed}"
+    counts = ["image_size", "trainer.max_epochs", "trainer.log_every_n_steps", "trainer.check_val_every_n_epoch"]
+    counts += ["threads"] if cfg.get("threads") is not None else []
+    for key in counts:
+        if not is_integer(value := OmegaConf.select(cfg, key), 1):
+            yield f"{key} must be a number >= 1, not {value}"
+    for key, words in WORDS.items():
+        if cfg.get(key) not in words:
+            yield f"{key} must be one of {', '.join(words)}, not {cfg.get(key)}"
+
+
+def _unknown_tags(cfg: DictConfig) -> Iterator[str]:
+    """What is wrong with the names of logged values; importing the metrics' names takes torch."""
     from onebox.metrics import NAMES
     from onebox.module import TRAIN_METRICS
 
-    losses = [f"{name}{kind}" for name in ("loss_loc", "loss_cls") for kind in ("", "_weighted")]
-    tags = [f"train/{name}" for name in ("loss", *losses, *TRAIN_METRICS)]
-    tags += [f"val/{name}" for name in ("loss", *losses, *NAMES, *(f"{name}_macro" for name in NAMES))]
-    monitor, objective = get("monitor"), get("objective")
-    objectives = [objective] if isinstance(objective, str) else objective or [None]
-    monitors = {f"callbacks.{name}": part.get("monitor") for name, part in cfg.callbacks.items() if part is not None}
-    monitors["scheduler"] = get("scheduler.monitor")
-    validates = get("trainer.limit_val_batches") != 0 or not str(monitor).startswith("val/")
-    counts = ["image_size", "trainer.max_epochs", "trainer.log_every_n_steps", "trainer.check_val_every_n_epoch"]
-    counts += ["threads"] if get("threads") is not None else []
-    kinds = {"monitor_mode": ("max", "min"), "resume": ("auto", "never"), "rerun": ("none", "failed", "stale", "all")}
-    refuse(
-        {f"seed must be a number >= 0 and below 2^32, not {get('seed')}": not is_integer(get("seed"), 0, 2**32 - 1)}
-        | {f"{key} must be a number >= 1, not {get(key)}": not is_integer(get(key), 1) for key in counts}
-        | {
-            f"{key} must be one of {', '.join(all_)}, not {get(key)}": get(key) not in all_
-            for key, all_ in kinds.items()
-        }
-        | {f"monitor={monitor} is nothing that is logged; it must be one of {', '.join(tags)}": monitor not in tags}
-        | {
-            f"objective={objective} is nothing that is logged; it takes {', '.join(tags)}, or a list of them": any(
-                tag not in tags for tag in objectives
-            )
-        }
-        | {f"monitor={monitor} but trainer.limit_val_batches=0; set monitor=train/loss monitor_mode=min": not validates}
-        | {
-            f"{key}.monitor={tag} is nothing that is logged (see metrics.csv of any run)": tag not in (None, *tags)
-            for key, tag in monitors.items()
-        }
-    )
+    losses = ["loss", *(f"{name}{kind}" for name in ("loss_loc", "loss_cls") for kind in ("", "_weighted"))]
+    tags = [f"train/{name}" for name in (*losses, *TRAIN_METRICS)]
+    tags += [f"val/{name}" for name in (*losses, *NAMES, *(f"{name}_macro" for name in NAMES))]
+    if cfg.monitor not in tags:
+        yield f"monitor={cfg.monitor} is nothing that is logged; it must be one of {', '.join(tags)}"
+    objectives = [cfg.objective] if isinstance(cfg.objective, str) else cfg.objective or [None]
+    if any(tag not in tags for tag in objectives):
+        yield f"objective={cfg.objective} is nothing that is logged; it takes {', '.join(tags)}, or a list of them"
+    if cfg.trainer.get("limit_val_batches") == 0 and str(cfg.monitor).startswith("val/"):
+        yield f"monitor={cfg.monitor} but trainer.limit_val_batches=0; set monitor=train/loss monitor_mode=min"
+    parts = {f"callbacks.{name}": part for name, part in cfg.callbacks.items()} | {"scheduler": cfg.get("scheduler")}
+    for key, part in parts.items():
+        if part is not None and part.get("monitor") not in (None, *tags):
+            yield f"{key}.monitor={part.monitor} is nothing that is logged (see metrics.csv of any run)"
 
 
 @contextmanager
 def told_as_bad_input(overrides: Sequence[str] = ()) -> Iterator[None]:
     """Raise what Hydra and OmegaConf have against a config as `BadInput`.
 
-    Args:
-        overrides: those that it is composed from, in which misspelt keys are looked for. See also `check_options`.
+    `overrides` are those that it is composed from, in which misspelt keys are looked for. See also `check_options`.
     """
     check_options(overrides)
     try:
@@ -80,12 +77,7 @@ def told_as_bad_input(overrides: Sequence[str] = ()) -> Iterator[None]:
 
 
 def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
-    """What a user can do something about in an error that a config has led to.
-
-    Args:
-        error: any.
-        overrides: as in `told_as_bad_input`.
-    """
+    """What a user can do something about in an error that a config, composed from `overrides`, has led to."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
         near = difflib.get_close_matches(option, error.options, n=3)
@@ -103,12 +95,11 @@ def check_options(overrides: Sequence[str]) -> None:
     """
     for override in overrides:
         found = re.fullmatch(r"\+{0,2}([\w/]+)(@[^=]*)?=\s*(null|\[.*)", override, re.DOTALL)
-        if found is None or not files("onebox.conf").joinpath(found[1]).is_dir():
+        if found is None or not _is_group(found[1]):
             continue
         group, value = found[1], found[3]
-        check(
-            value != "null", f"{group} cannot be null; choose one of its options, such as scheduler=none (see --help)"
-        )
+        choose = "choose one of its options, such as scheduler=none (see --help)"
+        check(value != "null", f"{group} cannot be null; {choose}")
         hint = f"a sweep tries one after the other: -m {group}={value.strip('[]')}"
         if group == "loss/loc":
             hint = "a sum is an option of its own, such as loss/loc=l1_giou (see docs/tuning.md)"
@@ -116,26 +107,34 @@ def check_options(overrides: Sequence[str]) -> None:
 
 
 def _explain_unknown_keys(overrides: Sequence[str]) -> str | None:
-    """One line that names all overridden keys that do not exist, each with the nearest ones that do.
+    """One line that names the overridden keys that do not exist, each with the nearest ones that do.
 
     None when every key exists, or when the groups alone cannot be composed either.
     """
     GlobalHydra.instance().clear()
-    try:
-        flat = [item for override in overrides for item in _flat(override)]
-        # `+key` adds and `~key` deletes: whoever writes that knows the key is not there, or is.
-        pairs = [item.partition("=") for item in flat if "=" in item and not item.startswith(("-", "+", "~", "hydra"))]
-        chosen = [key + sep + value for key, sep, value in pairs if files("onebox.conf").joinpath(key).is_dir()]
-        with initialize_config_module("onebox.conf", version_base="1.3"):
-            known = sorted(_keys(compose("train", overrides=chosen)))
-    except HydraException:
-        return None
+    # `+key` adds and `~key` deletes: whoever writes that knows the key is not there, or is.
+    plain = [item for item in overrides if "=" in item and not item.startswith(("-", "+", "~", "hydra"))]
+    groups = [item for item in plain if "={" not in item and _is_group(item.partition("=")[0])]
     parts = []
-    for key in [key for key, sep, value in pairs if key not in known and key + sep + value not in chosen]:
-        siblings = [other for other in known if other.rpartition(".")[0] == key.rpartition(".")[0]]
-        near = difflib.get_close_matches(key, known, n=3, cutoff=0.8) or siblings
-        parts.append(f"no key {key}" + (f", did you mean {' or '.join(near)}?" if near else ""))
+    with initialize_config_module("onebox.conf", version_base="1.3"):
+        try:
+            known = sorted(_keys(compose("train", overrides=groups)))
+        except HydraException:
+            return None
+        for override in plain:
+            try:
+                compose("train", overrides=[*groups, override])
+            except HydraException as error:
+                key = getattr(error.__cause__, "full_key", None)
+                if isinstance(key, str):  # else it is something else that is wrong
+                    siblings = [other for other in known if other.rpartition(".")[0] == key.rpartition(".")[0]]
+                    near = difflib.get_close_matches(key, known, n=3, cutoff=0.8) or siblings
+                    parts.append(f"no key {key}" + (f", did you mean {' or '.join(near)}?" if near else ""))
     return "; ".join(parts) + " (--cfg job shows all keys; +KEY=VALUE adds a new one)" if parts else None
+
+
+def _is_group(name: str) -> bool:
+    return files("onebox.conf").joinpath(name).is_dir()
 
 
 def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
@@ -144,14 +143,3 @@ def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
         value = None if OmegaConf.is_missing(node, key) else node._get_node(key)
         if isinstance(value, DictConfig) and not value._is_none():
             yield from _keys(value, prefix + key + ".")
-
-
-def _flat(override: str) -> Iterator[str]:
-    """`a={b:1}` as `a.b=1`; anything else as it is."""
-    key, _, value = override.partition("=")
-    if not value.startswith("{"):
-        yield override
-        return
-    parsed: Any = OverridesParser.create().parse_override(override).value()
-    for name, item in parsed.items() if isinstance(parsed, dict) else ():  # else several sets, for a sweep
-        yield from _flat(f"{key}.{name}={item}")

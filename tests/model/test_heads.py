@@ -7,7 +7,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torchvision.ops import generalized_box_iou_loss
 
-from onebox.build import build_data, build_module, unread_levels
+from onebox.build import build_data, build_module
 from onebox.data.dataset import Batch
 from onebox.errors import BadInput
 from onebox.model.backbone import Features, FeatureShape, MapShape
@@ -186,21 +186,6 @@ def test_what_needs_no_positions_goes_with_a_map_without_any(composed, choice):
     _, module = built(composed, f"model/{choice}", "image_size=20")
     assert module.localizer.backbone.feature_shape.maps[0][1:] == (1, 1)
     assert module.localizer(torch.zeros(2, 3, 20, 20)).boxes.shape == (2, 4)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "is_unread"),
-    [
-        (["model.backbone.levels=[16]"], True),
-        (["model.backbone.levels=[16,32]", "model/cls_head=mlp"], True),
-        (["model.backbone.levels=[16]", "model/cls_head=attention_pool"], False),
-        ([], False),
-    ],
-)
-def test_levels_that_neither_head_reads_are_told(composed, overrides, is_unread):
-    line = unread_levels(*built(composed, "model/backbone=resnet18", "image_size=64", *overrides))
-    assert (line is not None) is is_unread
-    assert line is None or "neither head reads maps" in line
 
 
 def test_wrong_arguments_are_named(composed):

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from onebox.errors import BadInput
-from onebox.runs.checkpoint import FORMAT, AtomicCheckpointIO, newest_checkpoint, read_checkpoint
+from onebox.runs.checkpoint import FORMAT, AtomicCheckpointIO, checkpoint_to_resume, read_checkpoint
+
+FACTS = {"fingerprint": "abc", "data_fingerprint": {"train": "t"}}
 
 
 def test_a_failed_write_keeps_the_old_checkpoint_and_leaves_nothing_else(tmp_path):
@@ -24,8 +26,46 @@ def test_a_failed_write_keeps_the_old_checkpoint_and_leaves_nothing_else(tmp_pat
     assert [item.name for item in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-def good(fingerprint="abc", number=1):
-    return {"onebox": {"format": FORMAT, "fingerprint": fingerprint}, "weights": torch.arange(1000) + number}
+def good(**facts):
+    return {"onebox": {"format": FORMAT, **FACTS, **facts}, "epoch": 1, "global_step": 9, "weights": torch.arange(1000)}
+
+
+def damaged(path, *, cut=0, flip=0):
+    torch.save(good(), path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= flip
+    path.write_bytes(content[: len(content) - cut])
+
+
+BAD = {
+    "empty": (lambda path: path.write_bytes(b""), "cut off"),
+    "truncated": (lambda path: damaged(path, cut=200), "cut off"),
+    "damaged": (lambda path: damaged(path, flip=1), "cannot be read"),
+    "text": (lambda path: path.write_text("hello"), "no checkpoint"),
+    "foreign": (lambda path: torch.save({"state_dict": {}}, path), "not a checkpoint of onebox"),
+    "a tensor": (lambda path: torch.save(torch.zeros(2), path), "not a checkpoint of onebox"),
+    "newer": (lambda path: torch.save({"onebox": {"format": FORMAT + 1}}, path), "newer onebox"),
+    "of another run": (lambda path: torch.save(good(fingerprint="other"), path), "another config .other, not abc."),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_checkpoint_is_refused_with_one_line_and_the_previous_one_is_used(tmp_path, kind, caplog):
+    write, told = BAD[kind]
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    torch.save(good(), folder / "previous.ckpt")
+    write(folder / "last.ckpt")
+    with pytest.raises(BadInput, match=told) as refusal:
+        read_checkpoint(folder / "last.ckpt", fingerprint="abc")
+    assert "\n" not in str(refusal.value) and str(refusal.value).startswith(f"{folder / 'last.ckpt'}: ")
+    with caplog.at_level(logging.WARNING):
+        assert checkpoint_to_resume(tmp_path, FACTS) == folder / "previous.ckpt"
+    assert str(refusal.value) in caplog.text
+    with pytest.raises(BadInput, match=r"data have changed since the run was begun .train."):
+        checkpoint_to_resume(tmp_path, {**FACTS, "data_fingerprint": {"train": "u"}})
+    (folder / "previous.ckpt").unlink()
+    assert checkpoint_to_resume(tmp_path, FACTS) is None
 
 
 class Payload:
@@ -36,46 +76,6 @@ class Payload:
 
     def __reduce__(self):
         return os.mkdir, (self.path,)
-
-
-def cut(path):
-    torch.save(good(), path)
-    path.write_bytes(path.read_bytes()[:-200])
-
-
-def flip_a_bit(path):
-    torch.save(good(), path)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-BAD = {
-    "empty": (lambda path: path.write_bytes(b""), "cut off"),
-    "truncated": (cut, "cut off"),
-    "damaged": (flip_a_bit, "cannot be read"),
-    "text": (lambda path: path.write_text("hello"), "no checkpoint"),
-    "foreign": (lambda path: torch.save({"state_dict": {}}, path), "not a checkpoint of onebox"),
-    "a tensor": (lambda path: torch.save(torch.zeros(2), path), "not a checkpoint of onebox"),
-    "newer": (lambda path: torch.save({"onebox": {"format": FORMAT + 1}}, path), "newer onebox"),
-    "of another run": (lambda path: torch.save(good("other"), path), "another config .other, not abc."),
-}
-
-
-@pytest.mark.parametrize("kind", BAD)
-def test_a_bad_checkpoint_is_refused_with_one_line_and_the_previous_one_is_used(tmp_path, kind, caplog):
-    write, told = BAD[kind]
-    torch.save(good(number=7), tmp_path / "previous.ckpt")
-    write(tmp_path / "last.ckpt")
-    with pytest.raises(BadInput, match=told) as refusal:
-        read_checkpoint(tmp_path / "last.ckpt", fingerprint="abc")
-    assert "\n" not in str(refusal.value) and str(refusal.value).startswith(f"{tmp_path / 'last.ckpt'}: ")
-    with caplog.at_level(logging.WARNING):
-        path, content = newest_checkpoint(tmp_path, fingerprint="abc")
-    assert (path.name, content["weights"][0]) == ("previous.ckpt", 7)
-    assert str(refusal.value) in caplog.text
-    (tmp_path / "previous.ckpt").unlink()
-    assert newest_checkpoint(tmp_path, fingerprint="abc") is None
 
 
 @pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from onebox.errors import BadInput
-from onebox.runs.claim import claim, release
+from onebox.runs.record import claim, release
 
 
 def write(folder, **facts):
@@ -17,7 +17,7 @@ def write(folder, **facts):
 def elsewhere(folder):
     """Claims in another process, says so and waits to be killed."""
     code = (
-        "import sys; from pathlib import Path; from onebox.runs.claim import claim\n"
+        "import sys; from pathlib import Path; from onebox.runs.record import claim\n"
         "claim(Path(sys.argv[1]), fingerprint='abc', resume='auto'); print('claimed', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(folder)]

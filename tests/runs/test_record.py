@@ -5,8 +5,7 @@ import sys
 import pytest
 
 from onebox.errors import Preempted
-from onebox.runs.claim import claim, is_held
-from onebox.runs.record import RunRecord, record_failure
+from onebox.runs.record import RunRecord, claim, is_held, record_failure
 
 
 def read(folder):
@@ -56,7 +55,7 @@ def test_an_error_is_recorded_and_raised_on_and_the_directory_is_free_again(tmp_
         assert facts["error"]["message"] == "broken"
         assert "test_record.py" in facts["error"]["traceback"]
     else:
-        assert str(error).endswith("begins anew, as nothing was stored yet")
+        assert str(error).endswith("starts it again, as nothing was stored yet")
 
 
 KILLED = {"type": "JobFailed", "message": "killed by SIGKILL"}
@@ -78,7 +77,7 @@ def test_who_outlives_a_run_says_why_it_failed_unless_the_run_said_it(tmp_path, 
 def test_a_run_that_another_process_has_is_not_said_to_have_failed(tmp_path):
     (tmp_path / "run.json").write_text('{"status": "running", "fingerprint": "f"}')
     code = (
-        "import sys, pathlib; from onebox.runs.claim import claim\n"
+        "import sys, pathlib; from onebox.runs.record import claim\n"
         "claim(pathlib.Path(sys.argv[1]), fingerprint='f', resume='auto'); print(flush=True); input()"
     )
     with subprocess.Popen(

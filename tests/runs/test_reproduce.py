@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from onebox.cli import app
 from onebox.errors import BadInput
-from onebox.runs.composition import set_hydra_config
+from onebox.runs.fingerprint import set_hydra_config
 from onebox.runs.reading.reproduce import differences
 
 BATCH_SIZE = 8

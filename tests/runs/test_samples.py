@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from onebox.errors import BadInput
-from onebox.runs import samples
-from onebox.runs.samples import compare_samples, write_samples
+from onebox.runs import results
+from onebox.runs.results import compare_samples, write_samples
 
 NAMES = ["cat", "dog"]
 
@@ -55,7 +55,7 @@ def test_labels_are_compared_by_their_names(tmp_path):
 
 
 def test_too_many_are_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(samples, "MAX_SAMPLES", 3)
+    monkeypatch.setattr(results, "MAX_SAMPLES", 3)
     assert not write_samples(tmp_path, {"train": index()}, NAMES)
     assert compare_samples(tmp_path, tmp_path) is None
 

@@ -10,8 +10,8 @@ from collections import Counter
 from pathlib import Path
 
 from onebox.data.shapes import write_shapes
-from onebox.runs.claim import is_held
 from onebox.runs.reading.find import read_run
+from onebox.runs.record import is_held
 
 BIN = Path(sys.executable).parent
 ARGUMENTS = [

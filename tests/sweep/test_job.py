@@ -4,7 +4,7 @@ import pytest
 
 from onebox.errors import BadInput
 from onebox.files import read_json, write_json
-from onebox.runs.claim import release
+from onebox.runs.record import release
 from onebox.sweep.job import Done, is_stale, next_step, take
 
 DONE = {"status": "completed", "source": "new", "data_fingerprint": {"train": "1"}, "started": "2026-11-23T10:00:00"}

@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
+from onebox.errors import duration
 from onebox.sweep.live import View
-from onebox.text import duration
 
 
 def test_a_terminal_shows_each_running_job_and_how_many_are_done(tmp_path):

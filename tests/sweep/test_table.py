@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from onebox.cli import app
 from onebox.errors import BadInput
 from onebox.files import write_json
-from onebox.runs.claim import claim, is_held, release
 from onebox.runs.reading.find import find_runs, read_run
+from onebox.runs.record import claim, is_held, release
 from onebox.sweep.reading import table
 from onebox.sweep.reading.table import list_sweep, read_sweep
 
@@ -133,7 +133,7 @@ def test_a_job_that_says_running_died_if_no_process_holds_it(sweep):
     assert read_sweep(sweep).jobs["status"][0] == "died"
     assert read_run(sweep / "0").record["status"] == "died"  # so does onebox runs
     assert "died optimizer.lr=0.01 seed=0: killed" in shown(sweep)
-    code = "import sys; from pathlib import Path; from onebox.runs.claim import claim_after_others as c; c(Path(sys.argv[1])); print(1, flush=True); sys.stdin.read()"  # fmt: skip
+    code = "import sys; from pathlib import Path; from onebox.runs.record import claim_after_others as c; c(Path(sys.argv[1])); print(1, flush=True); sys.stdin.read()"  # fmt: skip
     holder = subprocess.Popen([sys.executable, "-c", code, str(sweep / "0")], stdin=-1, stdout=-1)
     try:
         holder.stdout.readline()
@@ -151,7 +151,7 @@ def test_looking_at_a_lock_does_not_end_it(tmp_path):
     (tmp_path / "link").symlink_to(folder)
     assert is_held(folder, unknown=True)
     assert is_held(tmp_path / "link", unknown=True)
-    code = "import sys; from onebox.runs.claim import is_held; sys.exit(not is_held(sys.argv[1], unknown=False))"
+    code = "import sys; from onebox.runs.record import is_held; sys.exit(not is_held(sys.argv[1], unknown=False))"
     assert subprocess.run([sys.executable, "-c", code, str(folder)]).returncode == 0  # still held, seen from elsewhere
     release(folder)
     assert not is_held(folder, unknown=True)

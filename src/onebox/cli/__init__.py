@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from onebox.cli import lr_find, reproduce, runs
-from onebox.errors import EXIT_FAULT, EXIT_INTERRUPTED, BadInput, exit_with
-from onebox.text import printable
+from onebox.errors import EXIT_FAULT, EXIT_INTERRUPTED, BadInput, exit_with, printable
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onebox.errors import EXIT_INTERRUPTED, BadInput, Preempted, check, own_complaint
-from onebox.text import printable
+from onebox.errors import EXIT_INTERRUPTED, BadInput, Preempted, check, own_complaint, printable
 
 if TYPE_CHECKING:
     from onebox.runs.reading.reproduce import Recorded
@@ -146,7 +145,7 @@ def _train(recorded: "Recorded", config: dict[str, Any]) -> None:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from onebox.runs.composition import set_hydra_config
+    from onebox.runs.fingerprint import set_hydra_config
     from onebox.train import train
 
     set_hydra_config(recorded.record.get("choices", {}), recorded.record.get("overrides", []))

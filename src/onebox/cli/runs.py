@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from onebox.errors import BadInput
-from onebox.text import print_lines
+from onebox.errors import BadInput, print_lines
 
 Outputs = Annotated[Path, typer.Option(metavar="FOLDER", help="Where runs are looked for.")]
 Metric = Annotated[

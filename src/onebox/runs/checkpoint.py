@@ -50,9 +50,7 @@ class CheckpointFacts(Callback):
         everyone: list[Any] = [None] * trainer.world_size
         torch.distributed.all_gather_object(everyone, mine)
         for rank, theirs in enumerate(everyone):
-            differs = [
-                f"{name} {theirs[name]}, not {value}" for name, value in everyone[0].items() if theirs[name] != value
-            ]
+            differs = [f"{name} {theirs[name]}, not {is_}" for name, is_ in everyone[0].items() if theirs[name] != is_]
             check(
                 not differs,
                 f"rank {rank} was started with another config, data or state than rank 0 ({', '.join(differs)}); "
@@ -76,9 +74,7 @@ def read_checkpoint(path: Path, *, fingerprint: str | None = None) -> dict[str, 
     """
     try:
         with zipfile.ZipFile(path) as file:
-            damaged = file.testzip()  # torch does not look at the check sums
-        if damaged is not None:
-            raise zipfile.BadZipFile(damaged)
+            check(file.testzip() is None, f"{path}: cannot be read; it is damaged")  # torch ignores the check sums
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise BadInput(f"{path}: is not there") from error
@@ -92,40 +88,35 @@ def read_checkpoint(path: Path, *, fingerprint: str | None = None) -> dict[str, 
     newer = f"{path}: written by a newer onebox (format {facts['format']}, this one reads {FORMAT})"
     check(facts["format"] <= FORMAT, newer)
     theirs = facts.get("fingerprint")
-    other = f"{path}: belongs to a run of another config ({theirs}, not {fingerprint})"
-    check(fingerprint in (None, theirs), other)
+    check(fingerprint in (None, theirs), f"{path}: belongs to a run of another config ({theirs}, not {fingerprint})")
     return checkpoint
 
 
-def newest_checkpoint(folder: Path, *, fingerprint: str) -> tuple[Path, dict[str, Any]] | None:
-    """The last checkpoint of a run that can be used, and its content; says which ones cannot."""
-    for path in (folder / "last.ckpt", folder / "previous.ckpt"):
-        try:
-            if path.exists():
-                return path, read_checkpoint(path, fingerprint=fingerprint)
-        except BadInput as error:
-            log.warning("%s; passed over", error)
-    return None
-
-
 def checkpoint_to_resume(run_dir: Path, facts: Mapping[str, Any]) -> Path | None:
-    """The checkpoint that a run is resumed from, None for its beginning.
+    """The last checkpoint of a run that can be used, None for its beginning; says which ones cannot.
 
     Raises:
         BadInput: the data are not those that it was begun with.
     """
-    found = newest_checkpoint(run_dir / "checkpoints", fingerprint=facts["fingerprint"])
-    start: dict[str, Any] = {"global_step": 0, "epoch": 0, "onebox": facts}
-    path, content = found or (None, start)
-    begun, now = content["onebox"]["data_fingerprint"], facts["data_fingerprint"]
-    changed = changed_parts(begun, now)
-    check(
-        not changed,
-        f"{run_dir}: the data have changed since the run was begun ({', '.join(changed)}); bring them back, or choose "
-        "another hydra.run.dir",
-    )
-    log.info("goes on after %s epochs, %s steps", content["epoch"], content["global_step"])
-    return path
+    for path in (run_dir / "checkpoints" / "last.ckpt", run_dir / "checkpoints" / "previous.ckpt"):
+        if not path.exists():
+            continue
+        try:
+            content = read_checkpoint(path, fingerprint=facts["fingerprint"])
+        except BadInput as error:
+            log.warning("%s; passed over", error)
+            continue
+        begun, now = content["onebox"]["data_fingerprint"], facts["data_fingerprint"]
+        changed = changed_parts(begun, now)
+        check(
+            not changed,
+            f"{run_dir}: the data have changed since the run was begun ({', '.join(changed)}); bring them back, or "
+            "choose another hydra.run.dir",
+        )
+        log.info("resumes after %s epochs, %s steps", content["epoch"], content["global_step"])
+        return path
+    log.info("starts again: there is no checkpoint to resume from")
+    return None
 
 
 def load_weights(module: nn.Module, path: Path) -> None:

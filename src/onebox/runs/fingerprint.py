@@ -1,9 +1,11 @@
-"""Short names for everything in a config that can change a run's result."""
+"""What a run is of: its config, how that came to be, and a short name for all of it that can change the result."""
 
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ MOVED = {
 }
 RENAMED = {old: new for new, old in MOVED.items() if old.startswith("onebox.")}  # Lightning's own classes stay theirs
 
+_PACKAGE = re.compile(r"^#\s*@package\s+(\S+)")
+
 Path = tuple[Any, ...]
 
 
@@ -50,6 +54,57 @@ def fingerprints(cfg: "DictConfig") -> dict[str, str]:
     plain: dict[str, Any] = {name: OmegaConf.to_container(config, resolve=True) for name, config in configs.items()}
     neutral = plain["fingerprint"].get("fingerprint_neutral") or {}
     return {name: fingerprint(config, cfg.fingerprint_ignore, neutral) for name, config in plain.items()}
+
+
+def without_hydra(config: "DictConfig", *, run_dir: str) -> "DictConfig":
+    """A copy of what Hydra has composed, without its own part, of which `run_dir` is made."""
+    from omegaconf import open_dict
+
+    cfg = config.copy()
+    with open_dict(cfg):
+        del cfg["hydra"]
+        cfg.run_dir = run_dir
+    return cfg
+
+
+def choices(hydra: Any) -> dict[str, str | None]:
+    """The option chosen in each group of onebox; `hydra` is Hydra's own part of a config."""
+    return {group: option for group, option in hydra.runtime.choices.items() if not group.startswith("hydra/")}
+
+
+def run_facts(cfg: "DictConfig", hydra: Any) -> dict[str, Any]:
+    """What run.json says from the start of a run of `cfg`; `hydra` is Hydra's own part of the config.
+
+    With `interpolated`, key -> what stands in its place (`${image_size}`), and `sets`, what each option sets elsewhere,
+    a diff folds values that follow from a choice under it.
+    """
+    from omegaconf import OmegaConf
+
+    plain: Any = OmegaConf.to_container(cfg, resolve=False)
+    chosen = choices(hydra)
+    return {
+        "name": cfg.name,
+        "seed": cfg.seed,
+        **fingerprints(cfg),
+        "choices": chosen,
+        "overrides": list(hydra.overrides.task),
+        "config": OmegaConf.to_container(cfg, resolve=True),
+        "interpolated": {key: value for key, value in flatten(plain) if isinstance(value, str) and "${" in value},
+        "sets": {group: found for group, option in chosen.items() if option and (found := _sets(group, option))},
+    }
+
+
+def set_hydra_config(choices: Mapping[str, str | None], overrides: Sequence[str]) -> None:
+    """Set what a run asks Hydra for, in a process where Hydra has composed nothing."""
+    from hydra.conf import HydraConf
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    hydra = OmegaConf.structured(HydraConf)
+    hydra.mode = "RUN"
+    hydra.runtime.choices = dict(choices)
+    hydra.overrides.task = list(overrides)
+    HydraConfig.instance().set_config(OmegaConf.create({"hydra": hydra}))
 
 
 def fingerprint(config: Mapping[str, Any], ignore: Sequence[str], neutral: Mapping[str, Any] | None = None) -> str:
@@ -87,24 +142,13 @@ class Ignored:
     """
 
     def __init__(self, config: Mapping[str, Any], rules: Sequence[str]) -> None:
-        self._rules = set()
-        for rule in rules:
-            pattern, _, condition = rule.partition(" if ")
-            if not condition or _select(config, condition) is not None:
-                self._rules.add(tuple(pattern.split(".")))
-        self._lengths = {len(rule) for rule in self._rules}
+        keys = (key for key, _, other in (rule.partition(" if ") for rule in rules) if not other or _has(config, other))
+        names = "|".join(re.escape(key).replace(r"\*", "[^.]+") for key in keys)
+        self._pattern = re.compile(rf"({names})(\.|$)")
 
     def __call__(self, path: Path) -> bool:
         """Whether the key, given name by name, or one above it is ignored."""
-        return any(self._matches(path[:length]) for length in self._lengths if length <= len(path))
-
-    def _matches(self, path: Path) -> bool:
-        if path in self._rules:
-            return True
-        return any(
-            len(rule) == len(path) and "*" in rule and all(a in ("*", b) for a, b in zip(rule, path, strict=True))
-            for rule in self._rules
-        )
+        return self._pattern.match(".".join(map(str, path))) is not None
 
 
 def with_new_names(value: Any, key: str = "") -> Any:
@@ -159,8 +203,27 @@ def _text(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def _select(config: Mapping[str, Any], key: str) -> Any:
+def _has(config: Mapping[str, Any], key: str) -> bool:
     node: Any = config
     for name in key.split("."):
         node = node.get(name) if isinstance(node, Mapping) else None
-    return node
+    return node is not None
+
+
+def _sets(group: str, option: str) -> dict[str, list[str]] | None:
+    """The keys and groups that an option sets elsewhere than below its group's name, as an experiment does."""
+    from omegaconf import OmegaConf
+
+    path = files("onebox.conf").joinpath(group, f"{option}.yaml")
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""  # else one of a user's own
+    header = _PACKAGE.match(text)
+    if header is None:
+        return None
+    content: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    defaults = content.pop("defaults", [])
+    prefix = "" if header[1] == "_global_" else f"{header[1]}."
+    groups = [str(name) for item in defaults if isinstance(item, dict) for name in item]
+    return {
+        "keys": [key for key, _ in flatten(content, prefix) if not key.startswith("hydra.")],
+        "groups": [name.removeprefix("override ").strip().lstrip("/") for name in groups],
+    }

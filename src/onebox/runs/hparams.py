@@ -20,35 +20,31 @@ def session(
 ) -> Iterator[None]:
     """Tell TensorBoard a run's hyper-parameters and which tags are its results, and after the block how it ended.
 
-    TensorBoard takes each result from the last scalar of that tag, so that a run shows up while it runs. One that was
-    stopped or killed has no end, and resumes as the same session. Lightning is not needed, so that a run is shown too
-    that fails before there is a trainer.
+    A run shows up while it runs, and also when it fails before there is a trainer. One that was stopped or killed has
+    no end, and resumes as the same session.
 
     Args:
         folder: the run's folder of event files; None writes nothing.
         values: hyper-parameters, by name.
         varied: names of those that are shown first.
-        metrics: tags of the results.
+        metrics: tags of the results; TensorBoard takes the last scalar of each.
     """
     if folder is None:
         yield
         return
-    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+    from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 
-    # TensorBoard believes the first of several ends.
-    for path in [*folder.glob(f"*{START}"), *folder.glob(f"*{END}")]:
+    for path in [*folder.glob(f"*{START}"), *folder.glob(f"*{END}")]:  # TensorBoard believes the first of several
         path.unlink()
-    infos = []
+    experiment = api_pb2.Experiment(
+        metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in metrics]
+    )
     start = plugin_data_pb2.SessionStartInfo()
     for name, value in values.items():
-        kind = {bool: "bool", str: "string"}.get(type(value), "number")
-        setattr(start.hparams[name], f"{kind}_value", value)
-        data_type = getattr(api_pb2, f"DATA_TYPE_{kind.upper()}".replace("NUMBER", "FLOAT64"))
-        infos.append(api_pb2.HParamInfo(name=name, type=data_type, differs=name in varied))
-    names = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in metrics]
-    experiment = api_pb2.Experiment(hparam_infos=infos, metric_infos=names)
-    facts = {metadata.EXPERIMENT_TAG: {"experiment": experiment}}
-    _write(folder, START, facts | {metadata.SESSION_START_INFO_TAG: {"session_start_info": start}})
+        field, kind = {bool: ("bool", "BOOL"), str: ("string", "STRING")}.get(type(value), ("number", "FLOAT64"))
+        setattr(start.hparams[name], f"{field}_value", value)
+        experiment.hparam_infos.add(name=name, type=getattr(api_pb2, f"DATA_TYPE_{kind}"), differs=name in varied)
+    _write(folder, START, experiment=experiment, session_start_info=start)
     status = api_pb2.STATUS_FAILURE
     try:
         yield
@@ -58,22 +54,17 @@ def session(
         raise
     finally:
         if status is not None:
-            end = plugin_data_pb2.SessionEndInfo(status=status)
-            _write(folder, END, {metadata.SESSION_END_INFO_TAG: {"session_end_info": end}})
+            _write(folder, END, session_end_info=plugin_data_pb2.SessionEndInfo(status=status))
 
 
 def shown(
     cfg: DictConfig, facts: Mapping[str, Any], planned: Sequence[Sequence[str]]
 ) -> tuple[dict[str, bool | float | str], set[str]]:
-    """What the HPARAMS tab shows, and what of it first.
+    """The values that the HPARAMS tab shows, and the names of those that come first.
 
-    These are the groups and keys of `cfg.hparams`, and what was overridden by hand.
-
-    Args:
-        cfg: the composed config.
-        facts: `choices` and `overrides` of the run.
-        planned: in a sweep, the overrides of each job, which are shown too, as TensorBoard takes the list of keys from
-            any one of them.
+    These are the groups and keys of `cfg.hparams`, and what was overridden by hand: in the run, whose `choices` and
+    `overrides` are in `facts`, and in all `planned` jobs of its sweep, as TensorBoard takes the list of keys from any
+    one of them.
     """
     overrides = dict.fromkeys([*facts["overrides"], *(text for job in planned for text in job)])
     by_hand = {text: text.partition("=")[0].lstrip("+~") for text in overrides}
@@ -94,17 +85,17 @@ def events_folder(cfg: DictConfig) -> Path | None:
     return None
 
 
-def _write(folder: Path, suffix: str, content: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write an event file of its own, whose name ends with `suffix`: fields of HParamsPluginData by tag."""
+def _write(folder: Path, suffix: str, **fields: Any) -> None:
+    """Write an event file of its own, whose name ends with `suffix`, with some fields of HParamsPluginData."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.hparams import metadata, plugin_data_pb2
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-    values = []
-    for tag, fields in content.items():
-        about = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(**fields))
-        values.append(Summary.Value(tag=tag, metadata=about, tensor=metadata.NULL_TENSOR))
+    summary = Summary()
+    for name, value in fields.items():
+        about = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(**{name: value}))
+        summary.value.add(tag=f"_hparams_/{name}", metadata=about, tensor=metadata.NULL_TENSOR)
     writer = EventFileWriter(str(folder), filename_suffix=suffix)
-    writer.add_event(Event(wall_time=time.time(), summary=Summary(value=values)))
+    writer.add_event(Event(wall_time=time.time(), summary=summary))
     writer.close()

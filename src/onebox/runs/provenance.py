@@ -6,7 +6,6 @@ import hashlib
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -70,11 +69,12 @@ def git_state(run_dir: Path) -> dict[str, Any] | None:
     """
     try:
         head = _git(repository(), "rev-parse", "--show-toplevel", "HEAD", "--abbrev-ref", "HEAD").decode().splitlines()
-        top, sha, branch = Path(head[0]), head[1], head[2]
+        top = Path(head[0])
         status = _git(top, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all")
-        is_new = {os.fsdecode(line[3:]): line.startswith(b"??") for line in status.split(b"\0") if line}
-        kept = [name for name, new in is_new.items() if _is_kept(top, name, new=new)]
-        patch = _patch(top, kept, [name for name in kept if is_new[name]]) if kept else b""
+        changes = {os.fsdecode(line[3:]): line[:2] for line in status.split(b"\0") if line}
+        kept = sorted(name for name, kind in changes.items() if _is_kept(top / name, name, new=kind == b"??"))
+        new = [name for name in kept if changes[name][:1] in b"?A" and (top / name).exists()]
+        patch = _patch(top, kept, new) if kept else b""
     except (OSError, subprocess.SubprocessError, IndexError):
         return None
     too_large = len(patch) > MAX_PATCH_BYTES  # one that is cut could not be applied
@@ -82,11 +82,11 @@ def git_state(run_dir: Path) -> dict[str, Any] | None:
         with replacing(run_dir / PATCH_FILE) as temporary:
             temporary.write_bytes(gzip.compress(patch, mtime=0))
     return {
-        "sha": sha,
-        "branch": branch,
-        "dirty": bool(is_new),
-        "changed": [_printable(name) for name in sorted(kept)],
-        "left_out": [_printable(name) for name in sorted({*is_new} - {*kept})[:MAX_LEFT_OUT]],
+        "sha": head[1],
+        "branch": head[2],
+        "dirty": bool(changes),
+        "changed": [_printable(name) for name in kept],
+        "left_out": [_printable(name) for name in sorted({*changes} - {*kept})[:MAX_LEFT_OUT]],
         "patch": hashlib.sha256(patch).hexdigest()[:12] if patch else None,
         "patch_too_large": len(patch) if too_large else None,
     }
@@ -126,13 +126,9 @@ def packages() -> dict[str, str]:
 
 
 def environment() -> dict[str, str]:
-    """The environment variables that `VARIABLES` names."""
-    secret = re.compile("TOKEN|SECRET|PASSWORD|KEY", re.I)
-    return {
-        name: value
-        for name, value in sorted(os.environ.items())
-        if VARIABLES.fullmatch(name) and not secret.search(name)
-    }
+    """The environment variables that `VARIABLES` names, but no secret among them."""
+    names = (name for name in sorted(os.environ) if VARIABLES.fullmatch(name))
+    return {name: os.environ[name] for name in names if not re.search("TOKEN|SECRET|PASSWORD|KEY", name, re.I)}
 
 
 def hardware() -> dict[str, Any]:
@@ -148,40 +144,34 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def _git(folder: Path, *arguments: str, stdin: bytes = b"", **variables: str) -> bytes:
+def _git(folder: Path, *arguments: str, **variables: str) -> bytes:
     command = ["git", "-C", str(folder), *arguments]
     variables = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_LITERAL_PATHSPECS": "1", **variables}
-    return subprocess.run(command, check=True, input=stdin, capture_output=True, timeout=20, env=variables).stdout
+    return subprocess.run(command, check=True, capture_output=True, timeout=20, env=variables).stdout
 
 
 def _patch(top: Path, names: list[str], new: list[str]) -> bytes:
-    """What `git diff HEAD` says of some files, without parts that show a private key."""
-    index = Path(os.fsdecode(_git(top, "rev-parse", "--path-format=absolute", "--git-path", "index").rstrip(b"\n")))
-    options = ["--binary", "--no-ext-diff", "--no-textconv", "--no-color", "--no-renames"]
-    options += ["--src-prefix=a/", "--dst-prefix=b/"]
+    """`git diff HEAD` of some files, `new` ones among them, without parts that show a private key."""
+    options = "--binary --no-ext-diff --no-textconv --no-color --no-renames --src-prefix=a/ --dst-prefix=b/"
     with tempfile.TemporaryDirectory() as folder:
-        # Untracked files take part in a diff once they are in the index: here, in a copy of it.
-        copied = str(Path(folder) / "index")
-        if index.exists():
-            shutil.copy2(index, copied)
+        # Untracked files take part in a diff once they are in an index, which is not to be the user's.
+        index = str(Path(folder) / "index")
+        _git(top, "read-tree", "HEAD", GIT_INDEX_FILE=index)
         if new:
-            add = ["add", "--intent-to-add", "--pathspec-from-file=-", "--pathspec-file-nul"]
-            _git(top, *add, stdin=b"\0".join(map(os.fsencode, new)), GIT_INDEX_FILE=copied)
-        found = _git(top, "diff", "HEAD", *options, "--", *names, GIT_INDEX_FILE=copied)
+            _git(top, "add", "--intent-to-add", "--", *new, GIT_INDEX_FILE=index)
+        found = _git(top, "diff", "HEAD", *options.split(), "--", *names, GIT_INDEX_FILE=index)
     parts = re.split(rb"^(?=diff --git )", found, flags=re.M)
     return b"".join(part for part in parts if not _PRIVATE_KEY.search(part))
 
 
-def _is_kept(top: Path, name: str, *, new: bool) -> bool:
+def _is_kept(path: Path, name: str, *, new: bool) -> bool:
     """Whether the changes of a file may go into a patch: it is no secret, and if git does not track it, source."""
     if any(fnmatch.fnmatch(part.lower(), pattern) for part in Path(name).parts for pattern in SECRET):
         return False
-    path = top / name
     is_file = path.is_file() and not path.is_symlink()
-    if new:
-        is_source = path.suffix in SOURCE or path.name in ("Makefile", "Dockerfile")
-        if not is_source or not is_file or path.stat().st_size > MAX_UNTRACKED_BYTES:
-            return False
+    is_source = path.suffix in SOURCE or path.name in ("Makefile", "Dockerfile")
+    if new and not (is_source and is_file and path.stat().st_size <= MAX_UNTRACKED_BYTES):
+        return False
     return not is_file or not _PRIVATE_KEY.search(path.read_bytes())
 
 

@@ -1,45 +1,148 @@
-"""run.json: what a run is, where it comes from and how it ended."""
+"""A run directory belongs to one process at a time and to one config for good; run.json says how its run ended."""
 
+import errno
+import fcntl
+import json
+import logging
+import os
+import signal
+import stat
+import struct
 import sys
+import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from types import FrameType, TracebackType
+from typing import Any, Self, TextIO
 
-from onebox.errors import BadInput, Preempted
+from onebox.errors import BadInput, Preempted, check
 from onebox.files import read_json, write_json
-from onebox.runs.claim import claim, release
 from onebox.runs.provenance import provenance
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 1
 ATTEMPT = ("status", "started", "ended", "seconds", "error", "host", "source")  # what is kept of an earlier one
+_held: dict[Path, TextIO] = {}
+_FLOCK = "hhqqi4x"  # struct flock of Linux: type, whence, start, length, process
+
+
+def claim(folder: Path, *, fingerprint: str, resume: str) -> dict[str, Any] | None:
+    """Take a run directory for this process, until `release` or its end.
+
+    `resume` is `auto`, which accepts a run of the same fingerprint that did not complete, or `never`, which accepts no
+    run. Returns what run.json says of the run to resume; None when there is none.
+
+    Raises:
+        BadInput: the directory cannot be taken; nothing in it was changed.
+    """
+    facts = _facts(folder)
+    if facts is not None:
+        status, theirs = facts.get("status"), facts.get("fingerprint")
+        holds, instead = f"{folder}: holds a run already", "choose another hydra.run.dir or remove the folder"
+        check(status != "completed" and resume != "never", f"{holds} ({status}); {instead}")
+        other = f"of another config (fingerprint {theirs}, not {fingerprint})"
+        check(theirs == fingerprint, f"{holds}, {other}; {instead}")
+    return _take(folder, wait=False)
+
+
+def claim_after_others(folder: Path) -> dict[str, Any] | None:
+    """Take a run directory whatever is in it, waiting while another process has it; returns what run.json says."""
+    try:
+        return _take(folder, wait=False)
+    except BadInput:
+        log.info("%s: another process is running it; waiting", folder)
+        return _take(folder, wait=True)
+
+
+def release(folder: Path) -> None:
+    """Let other processes have the directory."""
+    if folder.absolute() in _held:
+        _held.pop(folder.absolute()).close()
+
+
+def is_held(folder: Path | str, *, unknown: bool) -> bool:
+    """Whether a process has the directory, this one included. Disturbs none; `unknown` where it cannot be told."""
+    path = os.path.join(folder, ".lock")
+    try:
+        lock = os.stat(path)
+        if any(os.path.samestat(lock, os.fstat(file.fileno())) for file in _held.values()):
+            return True  # to open and close the file would end the lock
+        if sys.platform != "linux" or not stat.S_ISREG(lock.st_mode):
+            return unknown  # struct flock has another layout there; and a pipe would never open
+        with open(path, "rb") as file:
+            wanted = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            found = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, wanted))
+    except FileNotFoundError:
+        return False
+    except OSError:  # a file system without locks
+        return unknown
+    return bool(found[0] != fcntl.F_UNLCK)
+
+
+def _facts(folder: Path) -> dict[str, Any] | None:
+    path = folder / "run.json"
+    try:
+        facts: dict[str, Any] = read_json(path)
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path}: not valid JSON ({error}); remove the folder or choose another") from error
+    return facts
+
+
+def _take(folder: Path, *, wait: bool) -> dict[str, Any] | None:
+    if folder.absolute() not in _held:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a")
+        try:
+            # lockf, as a lock by flock would live on in loader workers, seconds after their parent was killed.
+            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.close()
+                wanted = f"{folder}: another process is running it; wait, or choose another hydra.run.dir"
+                raise BadInput(wanted) from error
+            log.warning("%s: cannot be locked (%s); do not start a second process on it", folder, error)
+        _held[folder.absolute()] = file
+    for unfinished in folder.rglob(".*.tmp"):  # of a process that was killed
+        unfinished.unlink()
+    return _facts(folder)  # another process may have written until now
 
 
 class RunRecord:
     """A run directory that this process has claimed: keeps run.json true, and releases the directory at the end.
 
     As a context manager it writes `running` at the start and at the end `completed`, `interrupted` (Ctrl-C, SIGTERM)
-    or `failed` with the reason; the exception is raised on, after an interruption with the command that resumes the
-    run. A run that was killed still says `running`.
+    or `failed` with the reason, and names the command that resumes an interrupted run. A killed run still says
+    `running`.
 
     Args:
         folder: the run directory.
-        earlier: run.json of the run that is resumed; None for a new one. What it says of its last attempt moves to
-            `attempts`.
+        earlier: run.json of the run that is resumed, whose last attempt moves to `attempts`; None for a new one.
         facts: what else to record from the start.
     """
 
-    writes = True  # whether this process leaves what the run leaves
-
     def __init__(self, folder: Path, earlier: Mapping[str, Any] | None = None, **facts: Any) -> None:
         self.folder = folder
+        self.writes = True  # whether this process leaves what the run leaves
         self._facts: dict[str, Any] = {"schema": SCHEMA, "status": "running", **facts}
         if earlier is not None:
-            attempt = {key: earlier.get(key) for key in ATTEMPT}
-            attempt["sha"] = (earlier.get("git") or {}).get("sha")
+            attempt = {key: earlier.get(key) for key in ATTEMPT} | {"sha": (earlier.get("git") or {}).get("sha")}
             self._facts["attempts"] = [*earlier.get("attempts", []), attempt]
+
+    @classmethod
+    def of_rank(cls, folder: Path, number: int) -> Self:
+        """The record as rank `number` has it when another process keeps it; only rank 0 adds to it."""
+        record = cls(folder)
+        record.writes = number == 0
+        # Where torchrun or srun has started the others, rank 0 may not have written yet: they see whether there is a
+        # checkpoint.
+        record._facts = read_json(folder / "run.json") if record.writes else {"attempts": []}
+        return record
 
     @property
     def is_resumed(self) -> bool:
@@ -49,16 +152,17 @@ class RunRecord:
     def add(self, **facts: Any) -> None:
         """Record more."""
         self._facts |= facts
-        write_json(self.folder / "run.json", self._facts)
+        if self.writes:
+            write_json(self.folder / "run.json", self._facts)
 
     def reread(self) -> None:
-        """Take over what a `RankRecord` has added."""
+        """Take over what rank 0 has added."""
         self._facts = read_json(self.folder / "run.json")
 
     def __enter__(self) -> Self:
         try:
             self.add(started=_text(datetime.now(UTC)), command=sys.argv, **provenance(self.folder))
-        except BaseException:
+        except BaseException:  # whatever it is, nobody else could have the directory
             release(self.folder)
             raise
         return self
@@ -66,53 +170,30 @@ class RunRecord:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        about: dict[str, Any] = {"type": type(error).__name__, "message": str(error)}
+        facts: dict[str, Any] = {"status": "failed", "error": about, **_ended(self._facts["started"])}
+        if error is None:
+            facts["status"] = "completed"
+            del facts["error"]
+        elif isinstance(error, KeyboardInterrupt | Preempted):
+            facts["status"] = "interrupted"
+            about["message"] = str(error) or "stopped by hand"
+            is_stored = (self.folder / "checkpoints" / "last.ckpt").exists()
+            then = "resumes it" if is_stored else "starts it again, as nothing was stored yet"
+            error.args = (f"{about['message']}; onebox-train resume={self.folder} {then}",)
+        else:
+            about["traceback"] = "".join(traceback.format_exception(error))
         try:
-            facts: dict[str, Any] = {"status": "completed", **_ended(self._facts["started"])}
-            if isinstance(error, KeyboardInterrupt | Preempted):
-                message = str(error) or "stopped by hand"
-                facts |= {"status": "interrupted", "error": {"type": type(error).__name__, "message": message}}
-                stored = (self.folder / "checkpoints" / "last.ckpt").exists()
-                then = "goes on" if stored else "begins anew, as nothing was stored yet"
-                error.args = (f"{message}; onebox-train resume={self.folder} {then}",)
-            elif error is not None:
-                text = "".join(traceback.format_exception(kind, error, trace))
-                about = {"type": type(error).__name__, "message": str(error), "traceback": text}
-                facts |= {"status": "failed", "error": about}
             self.add(**facts)
         finally:
             release(self.folder)
 
 
-class RankRecord:
-    """The record as a rank has it when another process keeps it; only rank 0 adds to it.
-
-    Args:
-        folder: the run directory.
-        number: the rank.
-    """
-
-    def __init__(self, folder: Path, number: int) -> None:
-        self.folder = folder
-        self.writes = number == 0
-        # Where torchrun or srun has started the others, rank 0 may not have written yet: they see whether there is a
-        # checkpoint.
-        self.is_resumed = number > 0 or "attempts" in read_json(folder / "run.json")
-
-    def add(self, **facts: Any) -> None:
-        """Record more."""
-        if self.writes:
-            write_json(self.folder / "run.json", read_json(self.folder / "run.json") | facts)
-
-
 def record_failure(folder: Path, error: Mapping[str, Any], **facts: Any) -> None:
-    """Let run.json say that a run failed whose process could not say so itself.
+    """Let run.json say that a run failed, with `type` and `message`, whose process could not say so itself.
 
-    What another process is running, or has completed, is left alone; so is a reason that is written already.
-
-    Args:
-        folder: the run directory.
-        error: `type` and `message`.
-        facts: what to record when there is no run.json at all, at least `fingerprint`.
+    What another process is running, or has completed, is left alone; so is a reason that is written already. `facts`,
+    at least `fingerprint`, are recorded when there is no run.json at all.
     """
     try:
         found = claim(folder, fingerprint=facts["fingerprint"], resume="auto")
@@ -125,6 +206,60 @@ def record_failure(folder: Path, error: Mapping[str, Any], **facts: Any) -> None
             write_json(folder / "run.json", found | failed)
     finally:
         release(folder)
+
+
+@contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """Raise `Preempted` at the first SIGTERM, by which schedulers and machines that shut down end a process.
+
+    Later ones change nothing, so that the ending is not disturbed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    received = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        if not received:
+            received = True
+            raise Preempted("stopped by SIGTERM")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def submitit_requeues() -> Iterator[None]:
+    """In a job of submitit: let its signal stop the job as SIGTERM does, and only then let it queue the job again.
+
+    submitit sends it some time before the job's time is over, and its own handler ends the process at once.
+    """
+    number = getattr(signal, "SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2"))
+    requeue = signal.getsignal(number)
+    if "SUBMITIT_EXECUTOR" not in os.environ or not callable(requeue):
+        yield
+        return
+    received = False
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        nonlocal received
+        received = True
+        signal.raise_signal(signal.SIGTERM)
+
+    signal.signal(number, stop)
+    try:
+        with sigterm_raises():
+            yield
+    except Preempted:
+        if received:
+            requeue(number, None)  # ends the process
+        raise
+    finally:
+        signal.signal(number, requeue)
 
 
 def _text(time: datetime) -> str:

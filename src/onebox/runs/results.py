@@ -1,32 +1,35 @@
-"""metrics.json, and the table that a run ends with."""
+"""What a run leaves: metrics.json, the table that it ends with, and samples.npz, the images that it saw."""
 
-from collections.abc import Mapping
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
+import numpy as np
+from numpy.typing import NDArray
 
-from onebox.data.index import Index
-from onebox.files import read_json
-from onebox.runs.reading.report import balance_line, read_metrics
+from onebox.errors import BadInput, check
+from onebox.files import read_json, replacing, write_json
+from onebox.trust import stored_file
+
+if TYPE_CHECKING:
+    from onebox.data.index import Index
 
 SCHEMA = 1
-SAME = 1e-6  # what differs by less differs only in the rounding of float32
-
-Row = Mapping[str, float]
-
-# What the table shows, and whether more is better.
-SHOWN = {
-    "acc": True,
-    "iou": True,
-    "loc_acc": True,
-    "loc_acc70": True,
-    "joint_acc": True,
-    "joint_acc_top5": True,
-    "joint_acc_50_95": True,
-    "loc_l1": False,
+SHOWN = ("acc", "iou", "loc_acc", "loc_acc70", "joint_acc", "joint_acc_top5", "joint_acc_50_95", "loc_l1")
+SAMPLES = "samples.npz"
+MAX_SAMPLES = 200_000  # 4.5 MB, written in a second; of more, the fingerprints must do
+MAX_BYTES = 2**28  # unpacked
+COLUMNS = {
+    "labels": "relabelled",  # [N] int32
+    "boxes": "box moved",  # [N, 4] float32, xyxy in [0, 1]
+    "sizes": "other image size",  # [N, 2] int32, height and width in px
+    "bytes": "other image file",  # [N] int64, sizes of the files
 }
+
+Split = dict[str, NDArray[Any]]  # `ids`, [N] of text, and `COLUMNS`; N images, labels by name
+Row = Mapping[str, float]
 
 
 def best_row(rows: Mapping[int, Row], monitor: str, mode: str) -> dict[str, float]:
@@ -35,24 +38,18 @@ def best_row(rows: Mapping[int, Row], monitor: str, mode: str) -> dict[str, floa
     Empty when no epoch logged `monitor` as a number.
     """
     sign = 1 if mode == "max" else -1
-    # A value that is not a number compares false with everything, itself included.
-    candidates = [
-        epoch for epoch in sorted(rows) if monitor in rows[epoch] and rows[epoch][monitor] == rows[epoch][monitor]
-    ]
-    if not candidates:
+    values = {epoch: sign * row[monitor] for epoch, row in sorted(rows.items()) if monitor in row}
+    values = {epoch: value for epoch, value in values.items() if value == value}  # NaN is not equal to itself
+    if not values:
         return {}
-    best = max(candidates, key=lambda epoch: sign * rows[epoch][monitor])  # the first of equals, as the checkpoint
+    best = max(values, key=values.__getitem__)  # the first of equals, as the checkpoint
     return {**rows[best], "epoch": best}
 
 
-def floor_metrics(train: Index, test: Index, class_names: list[str], num_images: int) -> dict[str, float]:
+def floor_metrics(train: "Index", test: "Index", class_names: list[str], num_images: int) -> dict[str, float]:
     """Metrics of the prediction that ignores the image: median box and most frequent class of `train`.
 
-    Args:
-        train: the training images.
-        test: the test images.
-        class_names: the name that belongs to each logit.
-        num_images: the first so many of `test` count.
+    The first `num_images` of `test` count; `class_names` are in the order of the logits.
     """
     from onebox.metrics import LocalizationMetrics, floor_prediction
 
@@ -62,33 +59,27 @@ def floor_metrics(train: Index, test: Index, class_names: list[str], num_images:
     return metrics.compute().tags()
 
 
-def metrics_json(
-    rows: Mapping[int, Row], best: Row, test: Row, floor: Row, per_class: Mapping[str, Row]
-) -> dict[str, Any]:
-    """The content of metrics.json.
+def write_metrics(run_dir: Path, rows: Mapping[int, Row], **results: Any) -> None:
+    """Write metrics.json: the last of `rows`, which are what each epoch logged, and `results`.
 
-    Args:
-        rows: what each epoch logged.
-        best: the best epoch's tags.
-        test: metrics of the best checkpoint on the test split, empty without one.
-        floor: the same of the prediction that ignores the image.
-        per_class: the test metrics of each class.
+    These are `best`, the best epoch's tags; `test`, metrics of the best checkpoint on the test split, empty without
+    one; `floor`, the same of the prediction that ignores the image; and `per_class`, the test metrics of each class.
     """
-    return {
-        "schema": SCHEMA,
-        "final": rows[max(rows)] if rows else {},
-        "best": best,
-        "test": test,
-        "floor": floor,
-        "per_class": per_class,
-    }
+    final = rows[max(rows)] if rows else {}
+    write_json(run_dir / "metrics.json", {"schema": SCHEMA, "final": final, **results})
 
 
 def print_results(run_dir: Path) -> None:
     """Print test metrics beside the floor, and where to look next."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from onebox.runs.reading.noise import SAME, lower_is_better
+    from onebox.runs.reading.report import balance_line, read_metrics
+
     console = Console()
     metrics = read_metrics(run_dir)
-    test, floor, final = metrics["test"], metrics["floor"], metrics["final"]
+    test, floor = metrics["test"], metrics["floor"]
     if test:
         which = "last weights"
         if (run_dir / "checkpoints" / "best.ckpt").exists():  # also when no epoch was the best, as none had a number
@@ -96,25 +87,96 @@ def print_results(run_dir: Path) -> None:
             which = "best checkpoint" if epoch is None else f"best checkpoint (epoch {epoch + 1})"
         table = Table(title=f"test, {which}")
         for column in ("", "result", "floor"):
-            table.add_column(column, justify="left" if not column else "right")
-        for name, more_is_better in SHOWN.items():
-            value, low = test[name], floor[name]
-            gain = value - low if more_is_better else low - value
-            style = "bold" if name == "joint_acc" else ""
-            colour = "green" if gain > SAME else "red"
-            table.add_row(name, f"[{colour}]{value:.3f}[/]", f"{low:.3f}", style=style)
+            table.add_column(column, justify="right" if column else "left")
+        for name in SHOWN:
+            gain = (test[name] - floor[name]) * (-1 if lower_is_better(name) else 1)
+            result = f"[{'green' if gain > SAME else 'red'}]{test[name]:.3f}[/]"
+            table.add_row(name, result, f"{floor[name]:.3f}", style="bold" if name == "joint_acc" else "")
         table.caption = "floor: the median box and the most frequent class, whatever the image"
     else:
         table = Table("", "result", title="training images, last epoch (there is no test split)")
-        for tag, value in final.items():
+        for tag, value in metrics["final"].items():
             if tag.startswith("train/"):
                 table.add_row(tag, f"{value:.4f}")
     console.print(table)
+    where = {"run": str(run_dir), "report": str(run_dir / "report.html")}
     balance = read_json(run_dir / "run.json").get("balance")
     if balance:
-        console.print(f"balance  {balance_line(balance)}", soft_wrap=True, highlight=False)
-    where = {"run": str(run_dir), "report": str(run_dir / "report.html")}
+        where = {"balance": balance_line(balance), **where}
     if any(run_dir.rglob("events.out.tfevents.*")):
         where["curves"] = f"tensorboard --logdir {run_dir}"
     for what, place in where.items():
         console.print(f"{what:9}{place}", soft_wrap=True, highlight=False)
+
+
+def write_samples(run_dir: Path, indexes: "Mapping[str, Index]", class_names: Sequence[str]) -> bool:
+    """Write `SAMPLES`, unless there are more than `MAX_SAMPLES`; returns whether it was written."""
+    if sum(map(len, indexes.values())) > MAX_SAMPLES:
+        return False
+    columns = {"words": _bytes(json.dumps({"schema": 1, "class_names": list(class_names)}))}
+    for split, index in indexes.items():
+        columns |= {
+            f"{split}/ids": _bytes("\0".join(index.ids)),
+            f"{split}/labels": index.labels.numpy().astype(np.int32),
+            f"{split}/boxes": index.boxes.numpy(),
+            f"{split}/sizes": index.sizes.numpy().astype(np.int32),
+            f"{split}/bytes": index.lengths,
+        }
+    with replacing(run_dir / SAMPLES) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **columns)  # type: ignore[arg-type]  # none is called allow_pickle
+    return True
+
+
+def read_samples(run_dir: Path) -> dict[str, Split] | None:
+    """The splits of a run; None when it keeps no table of them.
+
+    Raises:
+        BadInput: the file is not that of a run.
+    """
+    if not (run_dir / SAMPLES).exists():
+        return None
+    path = stored_file(run_dir, SAMPLES)
+    try:
+        with zipfile.ZipFile(path) as file:
+            check(sum(item.file_size for item in file.infolist()) <= MAX_BYTES, f"{path}: unpacks to a giant")
+        with np.load(path, allow_pickle=False) as file:
+            columns = dict(file.items())
+        names = np.array(json.loads(bytes(columns["words"]))["class_names"], dtype=np.str_)
+        splits: dict[str, Split] = {}
+        for split in dict.fromkeys(name.partition("/")[0] for name in columns if "/" in name):
+            splits[split] = {name: columns[f"{split}/{name}"] for name in COLUMNS}
+            # By name, as a class that was added moves the numbers of the others.
+            splits[split]["labels"] = names[splits[split]["labels"]]
+            ids = bytes(columns[f"{split}/ids"]).decode("utf-8", "surrogateescape")
+            splits[split]["ids"] = np.array(ids.split("\0") if ids else [], dtype=np.str_)
+    except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
+        raise BadInput(f"{path}: not the samples of a run ({error})") from error
+    return splits
+
+
+def compare_samples(one: Path, other: Path) -> dict[str, dict[str, list[str]]] | None:
+    """For each split in which two runs differ, what happened -> the images it happened to.
+
+    None when one of the two has no table of its samples.
+    """
+    before, after = read_samples(one), read_samples(other)
+    if before is None or after is None:
+        return None
+    found: dict[str, dict[str, list[str]]] = {}
+    for split in [name for name in before if name in after]:
+        a, b = before[split], after[split]
+        common, at_a, at_b = np.intersect1d(a["ids"], b["ids"], return_indices=True)
+        changes = {"added": np.setdiff1d(b["ids"], common), "removed": np.setdiff1d(a["ids"], common)}
+        for column, what in COLUMNS.items():
+            unequal = a[column][at_a] != b[column][at_b]
+            changes[what] = common[unequal if unequal.ndim == 1 else unequal.any(axis=1)]
+        if not any(map(len, changes.values())) and not np.array_equal(a["ids"], b["ids"]):
+            changes["other order"] = np.array(["all"])
+        if any(map(len, changes.values())):
+            found[split] = {what: ids.tolist() for what, ids in changes.items() if len(ids)}
+    return found
+
+
+def _bytes(text: str) -> NDArray[Any]:
+    """A text as a column of a file; ids are joined by NUL."""
+    return np.frombuffer(text.encode("utf-8", "surrogateescape"), dtype=np.uint8)

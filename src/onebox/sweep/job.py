@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from onebox.errors import BadInput, check
 from onebox.files import read_json
-from onebox.runs.claim import claim_after_others, release
 from onebox.runs.fingerprint import changed_parts
+from onebox.runs.record import claim_after_others, release
 from onebox.trust import stored_file
 
 log = logging.getLogger(__name__)

@@ -18,9 +18,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from onebox.errors import BadInput, JobFailed, Preempted, Stopped
-from onebox.runs.claim import is_held
-from onebox.runs.composition import run_facts, without_hydra
-from onebox.runs.record import record_failure
+from onebox.runs.fingerprint import run_facts, without_hydra
+from onebox.runs.record import is_held, record_failure
 from onebox.sweep.live import View
 from onebox.sweep.plan import Job
 from onebox.sweep.process import LOG, JobProcess, Order, failed

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column
 from rich.text import Text
 
-from onebox.text import duration
+from onebox.errors import duration
 
 COLOURS = {"done": "green", "failed": "red", "stopped": "yellow", "retried": "yellow"}
 

@@ -17,8 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from onebox.errors import BadInput, check
 from onebox.files import alone, write_json
-from onebox.runs.composition import choices, without_hydra
-from onebox.runs.fingerprint import fingerprints
+from onebox.runs.fingerprint import choices, fingerprints, without_hydra
 from onebox.runs.reading.find import Run
 from onebox.runs.reading.where import select
 from onebox.sweep.job import PLAN, read_plan

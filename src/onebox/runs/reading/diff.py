@@ -159,7 +159,7 @@ def _data(runs: Sequence[Run]) -> Document:
         "samples": [],
     }
     if {"train", "val", "test"} & set(parts):
-        from onebox.runs.samples import compare_samples  # numpy
+        from onebox.runs.results import compare_samples  # numpy
 
         found["samples"] = [compare_samples(runs[0].path, other.path) for other in runs[1:]]
     return found

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
-from onebox.text import Line, printable
+from onebox.errors import Line, printable
 
 Document = Mapping[str, Any]
 

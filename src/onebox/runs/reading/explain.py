@@ -6,13 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-from onebox.errors import BadInput, is_number
+from onebox.errors import BadInput, Line, is_number
 from onebox.runs.reading.changes import Change, compare, without_harmless
 from onebox.runs.reading.diff import ABSENT, HEADLINE
 from onebox.runs.reading.diff_view import value_text
 from onebox.runs.reading.find import MISSING, Run, near_keys
 from onebox.runs.reading.noise import interval, lower_is_better
-from onebox.text import Line
 
 SCHEMA = 2
 CODE = "code"  # the key that stands for a changed source

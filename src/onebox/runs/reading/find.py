@@ -13,10 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from onebox.errors import BadInput
-from onebox.runs.claim import is_held
+from onebox.errors import BadInput, printable
 from onebox.runs.fingerprint import flatten
-from onebox.text import printable
+from onebox.runs.record import is_held
 
 log = logging.getLogger(__name__)
 

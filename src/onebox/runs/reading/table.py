@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from onebox.errors import BadInput, check
+from onebox.errors import BadInput, Line, check, duration, print_lines, printable
 from onebox.files import write_text
 from onebox.runs.fingerprint import flatten
 from onebox.runs.reading.find import MISSING, Run, find_runs, near_keys
 from onebox.runs.reading.where import select
-from onebox.text import Line, duration, print_lines, printable
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from onebox.errors import BadInput
+from onebox.errors import BadInput, Line, duration
 from onebox.runs.provenance import source_fingerprint
 from onebox.runs.reading.changes import compare
 from onebox.runs.reading.find import MISSING, Run, find_runs, near_keys
 from onebox.runs.reading.noise import lower_is_better, t95
 from onebox.runs.reading.table import STYLES, Listing, cell, choose_metrics, scalar, sortable
 from onebox.sweep.job import PLAN, is_stale, read_plan
-from onebox.text import Line, duration
 
 STATUSES = ("completed", "running", "pending", "interrupted", "died", "failed", "stale")  # the worst last
 MAX_NOTE = 160  # characters
