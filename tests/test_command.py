@@ -35,35 +35,29 @@ def fast(shapes_root: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--cfg", "job"], ["experiment=baseline", "--cfg", "job", "--resolve"]]
+    ("arguments", "shown"),
+    [
+        (["--help"], ["onebox-train experiment=baseline", "model/box_coder: cxcywh_sigmoid, ltrb, xywh, xyxy"]),
+        (["--cfg", "job"], ["max_epochs: "]),
+        (["experiment=baseline", "--cfg", "job", "--resolve"], ["max_epochs: "]),
+        (["-sc", "query=bash"], ["model/box_coder=cxcywh_sigmoid"]),  # what a shell asks, with the line typed so far
+    ],
 )
-def test_help_and_config_never_import_torch(tmp_path, arguments):
-    code = (
-        "import sys, atexit; from onebox.train import main\n"
-        "atexit.register(lambda: print('HEAVY', {'torch', 'lightning', 'torchvision', 'albumentations'} & set(sys.modules)))\n"
-        f"sys.argv = ['onebox-train', *{arguments!r}]; main()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "HEAVY set()"
-    if arguments == ["--help"]:
-        assert "onebox-train experiment=baseline" in done.stdout
-        assert "model/box_coder: cxcywh_sigmoid, ltrb, xywh, xyxy" in done.stdout
-
-
-def test_completion_offers_options_and_never_imports_torch(tmp_path):
-    # What a shell's completion asks: Hydra's completion plugin with the line typed so far.
-    script = tmp_path / "complete.py"
+def test_help_config_and_completion_never_import_torch(tmp_path, arguments, shown):
+    script = tmp_path / "script.py"
     script.write_text(
-        "import sys; from onebox.train import main\n"
-        "try:\n    sys.argv = ['onebox-train', '-sc', 'query=bash']; main()\n"
-        "finally:\n    print('HEAVY', {'torch', 'lightning'} & set(sys.modules))\n"
+        "import sys, atexit; from onebox.train import main\n"
+        "heavy = {'torch', 'lightning', 'torchvision', 'albumentations'}\n"
+        "atexit.register(lambda: print('HEAVY', heavy & {*sys.modules}))\n"
+        f"sys.argv = ['onebox-train', *{arguments!r}]; main()"
     )
     environment = {**os.environ, "COMP_LINE": "onebox-train model/box_coder=", "COMP_POINT": "29"}
     done = subprocess.run(
         [sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
-    assert "model/box_coder=cxcywh_sigmoid" in done.stdout
-    assert "HEAVY set()" in done.stdout
+    assert done.stdout.splitlines()[-1] == "HEAVY set()"
+    for text in shown:
+        assert text in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -115,12 +109,7 @@ def test_a_run_ends_with_its_table_and_where_to_look(tmp_path, shapes_root):
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "outputs/default").iterdir()
     relative = folder.relative_to(tmp_path)
-    for text in (
-        "joint_acc",
-        "floor",
-        f"{relative}/report.html",
-        f"tensorboard --logdir {relative}",
-    ):
+    for text in ("joint_acc", "floor", f"{relative}/report.html", f"tensorboard --logdir {relative}"):
         assert text in done.stdout
     assert re.search(r"^train \d+ of 60 images, \d+ dropped \(several objects\)", done.stdout, re.M)
     assert {path.name for path in (folder / ".hydra").iterdir()} == {"config.yaml", "overrides.yaml", "hydra.yaml"}
@@ -147,15 +136,9 @@ def test_a_sweep_gives_each_job_a_directory_and_a_new_key_at_its_neutral_value_o
 
 
 def test_ctrl_c_leaves_a_run_that_says_interrupted(tmp_path, shapes_root):
-    process = start(
-        tmp_path,
-        f"data.root={shapes_root}",
-        "data.source=null",
-        "trainer.max_epochs=100000",
-        "callbacks/progress=lines",
-        "callbacks.checkpoint_last.epoch_seconds=0",
-        PYTHONUNBUFFERED="1",
-    )
+    data = [f"data.root={shapes_root}", "data.source=null", "callbacks/progress=lines"]
+    endless = ["trainer.max_epochs=100000", "callbacks.checkpoint_last.epoch_seconds=0"]
+    process = start(tmp_path, *data, *endless, PYTHONUNBUFFERED="1")
     for line in process.stdout:
         if line.startswith("Epoch 2/"):
             break

@@ -71,20 +71,11 @@ def by_hand(nursery, data, tmp_path):
             probe.bind(("127.0.0.1", 0))
             common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
         logs = [tmp_path / f"{name}.{rank}" for rank in (0, 1)]
-        pids = [
-            nursery.start(
-                *data,
-                f"hydra.run.dir={tmp_path / name}",
-                *arguments,
-                *(only_rank_1 if rank else ()),
-                log=logs[rank],
-                **common,
-                RANK=str(rank),
-                LOCAL_RANK=str(rank),
-                TORCHELASTIC_RUN_ID="by hand",
-            )
-            for rank in (0, 1)
-        ]
+        pids = []
+        for rank in (0, 1):
+            command = [*data, f"hydra.run.dir={tmp_path / name}", *arguments, *(only_rank_1 if rank else ())]
+            environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "TORCHELASTIC_RUN_ID": "by hand", **common}
+            pids.append(nursery.start(*command, log=logs[rank], **environment))
         return [nursery.wait(pid) for pid in pids], [log.read_text() for log in logs]
 
     return run
@@ -111,13 +102,8 @@ def test_two_ranks_give_the_same_bits_each_time_and_the_metrics_of_one(by_hand, 
     stored = json.loads((tmp_path / "first/metrics.json").read_text())
     assert sum(row["images"] for row in stored["per_class"].values()) == 11  # each image once
 
-    cfg = composed(
-        *data,
-        "trainer.devices=1",
-        "trainer.strategy=auto",
-        "callbacks.checkpoint_best=null",
-        "callbacks.checkpoint_last=null",
-    )
+    one = ["trainer.devices=1", "trainer.strategy=auto"]
+    cfg = composed(*data, *one, "callbacks.checkpoint_best=null", "callbacks.checkpoint_last=null")
     L.seed_everything(0, verbose=False)
     images = build_data(cfg)
     images.setup()

@@ -153,6 +153,8 @@ def fill_in(cfg: DictConfig, *, num_classes: int, class_counts: Sequence[int]) -
 
 
 def _made(config: DictConfig, **arguments: Any) -> Any:
+    missing = sorted(OmegaConf.missing_keys(config))
+    check(not missing, f"{', '.join(missing)} must be given (KEY=VALUE)")
     plain = with_new_names(OmegaConf.to_container(config, resolve=True))  # a private config may have old names
     return hydra.utils.instantiate(plain, _convert_="all", **arguments)
 

@@ -1,15 +1,82 @@
+"""A run directory belongs to one process and one config; run.json says how its run ended."""
+
 import json
 import subprocess
 import sys
 
 import pytest
 
-from onebox.errors import Preempted
-from onebox.runs.record import RunRecord, claim, is_held, record_failure
+from onebox.errors import BadInput, Preempted
+from onebox.runs.record import RunRecord, claim, is_held, record_failure, release
 
 
 def read(folder):
     return json.loads((folder / "run.json").read_text())
+
+
+def write(folder, **facts):
+    folder.mkdir(exist_ok=True)
+    (folder / "run.json").write_text(json.dumps(facts))
+    return folder
+
+
+def elsewhere(folder):
+    """Claims in another process, says so and waits to be killed or for its input to end."""
+    code = (
+        "import sys; from pathlib import Path; from onebox.runs.record import claim\n"
+        "claim(Path(sys.argv[1]), fingerprint='abc', resume='auto'); print('claimed', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(folder)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    return process, process.stdout.readline()
+
+
+@pytest.mark.parametrize("status", ["running", "interrupted", "failed"])
+def test_a_run_that_did_not_complete_may_be_resumed(tmp_path, status):
+    write(tmp_path, status=status, fingerprint="abc")
+    assert claim(tmp_path, fingerprint="abc", resume="auto")["status"] == status
+    release(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("facts", "resume", "told"),
+    [
+        ({"status": "completed", "fingerprint": "abc"}, "auto", "holds a run already (completed)"),
+        ({"status": "interrupted", "fingerprint": "abc"}, "never", "holds a run already (interrupted)"),
+        ({"status": "interrupted", "fingerprint": "xyz"}, "auto", "fingerprint xyz, not abc"),
+    ],
+)
+def test_a_directory_that_is_taken_is_refused_and_not_touched(tmp_path, facts, resume, told):
+    folder = write(tmp_path / "run", **facts)
+    with pytest.raises(BadInput) as refusal:
+        claim(folder, fingerprint="abc", resume=resume)
+    assert told in str(refusal.value)
+    assert [path.name for path in folder.iterdir()] == ["run.json"]
+
+
+KILLED = {"type": "JobFailed", "message": "killed by SIGKILL"}
+
+
+def test_two_processes_never_have_the_same_directory(tmp_path):
+    write(tmp_path, status="running", fingerprint="abc")
+    process, answer = elsewhere(tmp_path)
+    assert answer == "claimed\n"
+    with pytest.raises(BadInput, match="another process is running it"):
+        claim(tmp_path, fingerprint="abc", resume="auto")
+    record_failure(tmp_path, KILLED, fingerprint="abc")
+    assert read(tmp_path)["status"] == "running"
+    process.kill()
+    process.communicate()
+    claim(tmp_path, fingerprint="abc", resume="auto")  # a killed process holds nothing
+    process, answer = elsewhere(tmp_path)
+    assert answer == ""
+    assert "another process is running it" in process.communicate()[1]
+    release(tmp_path)
+    process, answer = elsewhere(tmp_path)
+    process.communicate("")
+    assert answer == "claimed\n"
 
 
 def test_a_record_says_running_until_it_says_completed(tmp_path):
@@ -21,70 +88,50 @@ def test_a_record_says_running_until_it_says_completed(tmp_path):
     assert facts["ended"] >= facts["started"]
 
 
-def test_a_run_that_goes_on_keeps_what_is_known_of_its_earlier_attempts(tmp_path):
-    for status in ("interrupted", "running", "completed"):
-        earlier = read(tmp_path) if (tmp_path / "run.json").exists() else None
-        if status == "interrupted":
-            with pytest.raises(Preempted), RunRecord(tmp_path, earlier, name="x"):
-                raise Preempted("stopped by SIGTERM")
-        elif status == "running":
-            RunRecord(tmp_path, earlier, name="x").__enter__()  # and killed
-        else:
-            with RunRecord(tmp_path, earlier, name="x"):
-                pass
-        assert read(tmp_path)["status"] == status
+def test_a_resumed_run_keeps_what_is_known_of_its_earlier_attempts(tmp_path):
+    with pytest.raises(Preempted), RunRecord(tmp_path, name="x"):
+        raise Preempted("stopped by SIGTERM")
+    RunRecord(tmp_path, read(tmp_path), name="x").__enter__()  # and killed
+    assert read(tmp_path)["status"] == "running"
+    with RunRecord(tmp_path, read(tmp_path), name="x"):
+        pass
+    assert read(tmp_path)["status"] == "completed"
     first, second = read(tmp_path)["attempts"]
     assert (first["status"], first["error"]["message"]) == ("interrupted", "stopped by SIGTERM")
     assert (second["status"], second["ended"]) == ("running", None)
 
 
 @pytest.mark.parametrize(
-    ("error", "status"),
-    [(ValueError("broken"), "failed"), (KeyboardInterrupt(), "interrupted"), (Preempted(), "interrupted")],
+    ("kind", "status"), [(ValueError, "failed"), (KeyboardInterrupt, "interrupted"), (Preempted, "interrupted")]
 )
-def test_an_error_is_recorded_and_raised_on_and_the_directory_is_free_again(tmp_path, error, status):
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_an_error_is_recorded_and_raised_on_and_the_directory_is_free_again(tmp_path, kind, status, is_stored):
     assert claim(tmp_path, fingerprint="f", resume="auto") is None
     assert is_held(tmp_path, unknown=False)
-    with pytest.raises(type(error)), RunRecord(tmp_path):
-        raise error
+    if is_stored:
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / "last.ckpt").touch()
+    with pytest.raises(kind) as raised, RunRecord(tmp_path):
+        raise kind("broken")
     assert not is_held(tmp_path, unknown=False)
     facts = read(tmp_path)
-    assert facts["status"] == status
-    assert facts["error"]["type"] == type(error).__name__
+    assert (facts["status"], facts["error"]["type"]) == (status, kind.__name__)
+    assert facts["error"]["message"] == "broken"
     if status == "failed":
-        assert facts["error"]["message"] == "broken"
         assert "test_record.py" in facts["error"]["traceback"]
     else:
-        assert str(error).endswith("starts it again, as nothing was stored yet")
-
-
-KILLED = {"type": "JobFailed", "message": "killed by SIGKILL"}
+        then = "resumes it" if is_stored else "starts it again, as nothing was stored yet"
+        assert str(raised.value).endswith(f"broken; onebox-train resume={tmp_path} {then}")
 
 
 @pytest.mark.parametrize("status", [None, "running", "interrupted", "failed", "completed"])
 def test_who_outlives_a_run_says_why_it_failed_unless_the_run_said_it(tmp_path, status):
     before = {"status": status, "started": "2026-01-01T00:00:00+00:00", "fingerprint": "f", "error": {"message": "own"}}
     if status is not None:
-        (tmp_path / "run.json").write_text(json.dumps(before))
+        write(tmp_path, **before)
     record_failure(tmp_path, KILLED, fingerprint="f", seed=3)
     if status in ("failed", "completed"):
         assert read(tmp_path) == before
     else:
         assert read(tmp_path)["status"] == "failed" and read(tmp_path)["error"] == KILLED
         assert read(tmp_path)["fingerprint"] == "f"
-
-
-def test_a_run_that_another_process_has_is_not_said_to_have_failed(tmp_path):
-    (tmp_path / "run.json").write_text('{"status": "running", "fingerprint": "f"}')
-    code = (
-        "import sys, pathlib; from onebox.runs.record import claim\n"
-        "claim(pathlib.Path(sys.argv[1]), fingerprint='f', resume='auto'); print(flush=True); input()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
-        other.stdout.readline()
-        record_failure(tmp_path, KILLED, fingerprint="f")
-        assert read(tmp_path)["status"] == "running"
-        other.stdin.write(b"\n")
-        other.stdin.close()

@@ -1,8 +1,15 @@
+"""What a run leaves: its best epoch, and the table of samples with what differs between two."""
+
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
-from onebox.runs.results import best_row
+from onebox.errors import BadInput
+from onebox.runs import results
+from onebox.runs.results import best_row, compare_samples, write_samples
 
 ROWS = {0: {"val/a": 0.1}, 1: {"val/a": 0.5}, 2: {"val/a": 0.5}, 3: {"val/a": math.nan}, 4: {"train/a": 9.0}}
 
@@ -15,3 +22,64 @@ def test_best_row_is_the_first_of_the_best(mode, epoch):
 def test_without_a_number_there_is_no_best_row():
     assert best_row({0: {"val/a": math.nan}}, "val/a", "max") == {}
     assert best_row({}, "val/a", "max") == {}
+
+
+NAMES = ["cat", "dog"]
+
+
+class Index(SimpleNamespace):
+    def __len__(self):
+        return len(self.ids)
+
+
+def index(ids="abcd", labels=(0, 1, 0, 1), x1=0.25, stamp=1000):
+    count = len(ids)
+    return Index(
+        ids=tuple(ids),
+        labels=torch.tensor(labels[:count]),
+        boxes=torch.tensor([[x1, 0.25, 0.75, 0.75]] * count).reshape(count, 4),
+        sizes=torch.full((count, 2), 100),
+        lengths=np.full(count, stamp),
+    )
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        (index(), {}),
+        (index(ids="abc"), {"removed": ["d"]}),
+        (index(ids="abcde", labels=(0, 1, 0, 1, 1)), {"added": ["e"]}),
+        (index(labels=(0, 0, 0, 1)), {"relabelled": ["b"]}),
+        (index(x1=0.25 + 1 / 500), {"box moved": list("abcd")}),
+        (index(stamp=1001), {"other image file": list("abcd")}),
+        (index(ids="badc", labels=(1, 0, 1, 0)), {"other order": ["all"]}),
+        (index(ids=""), {"removed": list("abcd")}),
+    ],
+)
+def test_differences_are_told_by_name(tmp_path, other, expected):
+    write_samples(tmp_path / "a", {"train": index(), "val": index()}, NAMES)
+    write_samples(tmp_path / "b", {"train": other, "val": index()}, NAMES)
+    assert compare_samples(tmp_path / "a", tmp_path / "b") == ({"train": expected} if expected else {})
+
+
+def test_labels_are_compared_by_their_names(tmp_path):
+    write_samples(tmp_path / "a", {"train": index()}, NAMES)
+    write_samples(tmp_path / "b", {"train": index(labels=(1, 2, 1, 2))}, ["background", *NAMES])
+    assert compare_samples(tmp_path / "a", tmp_path / "b") == {}
+
+
+def test_too_many_are_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "MAX_SAMPLES", 3)
+    assert not write_samples(tmp_path, {"train": index()}, NAMES)
+    assert compare_samples(tmp_path, tmp_path) is None
+
+
+def test_a_file_that_no_run_has_written_is_refused(tmp_path):
+    write_samples(tmp_path / "a", {"train": index()}, NAMES)
+    (tmp_path / "b").mkdir()
+    np.savez_compressed(tmp_path / "b" / "samples.npz", zeros=np.zeros(2**26, np.int64))
+    with pytest.raises(BadInput, match="unpacks to a giant"):
+        compare_samples(tmp_path / "a", tmp_path / "b")
+    np.savez_compressed(tmp_path / "b" / "samples.npz", code=np.array([print], dtype=object))
+    with pytest.raises(BadInput, match="not the samples of a run"):
+        compare_samples(tmp_path / "a", tmp_path / "b")
