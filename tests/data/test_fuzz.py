@@ -3,18 +3,16 @@
 ONEBOX_NIGHTLY=1 tries many more of them.
 """
 
-import faulthandler
 import io
 import math
 import os
 import re
-import sys
 from datetime import timedelta
 from xml.dom import minidom
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tests.conftest import read_annotation
@@ -23,7 +21,6 @@ from onebox.data.image import read_image
 from onebox.errors import BadInput
 
 NIGHTLY = os.environ.get("ONEBOX_NIGHTLY") == "1"
-HANG_S = 60  # a case that takes longer ends the whole run with a traceback
 
 
 def cases(few, many):
@@ -36,22 +33,17 @@ def cases(few, many):
     )
 
 
-@pytest.fixture(autouse=True)
-def _no_hang():
-    yield
-    faulthandler.cancel_dump_traceback_later()
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return tmp_path_factory.mktemp("fuzz") / "file"
 
 
-def guarded(read, path, *args, **options):
+def guarded(read, path, **options):
     """The reader's answer, or None when it refuses with one line that names the file and a remedy."""
-    faulthandler.dump_traceback_later(HANG_S, exit=True, file=sys.__stderr__)
     try:
-        answer = read(path, *args, **options)
-        event("accepted")  # pytest --hypothesis-show-statistics counts them
-        return answer
+        return read(path, **options)
     except BadInput as error:
         message = str(error)
-    event("refused")
     assert message.startswith(f"{path}: ") and ";" in message
     return None
 
@@ -88,22 +80,20 @@ def annotation(objects):
 def broken_xml(draw):
     """An annotation with some tags, numbers and bytes changed."""
     text = annotation(OBJECTS[: draw(st.integers(0, 3))])
+    places_of = {
+        "number": r"(?<=>)-?[\d.]+(?=<)",
+        "drop tag": r"</?\w+>",
+        "insert": r"(?<=>)",
+        "drop element": r"<(\w+)>[^<]*</\1>|<(bndbox|object|size)>.*?</\2>",
+        "double element": r"<(\w+)>[^<]*</\1>|<(bndbox|object|size)>.*?</\2>",
+    }
     for _ in range(draw(st.integers(0, 3))):
-        change = draw(st.sampled_from(["number", "drop tag", "drop element", "double element", "insert"]))
-        if change == "number":
-            pattern = r"(?<=>)-?[\d.]+(?=<)"
-        elif change == "drop tag":
-            pattern = r"</?\w+>"
-        elif change == "insert":
-            pattern = r"(?<=>)"
-        else:
-            pattern = r"<(\w+)>[^<]*</\1>|<(bndbox|object|size)>.*?</\2>"
-        places = list(re.finditer(pattern, text, re.S))
-        if not places:
-            continue
-        place = draw(st.sampled_from(places))
-        new = {"drop tag": "", "drop element": "", "double element": place[0] + place[0]}.get(change)
-        text = text[: place.start()] + (draw(TEXTS) if new is None else new) + text[place.end() :]
+        change = draw(st.sampled_from(list(places_of)))
+        places = list(re.finditer(places_of[change], text, re.S))
+        if places:
+            place = draw(st.sampled_from(places))
+            new = {"drop tag": "", "drop element": "", "double element": place[0] * 2}.get(change)
+            text = text[: place.start()] + (draw(TEXTS) if new is None else new) + text[place.end() :]
     kind = draw(st.sampled_from(["plain", "plain", "plain", "encoding", "bytes"]))
     if kind == "encoding":
         text = draw(st.sampled_from(DECLARED)) + text
@@ -112,21 +102,17 @@ def broken_xml(draw):
 
 
 def mutated(draw, data, count):
-    """Some bytes flipped, cut off, moved or put in."""
+    """Some bytes replaced, cut off, removed, moved or put in."""
     for _ in range(count):
-        at = draw(st.integers(0, max(0, len(data) - 1)))
-        other = draw(st.integers(0, len(data)))
-        change = draw(st.sampled_from(["flip", "flip", "flip", "cut", "splice", "remove", "insert"]))
-        if change == "flip" and data:
-            data = data[:at] + bytes([data[at] ^ draw(st.integers(1, 255))]) + data[at + 1 :]
-        elif change == "cut":
-            data = data[:at]
-        elif change == "splice":
-            data = data[:at] + data[other:]
-        elif change == "remove":
-            data = data[:at] + data[at + draw(st.integers(1, 40)) :]
-        elif change == "insert":
-            data = data[:at] + draw(st.binary(max_size=20)) + data[at:]
+        at, end = draw(st.integers(0, len(data))), draw(st.integers(0, len(data)))
+        change = draw(st.sampled_from(["replace", "replace", "replace", "cut", "splice", "insert"]))
+        new = draw(st.binary(min_size=1, max_size=1 if change == "replace" else 20))
+        data = data[:at] + {
+            "replace": new + data[at + 1 :],
+            "cut": b"",
+            "splice": data[end:],
+            "insert": new + data[at:],
+        }[change]  # fmt: skip
     return data
 
 
@@ -156,16 +142,11 @@ def plain_reading(data):
     return [plain_number(root, "size", side) for side in ("width", "height")], boxes
 
 
-@pytest.fixture(scope="module")
-def xml_path(tmp_path_factory):
-    return tmp_path_factory.mktemp("fuzz") / "a.xml"
-
-
 @cases(few=600, many=20_000)
 @given(data=broken_xml(), box_origin=st.sampled_from([1, 1, 0]))
-def test_an_accepted_annotation_says_what_the_file_says(xml_path, data, box_origin):
-    xml_path.write_bytes(data)
-    read = guarded(read_annotation, xml_path, box_origin=box_origin)
+def test_an_accepted_annotation_says_what_the_file_says(path, data, box_origin):
+    path.write_bytes(data)
+    read = guarded(read_annotation, path, box_origin=box_origin)
     if read is None:
         return
     if 0 in read.sizes:  # the picture is asked, and no box can be judged
@@ -179,9 +160,7 @@ def test_an_accepted_annotation_says_what_the_file_says(xml_path, data, box_orig
     assert read.corners.tolist() == [[x1 - box_origin, y1 - box_origin, x2, y2] for x1, y1, x2, y2 in boxes]
     assert all(read.names) and len(read.names) == len(boxes)
     for x1, y1, x2, y2 in read.corners.tolist():
-        assert all(math.isfinite(edge) for edge in (x1, y1, x2, y2))
         assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
-        assert (x2 - x1) * (y2 - y1) > 0
 
 
 # --- JPEG
@@ -210,24 +189,18 @@ def broken_jpeg(draw):
     data = draw(st.sampled_from(JPEGS))
     if draw(st.booleans()):  # a number of a header, as half of the bytes are pixels
         marker = draw(st.sampled_from([b"\xff\xc0", b"\xff\xc2", b"\xff\xc4", b"\xff\xda", b"\xff\xdb", b"\xff\xe0"]))
-        at = data.find(marker)
-        if at >= 0:
+        if (at := data.find(marker)) >= 0:
             at += draw(st.integers(0, 12))
             data = data[:at] + draw(st.binary(min_size=1, max_size=4)) + data[at + 1 :]
     return mutated(draw, data, draw(st.integers(0, 4)))
 
 
-@pytest.fixture(scope="module")
-def jpeg_path(tmp_path_factory):
-    return tmp_path_factory.mktemp("fuzz") / "a.jpg"
-
-
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # on EXIF data, which only Pillow reads
 @cases(few=300, many=5_000)
 @given(data=broken_jpeg())
-def test_an_accepted_image_is_the_one_that_pillow_sees(jpeg_path, data):
-    jpeg_path.write_bytes(data)
-    image = guarded(read_image, jpeg_path)
+def test_an_accepted_image_is_the_one_that_pillow_sees(path, data):
+    path.write_bytes(data)
+    image = guarded(read_image, path)
     if image is None:
         return
     assert image.dtype == np.uint8
@@ -235,8 +208,7 @@ def test_an_accepted_image_is_the_one_that_pillow_sees(jpeg_path, data):
         assert image.shape == (theirs.height, theirs.width, 3)
         try:
             pixels = np.asarray(theirs.convert("RGB")).astype(int)
-        except OSError as error:
-            event(f"Pillow is stricter: {str(error)[:40]}")
+        except OSError:  # Pillow is stricter
             return
     if theirs.mode != "CMYK":  # whose conversion is a matter of taste
         assert np.abs(image - pixels).mean() < 2
