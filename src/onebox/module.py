@@ -115,7 +115,7 @@ class LocalizationModule(LightningModule):
         if not self._warned and losses.get("augment_fallback", 0) > MANY_FALLBACKS:
             self._warned = True
             log.warning(
-                "epoch %d: %.1f %% of the images stayed unmoved, because every draw lost their box; soften "
+                "epoch %d: %.1f %% of the images were not augmented, because every draw lost their box; soften "
                 "augment.scale, translate or transforms, or lower augment.min_visibility",
                 self.current_epoch,
                 100 * losses["augment_fallback"],

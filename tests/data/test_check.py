@@ -93,7 +93,7 @@ def test_nothing_is_wrong_with_the_embedded_data(shapes_root):
         (lambda t: t.add("a", ("dog", (1, 1, 61, 20))), "error", "wrong box", "Annotations/a.xml", "outside"),
         (lambda t: t.add("a", ("yak", (1, 1, 6, 20))), "error", "unknown class", "Annotations/a.xml", "'yak'"),
         (lambda t: xml(t).write_text("<annotation>"), "error", "wrong annotation", "Annotations/a.xml", "not a readable"),
-        (lambda t: t.list("train", "a", "a"), "warning", "repeated id", "ImageSets/Main/train.txt", "a is there 2 times"),
+        (lambda t: t.list("train", "a", "a"), "warning", "repeated id", "ImageSets/Main/train.txt", "a appears 2 times"),
         (lambda t: t.list("val", "a"), "error", "id in two splits", "ImageSets/Main/val.txt", "in train and in val"),
         (lambda t: t.list("val", "../b"), "error", "missing image", "JPEGImages/../b.jpg", "no such image"),
         (lambda t: shutil.copy(images(t) / "a.jpg", images(t) / "a.png"), "error", "ambiguous id", "JPEGImages/a.jpg", "a.png"),
@@ -147,8 +147,8 @@ def test_the_same_picture_under_two_names_is_found(tree, survey_of, other, level
 @pytest.mark.parametrize(
     ("boxes", "told"),
     [
-        ([(0, 0, 30, 20), (5, 5, 60, 40)], r"set data\.box_origin=0, by which 0 boxes are wrong instead of 4 of 8"),
-        ([(1, 1, 61, 41), (5, 5, 30, 20)], r"set data\.box_end=exclusive, by which 0 boxes are wrong"),
+        ([(0, 0, 30, 20), (5, 5, 60, 40)], r"set data\.box_origin=0, with which 0 boxes are wrong instead of 4 of 8"),
+        ([(1, 1, 61, 41), (5, 5, 30, 20)], r"set data\.box_end=exclusive, with which 0 boxes are wrong"),
     ],
 )
 def test_the_convention_that_fits_all_boxes_is_named_as_the_remedy(tree, survey_of, boxes, told):
@@ -267,7 +267,7 @@ def test_the_tables_fit_eighty_columns_and_show_names_as_they_are(tree, survey_o
     assert max(map(len, text.splitlines())) <= 80
     assert "[red]dog" in text
     assert "error: wrong box (8)" in text and "and 3 more" in text and "to do: correct it" in text
-    assert text.rstrip().endswith("8 errors, 0 warnings: training would stop, or measure something false")
+    assert text.rstrip().endswith("8 errors, 0 warnings: training would stop, or its metrics would be wrong")
 
 
 def test_the_montage_shows_boxes(tree, survey_of):

@@ -58,11 +58,11 @@ def replace(tree, name: str, old: str, new: str) -> None:
     [
         # VOC's own: 1 to W. Edges from 0: 0 to W. Edges from 1: 1 to W + 1. Pixels from 0: 0 to W - 1.
         ([(1, 1, 60, 40), (11, 9, 30, 20)], None, [], [(0, 0, 60, 40), (10, 8, 30, 20)]),
-        ([(0, 0, 60, 40), (11, 9, 30, 20)], "set data.box_origin=0, by which 0", ["data.box_origin=0"],
+        ([(0, 0, 60, 40), (11, 9, 30, 20)], "set data.box_origin=0, with which 0", ["data.box_origin=0"],
          [(0, 0, 60, 40), (11, 9, 30, 20)]),
-        ([(1, 1, 61, 41), (11, 9, 30, 20)], "set data.box_end=exclusive, by which 0", ["data.box_end=exclusive"],
+        ([(1, 1, 61, 41), (11, 9, 30, 20)], "set data.box_end=exclusive, with which 0", ["data.box_end=exclusive"],
          [(0, 0, 60, 40), (10, 8, 29, 19)]),
-        ([(0, 0, 0, 0), (0, 0, 59, 39)], "set data.box_origin=0 data.box_end=inclusive, by which 0",
+        ([(0, 0, 0, 0), (0, 0, 59, 39)], "set data.box_origin=0 data.box_end=inclusive, with which 0",
          ["data.box_origin=0", "data.box_end=inclusive"], [(0, 0, 1, 1), (0, 0, 60, 40)]),
         ([(0.1, 0.1, 0.5, 0.5), (0, 0, 1, 1)], "set data.box_units=relative", ["data.box_units=relative"],
          [(6, 4, 30, 20), (0, 0, 60, 40)]),
@@ -109,7 +109,7 @@ def test_a_size_that_is_missing_is_that_of_the_picture(data_of, tree, size):
     replace(tree, "a", "<size>.*</size>", size)
     data = data_of()
     assert boxes_px(data) == {"a": [0, 0, 30, 20]}
-    assert data.notes == {"annotations have no size, which the picture gives": 1}
+    assert data.notes == {"annotations have no size; that of the image is used": 1}
     assert not has_errors(tree)
 
 
@@ -152,7 +152,7 @@ def test_a_turn_of_exif_data_is_ignored_applied_or_refused(data_of, tree):
         data_of("data.exif=refuse")
     tree.add("a", DOG)
     turned(tree, "a", 3)
-    assert "pictures ask for a turn by their EXIF data" in next(iter(data_of().notes))
+    assert "pictures have an EXIF rotation" in next(iter(data_of().notes))
 
 
 def test_what_looks_odd_is_told_in_one_line_with_a_count(data_of, tree):
@@ -165,7 +165,7 @@ def test_what_looks_odd_is_told_in_one_line_with_a_count(data_of, tree):
     Image.fromarray(np.full((40, 60), 4095, np.uint16)).save(path.with_suffix(".png"))
     path.with_suffix(".jpg").unlink()
     notes = data_of().notes
-    told = ["boxes have fractions", "boxes are less than 3 px", "objects are there twice", "8 bits", "differ in case"]
+    told = ["boxes have fractions", "boxes are less than 3 px", "objects are repeated", "8 bits", "differ only in case"]
     assert [[count for note, count in notes.items() if text in note] for text in told] == [[1], [1], [1], [1], [2]]
     assert len(notes) == len(told)
     assert data_of("data.rename={Dog: dog}").class_names == ["background", "dog"]

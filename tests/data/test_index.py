@@ -218,7 +218,7 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(tree, tmp_path, caplog)
     (tmp_path / "file").write_text("")
     assert len(read_table(VocTree(tree.folder), tmp_path / "file")) == 1
     (record,) = caplog.records
-    assert "the index is not kept" in record.message
+    assert "the index cannot be stored" in record.message
     assert "data.cache_dir" in record.message
 
 

@@ -152,5 +152,5 @@ def test_trees_are_found_in_a_folder_or_its_vocdevkit(tree, tmp_path):
     shutil.copytree(tree.folder, tmp_path / "root/VOCdevkit/VOC2007")
     assert find_trees(tree.folder) == [tree.folder]
     assert find_trees(tmp_path / "root") == [tmp_path / "root/VOCdevkit/VOC2007"]
-    with pytest.raises(BadInput, match=r"holds no annotations and images itself; set data\.root=.*VOC2007"):
+    with pytest.raises(BadInput, match=r"has no annotations and images itself; set data\.root=.*VOC2007"):
         VocTree(tmp_path / "root")

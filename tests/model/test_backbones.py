@@ -197,16 +197,16 @@ BICUBIC = replace(IMAGENET, interpolation="bicubic")
 @pytest.mark.parametrize(
     "library, name, arguments, message",
     [
-        ("torchvision", "resnet81", {}, "name=resnet81 is no network of torchvision .*resnet18"),
+        ("torchvision", "resnet81", {}, "name=resnet81 is not a torchvision network .*resnet18"),
         ("torchvision", "vit_b_16", {}, "name=vit_b_16 .*did you mean"),
         ("torchvision", 18, {}, "name=18 .*resnet18"),
         ("torchvision", "alexnet", {"image_size": 20}, "image_size=20 does not fit alexnet"),
         ("torchvision", "alexnet", {"levels": [64]}, r"levels=\[64\]: alexnet has maps of stride 4, 8, 16, 32$"),
         ("torchvision", "alexnet", {"levels": []}, "levels must name"),
         ("torchvision", "alexnet", {"pretrained": None}, "pretrained=None: .* must be true, false, or a file"),
-        ("timm", "hrnet_w18_small", {}, "hrnet_w18_small is no chain of modules"),
+        ("timm", "hrnet_w18_small", {}, "hrnet_w18_small is not a chain of modules"),
         ("timm", "resnet81", {}, "resnet81 is not in timm; did you mean resnet18"),
-        ("timm", "tf_efficientnet_b3.ns_jft_in1k", {"pretrained": True}, f"other images; add .*{SIZE_300}"),
+        ("timm", "tf_efficientnet_b3.ns_jft_in1k", {"pretrained": True}, f"prepared in another way; add .*{SIZE_300}"),
         ("timm", "tf_efficientnet_lite0", {"pretrained": True, "input": BICUBIC}, f"; add {MEAN_AND_STD}"),
     ],
 )

@@ -190,7 +190,7 @@ def test_what_needs_no_positions_goes_with_a_map_without_any(composed, choice):
 
 def test_wrong_arguments_are_named(composed):
     overrides = ["model/loc_head=per_class_box", "model/loc_head@model.loc_head.head=edges", "model.num_classes=3"]
-    with pytest.raises(InstantiationException, match="EdgesHead finds one box"):
+    with pytest.raises(InstantiationException, match="EdgesHead predicts one box"):
         instantiate(composed(*overrides).model)
     with pytest.raises(Exception, match="multiple of num_heads") as error:
         make(composed, "loc_head=attention_pool", "model.loc_head.channels=10")

@@ -112,7 +112,7 @@ def test_a_download_that_fails_says_what_to_do_and_leaves_nothing(hub, server, s
     content = as_file(state, tmp_path / "net")
     for file, named_for, sent, message in [
         (content[: len(content) // 2], content, 1.0, "invalid hash"),
-        (content, None, 0.5, "did not load"),  # the connection breaks
+        (content, None, 0.5, "could not be loaded"),  # the connection breaks
         (None, None, 1.0, "404"),
     ]:
         folder = hub(content if file is None else file, named_for=named_for)

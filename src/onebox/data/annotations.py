@@ -197,7 +197,7 @@ def _remedy(corners: NDArray[np.float64], width: Ints, height: Ints, judged: Any
                 if value != getattr(conventions, key)
             )
             return (
-                f"set {given}, by which {counts[least]:,} boxes are wrong instead of {now:,} of {int(judged.sum()):,}"
+                f"set {given}, with which {counts[least]:,} boxes are wrong instead of {now:,} of {int(judged.sum()):,}"
             )
     return "correct it, or set data.boxes=clip to cut such boxes at the edge, data.boxes=drop to leave them out"
 
@@ -223,7 +223,7 @@ def _notes(
     order = np.lexsort(keys.T)
     again = np.zeros(len(keys), dtype=bool)
     again[order[1:]] = (keys[order[1:]] == keys[order[:-1]]).all(axis=1)
-    notes.append(("objects are there twice: the same class and box in one image", again, found.owners))
+    notes.append(("objects are repeated: the same class and box in one image", again, found.owners))
     return [(text, np.bincount(who[at], minlength=len(raw))) for text, at, who in notes if at.any()]
 
 
@@ -237,4 +237,4 @@ def odd_classes(names: Iterable[str]) -> str | None:
         return None
     shown = "; ".join(", ".join(group) for group in groups)
     pairs = ", ".join(f"{name}: {group[-1]}" for group in groups for name in group[:-1])
-    return f"classes differ in case only ({shown}); if they are one, set data.rename={{{pairs}}}"
+    return f"classes differ only in case ({shown}); if they are the same class, set data.rename={{{pairs}}}"

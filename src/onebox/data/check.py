@@ -75,7 +75,7 @@ class Survey:
 
     @property
     def has_errors(self) -> bool:
-        """Whether training would stop, or measure something false."""
+        """Whether training would stop, or its metrics would be wrong."""
         return any(problem.level == "error" for problem in self.problems)
 
 
@@ -181,7 +181,7 @@ def _read_lists(
             continue
         for image_id, count in Counter(ids).items():
             if count > 1:
-                message, remedy = f"{image_id} is there {count} times", "remove all but one; training takes it once"
+                message, remedy = f"{image_id} appears {count} times", "remove all but one; training uses it once"
                 problems.append(Problem("warning", "repeated id", path, message, remedy))
     return lists, problems
 
@@ -261,8 +261,8 @@ def _surprises(path: Path, header: Header, *, is_turned: bool) -> Iterator[Probl
     except Exception:  # broken EXIF data, of any kind: training does not look at them
         format_, mode = usual, "RGB"
     if header.turn > 1 and not is_turned:
-        message = f"its EXIF data ask for a turn (orientation {header.turn}), which training does not make"
-        remedy = "look at its boxes in --montage; if they lie wrong, set data.exif=apply"
+        message = f"it has an EXIF rotation (orientation {header.turn}), which training does not apply"
+        remedy = "look at its boxes in --montage; if they are wrong, set data.exif=apply"
         yield Problem("warning", "EXIF turn", path, message, remedy)
     if format_ not in (usual, "MPO"):  # MPO: a JPEG with a second picture behind it
         message, remedy = f"{format_} content under a {path.suffix} name", "rename it; training reads it as it is"
@@ -280,7 +280,7 @@ def _oddities(root: Path, listed: Listed) -> Iterator[Problem]:
     notes = [(text, counts) for text, counts in listed.understood.notes if counts.any()]
     notes += [(f"{what}, as the conventions say; nothing", counts) for what, counts in listed.understood.slips.items()]
     if listed.without_size.any():
-        notes.append(("annotations have no size, which the picture gives; nothing", listed.without_size.astype(int)))
+        notes.append(("annotations have no size; that of the image is used; nothing", listed.without_size.astype(int)))
     for text, counts in notes:
         what, _, remedy = text.rpartition("; ") if "; " in text else (text, "", "look at it in --montage")
         file = Path(listed.annotation_file(int(np.flatnonzero(counts)[0])))

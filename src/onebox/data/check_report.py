@@ -79,7 +79,7 @@ def show(survey: Survey, console: Console) -> None:
         console.print()
     levels = Counter(problem.level for problem in survey.problems)
     errors, warnings = (f"{levels[level]:,} {level}{'s' * (levels[level] != 1)}" for level in ("error", "warning"))
-    verdict = "training would stop, or measure something false" if survey.has_errors else "training accepts this"
+    verdict = "training would stop, or its metrics would be wrong" if survey.has_errors else "training accepts this"
     console.print(f"{errors}, {warnings}: {verdict}", style="bold red" if survey.has_errors else "bold green")
 
 

@@ -115,7 +115,7 @@ def read_header(data: bytes) -> Header | str:
         )
     if found.width * found.height > MAX_PIXELS:
         return (
-            f"{found.width}x{found.height} px are more than the {MAX_PIXELS // 10**6} million that are read; "
+            f"{found.width}x{found.height} px are more than the limit of {MAX_PIXELS // 10**6} million; "
             "shrink the image (and its boxes), or take it out of its list"
         )
     return found

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TURNED = (
-    "pictures ask for a turn by their EXIF data, which is not made; see that their boxes fit, or set data.exif=apply"
-)
+TURNED = "pictures have an EXIF rotation, which is not applied; see that their boxes fit, or set data.exif=apply"
 DEEP = "pictures have more than 8 bits a channel, of which the upper 8 are read: they may look dark; convert them"
 
 
@@ -167,7 +165,7 @@ def _wanted_rows(listed: Listed, rows: Ints, selection: Selection) -> Ints:
 
 def _notes(listed: Listed, rows: Ints) -> dict[str, int]:
     notes = {text: int(counts[rows].sum()) for text, counts in listed.understood.notes}
-    notes["annotations have no size, which the picture gives"] = int(listed.without_size[rows].sum())
+    notes["annotations have no size; that of the image is used"] = int(listed.without_size[rows].sum())
     return {text: count for text, count in notes.items() if count}
 
 

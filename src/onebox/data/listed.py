@@ -56,7 +56,7 @@ class Listed:
         sizes, problems = table.sizes.copy(), dict(table.problems)
         for row, (_, _, header) in zip(rows, self.pictures(rows), strict=True):
             if isinstance(header, str):
-                problems[row] = f"says no size, nor does its image: {header}"
+                problems[row] = f"gives no size, nor does its image: {header}"
             else:
                 shown = self.shown(header)
                 sizes[row] = shown.height, shown.width
@@ -115,7 +115,7 @@ class Listed:
         if isinstance(header, str):
             return header
         if self.conventions.exif == "refuse" and header.turn > 1:
-            return f"its EXIF data ask for a turn (orientation {header.turn}), and data.exif is refuse; turn its pixels"
+            return f"it has an EXIF rotation (orientation {header.turn}), and data.exif is refuse; rotate its pixels"
         shown = self.shown(header)
         height, width = self.table.sizes[row].tolist()
         if (shown.height, shown.width) == (height, width) or not (height and width):  # what has no size is told already
@@ -124,6 +124,6 @@ class Listed:
         turned = header if self.conventions.exif == "apply" else header.upright
         if (turned.height, turned.width) == (height, width):
             other = "ignore" if self.conventions.exif == "apply" else "apply"
-            agree = f"set data.exif={other}, by which they agree, or turn its pixels"
+            agree = f"set data.exif={other}, with which they agree, or rotate its pixels"
             return f"{text} (EXIF orientation {header.turn}); {agree}"
         return f"{text}; correct the <size> of the annotation (and its boxes), or take the image out of its list"

@@ -97,5 +97,5 @@ def check_disjoint(splits: Mapping[str, Iterable[str]]) -> None:
             if owner.setdefault(image_id, split) != split:
                 raise BadInput(
                     f"data.splits: image {image_id} is in both {owner[image_id]} and {split}; "
-                    "a split that shares images with another measures nothing: name disjoint lists"
+                    "a metric on images that are also in another split measures nothing: name disjoint lists"
                 )

@@ -244,7 +244,7 @@ def _nothing_fits(folder: Path) -> str:
     """What to say of a folder without annotations and images where they usually lie: where there are some."""
     if trees := _trees_below(folder):
         others = f" (or {', '.join(map(str, trees[1:4]))})" if len(trees) > 1 else ""
-        return f"{folder}: holds no annotations and images itself; set data.root={trees[0]}{others}"
+        return f"{folder}: has no annotations and images itself; set data.root={trees[0]}{others}"
     counts: dict[str, Counter[str]] = {"annotations": Counter(), "images": Counter()}
     for number, (name, path) in enumerate(_walk(folder, IMAGE_SUFFIXES | {"xml"})):
         if number > MAX_LOOKED_AT:

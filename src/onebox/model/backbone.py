@@ -122,7 +122,7 @@ class StagedNet(nn.Module):
         ends = [
             number for number, shape in enumerate(shapes) if number and len(shape) == 4 and shape[2] == shape[3] > 1
         ]
-        check(bool(ends), f"model.backbone.name={name}: gives no map with positions")
+        check(bool(ends), f"model.backbone.name={name}: gives no feature map")
         self._steps = self._steps[: ends[-1]]
         for child, _ in list(net.named_children()):
             if not any(f"{step}.".startswith(f"{child}.") for step in self._steps):
@@ -226,7 +226,7 @@ def _chain(net: nn.Module, method: str, name: str) -> list[Step]:
     Raises:
         BadInput: the network branches outside of its modules.
     """
-    no_chain = f"model.backbone.name={name} is no chain of modules, which a backbone must be; resnet18 is one"
+    no_chain = f"model.backbone.name={name} is not a chain of modules, as a backbone must be; resnet18 is one"
     try:
         before, *nodes, output = _Tracer(method).trace(net).nodes
     except Exception as error:  # whatever the network's code raises when it is given no tensor

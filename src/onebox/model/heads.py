@@ -181,8 +181,8 @@ class PerClassBox:
         made = self.head(feature_shape, out_features)
         check(
             not made.gives_boxes,
-            f"model.loc_head.head: {type(made).__name__} finds one box; a box for each class can be had from linear, "
-            "mlp, spatial or attention_pool",
+            f"model.loc_head.head: {type(made).__name__} predicts one box; a box for each class can be predicted by "
+            "linear, mlp, spatial or attention_pool",
         )
         return made
 

@@ -30,7 +30,7 @@ UNFIT = ["vit_*", "googlenet", "inception_v3"]
 def torchvision_net(*, name: str, pretrained: bool | str, input: InputRecord, **staged: Any) -> StagedNet:
     """Any convolutional classification network of torchvision, such as resnet18, without its classifier."""
     known = models.list_models(models, exclude=UNFIT)
-    check(name in known, f"model.backbone.name={name} is no network of torchvision that fits; {_near(name, known)}")
+    check(name in known, f"model.backbone.name={name} is not a torchvision network that fits; {_near(name, known)}")
     weights = models.get_model_weights(name).DEFAULT if pretrained is True else None
     if weights is None:
         net = models.get_model(name, weights=None)
@@ -101,7 +101,7 @@ def check_record(name: str, given: InputRecord, own: InputRecord) -> None:
             advice.append(f"'model.backbone.input.{key}=[{','.join(map(str, getattr(own, key)))}]'")
     if given.interpolation != own.interpolation:
         advice += [f"model.backbone.input.interpolation={own.interpolation}", f"interpolation={own.interpolation}"]
-    check(not advice, f"the weights of {name} were trained on other images; add {' '.join(advice)}")
+    check(not advice, f"the weights of {name} were trained on images prepared in another way; add {' '.join(advice)}")
 
 
 def _near(name: str, known: list[str]) -> str:
@@ -143,8 +143,9 @@ def fetching(url: str, folder: str | Path) -> Iterator[None]:
     except Exception as error:  # each library raises its own
         reason = textwrap.shorten(str(error) or type(error).__name__, 120, placeholder=" ...")
         raise BadInput(
-            f"model.backbone.pretrained=true needs {url}, which did not load ({reason}); go online, or bring that file "
-            f"here and set model.backbone.pretrained=FILE, or false for none; delete a damaged copy in {folder}"
+            f"model.backbone.pretrained=true needs {url}, which could not be loaded ({reason}); go online, or bring "
+            "that file here and set model.backbone.pretrained=FILE, or false for none; "
+            f"delete a damaged copy in {folder}"
         ) from error
 
 
