@@ -169,11 +169,7 @@ def build_data(cfg: DictConfig) -> VocDataModule:
 
 
 def read_data(cfg: DictConfig) -> VocDataModule:
-    """The data module of `build_data`, with its annotations read.
-
-    Raises:
-        BadInput: the data cannot be used.
-    """
+    """The data module of `build_data`, with its annotations read."""
     data = build_data(cfg)
     data.prepare_data()
     data.setup()
@@ -181,11 +177,7 @@ def read_data(cfg: DictConfig) -> VocDataModule:
 
 
 def build_module(cfg: DictConfig, data: VocDataModule) -> LocalizationModule:
-    """The network, its loss and its optimizer.
-
-    Raises:
-        BadInput: optimizer or schedule refuse their arguments; or the localisation head has no positions to look at.
-    """
+    """The network, its loss and its optimizer."""
     from onebox.module import LocalizationModule
 
     module = LocalizationModule(
@@ -278,11 +270,7 @@ def _waits_in_vain(cfg: DictConfig, module: LocalizationModule) -> bool:
 
 
 def run_trainer(trainer: Trainer, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-    """Call fit or test; a Ctrl-C, which Lightning turns into an exit with code 1, stays a Ctrl-C.
-
-    Raises:
-        BadInput: Lightning refuses how it is configured.
-    """
+    """Call fit or test; a Ctrl-C, which Lightning turns into an exit with code 1, stays a Ctrl-C."""
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     try:

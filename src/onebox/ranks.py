@@ -188,13 +188,11 @@ def as_rank(number: int, run_dir: Path) -> Iterator[None]:
     Only rank 0 can be stopped by a signal; it decides where, and the others end without it. What they print goes into
     `run_dir`.
     """
-    if number > 0:
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {*TIME_IS_OVER, *(STOP if number > 0 else ())})
     launcher = os.environ.get("TORCHELASTIC_RUN_ID", "")
     if not launcher.startswith(RUN_ID):  # started by torchrun or srun
         yield
         return
-    signal.pthread_sigmask(signal.SIG_BLOCK, TIME_IS_OVER)
     with suppress(OSError, AttributeError):  # not Linux
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(launcher.removeprefix(RUN_ID)):

@@ -117,11 +117,8 @@ class ClaimDirectory(HydraCallback):
 
 def task(cfg: DictConfig) -> Value:
     """What Hydra calls, in a sweep once a job."""
-    from onebox.runs.record import submitit_requeues
-
     try:
-        with submitit_requeues():
-            return train(cfg)
+        return train(cfg)
     except USER_ERRORS as error:
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             raise  # the other jobs run on

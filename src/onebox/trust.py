@@ -42,15 +42,10 @@ def stored_file(folder: Path, name: str, max_bytes: int | None = 64 * 2**20) -> 
 
 
 def check_config(config: Any, where: Path | str, trust: Sequence[str] = ()) -> None:
-    """Refuse a config out of a run directory that names what is not to be built.
+    """Refuse plain data out of a run directory's file `where` that name what is not to be built.
 
-    Args:
-        config: plain data, or a part of it.
-        where: the file, for the message.
-        trust: packages whose classes may be built too.
-
-    Raises:
-        BadInput: it names something else, or holds an interpolation, which could become a name when it is resolved.
+    Classes of the packages in `trust` may be built too. An interpolation is refused, as it could become a name when it
+    is resolved.
     """
     for key, value in _texts(config):
         check("${" not in value, f"{where}: holds the interpolation {value}; a stored config needs none")
@@ -62,16 +57,9 @@ def check_config(config: Any, where: Path | str, trust: Sequence[str] = ()) -> N
 
 
 def check_stored(config: Any, folder: Path, where: Path, trust: Sequence[str] = ()) -> None:
-    """Refuse a composed config, part of which comes out of a run directory, before anything is built or written.
+    """Refuse a resolved config, part of which comes out of a run directory's file `where`, before anything is built.
 
-    Args:
-        config: resolved, as plain data.
-        folder: where the run is to write.
-        where: the file that the part comes from.
-        trust: as in `check_config`.
-
-    Raises:
-        BadInput: see `check_config` and `check_paths`; or data would be made or fetched where there are none.
+    See `check_config` and `check_paths`; nor may data be made or fetched where there are none.
     """
     check_config(config, where, trust)
     check_paths(config, folder, where)
@@ -84,11 +72,7 @@ def check_stored(config: Any, folder: Path, where: Path, trust: Sequence[str] = 
 
 
 def check_paths(config: dict[str, Any], folder: Path, where: Path | str) -> None:
-    """Refuse a config out of a run directory whose callbacks, loggers or trainer would write outside of `folder`.
-
-    Raises:
-        BadInput: one of them names such a path.
-    """
+    """Refuse a config out of a run directory whose callbacks, loggers or trainer would write outside of `folder`."""
     home = folder.resolve()
     for group in WRITERS:
         for key, value in _texts(config.get(group)):
@@ -126,11 +110,7 @@ def stored_overrides(folder: Path, overrides: Sequence[Any]) -> list[str]:
 
 
 def stored_arguments(argument: str) -> list[str]:
-    """For `resume=FOLDER` the arguments that the run in it was started with, for any other argument itself.
-
-    Raises:
-        BadInput: there is no run.
-    """
+    """For `resume=FOLDER` the arguments that the run in it was started with, for any other argument itself."""
     key, _, value = argument.partition("=")
     if key != "resume" or value in ("auto", "never", ""):
         return [argument]

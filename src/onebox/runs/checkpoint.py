@@ -34,8 +34,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class CheckpointFacts(Callback):
     """Puts into each checkpoint whose it is, as `checkpoint["onebox"]`; stops ranks that differ in it before the fit.
 
-    Args:
-        facts: plain data: config, fingerprint, data_fingerprint, class_names. May be completed until the fit.
+    The `facts` are config, fingerprint, data_fingerprint and class_names. They may be completed until the fit.
     """
 
     def __init__(self, facts: Mapping[str, Any]) -> None:
@@ -65,12 +64,9 @@ class CheckpointFacts(Callback):
 def read_checkpoint(path: Path, *, fingerprint: str | None = None) -> dict[str, Any]:
     """A checkpoint of onebox, its tensors in main memory. No code in it is ever run.
 
-    Args:
-        path: the file.
-        fingerprint: of the run that it must belong to; None accepts any.
-
     Raises:
-        BadInput: it is not there, not whole, not plain data, not of onebox, of a newer onebox or of another run.
+        BadInput: it is not there, not whole, not plain data, not of onebox, of a newer onebox or, unless that is None,
+            of a run with another `fingerprint`.
     """
     try:
         with zipfile.ZipFile(path) as file:
@@ -120,11 +116,7 @@ def checkpoint_to_resume(run_dir: Path, facts: Mapping[str, Any]) -> Path | None
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Load a checkpoint's weights, the averaged ones where there are such.
-
-    Raises:
-        BadInput: see `read_checkpoint`; or they are of another network.
-    """
+    """Load a checkpoint's weights, the averaged ones where there are such."""
     try:
         module.load_state_dict(read_checkpoint(path)["state_dict"])
     except RuntimeError as error:

@@ -12,14 +12,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 # Lightning reads 1 as one batch and 1.0 as all of them.
-COUNT_OR_SHARE = {
-    "limit_train_batches",
-    "limit_val_batches",
-    "limit_test_batches",
-    "limit_predict_batches",
-    "overfit_batches",
-    "val_check_interval",
-}
+COUNT_OR_SHARE = {f"limit_{part}_batches" for part in ("train", "val", "test", "predict")}
+COUNT_OR_SHARE |= {"overfit_batches", "val_check_interval"}
 PATHS = {("data", "root")}  # two spellings of one place are the same
 # New name of a class -> the one it had: a run of before a move has the fingerprint that it would get now.
 MOVED = {
@@ -111,11 +105,8 @@ def fingerprint(config: Mapping[str, Any], ignore: Sequence[str], neutral: Mappi
     """Hash of a resolved config, as 12 hexadecimal digits.
 
     Neither the order of keys nor 10.0 in place of 10 changes it (but for the few keys where the type has a meaning).
-
-    Args:
-        config: plain dicts, lists and scalars.
-        ignore: what cannot change the result, see `Ignored`.
-        neutral: nested like `config`; a key that has its neutral value counts as absent.
+    `ignore` says what cannot change the result, see `Ignored`. A key that has its value in `neutral`, which is nested
+    like `config`, counts as absent.
     """
     config = _without_neutral(config, neutral or {})
     return hashlib.sha256(_text(_canonical(config, (), Ignored(config, ignore))).encode()).hexdigest()[:12]
@@ -135,10 +126,8 @@ def same(key: str, one: Any, other: Any) -> bool:
 class Ignored:
     """Tells the keys of a config that cannot change its result.
 
-    Args:
-        config: nested dicts.
-        rules: dotted keys, each with all that is below it; `*` stands for any one name. `KEY if OTHER` holds only where
-            OTHER is not null.
+    A rule is a dotted key, with all that is below it; `*` stands for any one name. `KEY if OTHER` holds only where
+    OTHER is not null.
     """
 
     def __init__(self, config: Mapping[str, Any], rules: Sequence[str]) -> None:

@@ -23,11 +23,8 @@ def session(
     A run shows up while it runs, and also when it fails before there is a trainer. One that was stopped or killed has
     no end, and resumes as the same session.
 
-    Args:
-        folder: the run's folder of event files; None writes nothing.
-        values: hyper-parameters, by name.
-        varied: names of those that are shown first.
-        metrics: tags of the results; TensorBoard takes the last scalar of each.
+    `folder` receives the event files; None writes nothing. The `varied` ones of `values` are shown first. `metrics` are
+    the tags of the results, of which TensorBoard takes the last scalar.
     """
     if folder is None:
         yield

@@ -1,6 +1,5 @@
 """A run directory belongs to one process at a time and to one config for good; run.json says how its run ended."""
 
-import errno
 import fcntl
 import json
 import logging
@@ -31,7 +30,7 @@ _FLOCK = "hhqqi4x"  # struct flock of Linux: type, whence, start, length, proces
 
 
 def claim(folder: Path, *, fingerprint: str, resume: str) -> dict[str, Any] | None:
-    """Take a run directory for this process, until `release` or its end.
+    """Take a run directory for this process, until `release` or its end; again, where it has it already.
 
     `resume` is `auto`, which accepts a run of the same fingerprint that did not complete, or `never`, which accepts no
     run. Returns what run.json says of the run to resume; None when there is none.
@@ -51,11 +50,7 @@ def claim(folder: Path, *, fingerprint: str, resume: str) -> dict[str, Any] | No
 
 def claim_after_others(folder: Path) -> dict[str, Any] | None:
     """Take a run directory whatever is in it, waiting while another process has it; returns what run.json says."""
-    try:
-        return _take(folder, wait=False)
-    except BadInput:
-        log.info("%s: another process is running it; waiting", folder)
-        return _take(folder, wait=True)
+    return _take(folder, wait=True)
 
 
 def release(folder: Path) -> None:
@@ -99,18 +94,26 @@ def _take(folder: Path, *, wait: bool) -> dict[str, Any] | None:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("a")
         try:
-            # lockf, as a lock by flock would live on in loader workers, seconds after their parent was killed.
-            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            _lock(file, folder, wait=wait)
         except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                file.close()
-                wanted = f"{folder}: another process is running it; wait, or choose another hydra.run.dir"
-                raise BadInput(wanted) from error
             log.warning("%s: cannot be locked (%s); do not start a second process on it", folder, error)
         _held[folder.absolute()] = file
     for unfinished in folder.rglob(".*.tmp"):  # of a process that was killed
         unfinished.unlink()
     return _facts(folder)  # another process may have written until now
+
+
+def _lock(file: TextIO, folder: Path, *, wait: bool) -> None:
+    # lockf, as a lock by flock would live on in loader workers, seconds after their parent was killed.
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:  # EAGAIN, EACCES
+        if not wait:
+            file.close()
+            taken = f"{folder}: another process is running it; wait, or choose another hydra.run.dir"
+            raise BadInput(taken) from error
+        log.info("%s: another process is running it; waiting", folder)
+        fcntl.lockf(file, fcntl.LOCK_EX)
 
 
 class RunRecord:
@@ -120,10 +123,8 @@ class RunRecord:
     or `failed` with the reason, and names the command that resumes an interrupted run. A killed run still says
     `running`.
 
-    Args:
-        folder: the run directory.
-        earlier: run.json of the run that is resumed, whose last attempt moves to `attempts`; None for a new one.
-        facts: what else to record from the start.
+    The last attempt of a run that is resumed, whose run.json is `earlier`, moves to `attempts`. `facts` are recorded
+    from the start.
     """
 
     def __init__(self, folder: Path, earlier: Mapping[str, Any] | None = None, **facts: Any) -> None:
@@ -210,56 +211,32 @@ def record_failure(folder: Path, error: Mapping[str, Any], **facts: Any) -> None
 
 @contextmanager
 def sigterm_raises() -> Iterator[None]:
-    """Raise `Preempted` at the first SIGTERM, by which schedulers and machines that shut down end a process.
+    """Raise `Preempted` at the first SIGTERM; later ones change nothing, so that the ending is not disturbed.
 
-    Later ones change nothing, so that the ending is not disturbed.
+    In a job of submitit its own signal, sent some time before the job's time is over, does so too. Its handler, which
+    queues the job again and ends the process at once, is called when all is stored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers
         return
-    received = False
+    received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal received
-        if not received:
-            received = True
+        received.append(number)
+        if len(received) == 1:
             raise Preempted("stopped by SIGTERM")
 
-    before = signal.signal(signal.SIGTERM, stop)
+    numbers: list[int] = [signal.SIGTERM]
+    if "SUBMITIT_EXECUTOR" in os.environ:
+        numbers.append(getattr(signal, "SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")))
+    before: dict[int, Any] = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def submitit_requeues() -> Iterator[None]:
-    """In a job of submitit: let its signal stop the job as SIGTERM does, and only then let it queue the job again.
-
-    submitit sends it some time before the job's time is over, and its own handler ends the process at once.
-    """
-    number = getattr(signal, "SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2"))
-    requeue = signal.getsignal(number)
-    if "SUBMITIT_EXECUTOR" not in os.environ or not callable(requeue):
-        yield
-        return
-    received = False
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        nonlocal received
-        received = True
-        signal.raise_signal(signal.SIGTERM)
-
-    signal.signal(number, stop)
-    try:
-        with sigterm_raises():
-            yield
-    except Preempted:
-        if received:
-            requeue(number, None)  # ends the process
-        raise
-    finally:
-        signal.signal(number, requeue)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if received and received[0] != signal.SIGTERM and callable(handler := before[received[0]]):
+            handler(received[0], None)
 
 
 def _text(time: datetime) -> str:
