@@ -24,7 +24,9 @@ def validate(cfg: DictConfig) -> None:
     Raises:
         BadInput: names every problem.
     """
-    problems = [f"{name} is null; choose an option of the group (see --help)" for name in GROUPS if not cfg.get(name)]
+    problems = [
+        f"{name} is null; choose an option of the group (see --help)" for name in GROUPS if cfg.get(name) is None
+    ]
     problems = problems or [*_bad_values(cfg), *_unknown_tags(cfg)]
     check(not problems, "; ".join(problems))
 
@@ -51,16 +53,16 @@ def _unknown_tags(cfg: DictConfig) -> Iterator[str]:
     tags = [f"train/{name}" for name in (*losses, *TRAIN_METRICS)]
     tags += [f"val/{name}" for name in (*losses, *NAMES, *(f"{name}_macro" for name in NAMES))]
     if cfg.monitor not in tags:
-        yield f"monitor={cfg.monitor} is nothing that is logged; it must be one of {', '.join(tags)}"
+        yield f"monitor={cfg.monitor} is not logged; it must be one of {', '.join(tags)}"
     objectives = [cfg.objective] if isinstance(cfg.objective, str) else cfg.objective or [None]
     if any(tag not in tags for tag in objectives):
-        yield f"objective={cfg.objective} is nothing that is logged; it takes {', '.join(tags)}, or a list of them"
+        yield f"objective={cfg.objective} is not logged; it takes {', '.join(tags)}, or a list of them"
     if cfg.trainer.get("limit_val_batches") == 0 and str(cfg.monitor).startswith("val/"):
         yield f"monitor={cfg.monitor} but trainer.limit_val_batches=0; set monitor=train/loss monitor_mode=min"
     parts = {f"callbacks.{name}": part for name, part in cfg.callbacks.items()} | {"scheduler": cfg.get("scheduler")}
     for key, part in parts.items():
         if part is not None and part.get("monitor") not in (None, *tags):
-            yield f"{key}.monitor={part.monitor} is nothing that is logged (see metrics.csv of any run)"
+            yield f"{key}.monitor={part.monitor} is not logged (see metrics.csv of any run)"
 
 
 @contextmanager
