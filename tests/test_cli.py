@@ -225,7 +225,7 @@ def test_stopped_by_hand_it_leaves_with_130_and_keeps_what_it_has(tmp_path, tar,
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert err == "stopped by hand; the same command keeps the archives that are whole\n"
+    assert err == "stopped by Ctrl-C; the same command keeps the archives that are complete\n"
 
 
 def test_caches_are_shown_and_cleared(tmp_path, tree):
@@ -235,7 +235,7 @@ def test_caches_are_shown_and_cleared(tmp_path, tree):
 
     folder = tmp_path / "my data" / "cache"
     plain = {"ONEBOX_DATA_DIR": "my data"}
-    assert run(tmp_path, "data", "cache", **plain) == (0, f"{folder} holds no cache\n", "")
+    assert run(tmp_path, "data", "cache", **plain) == (0, f"{folder} has no cache\n", "")
     tree.add("a", ("dog", (1, 1, 30, 20)))
     read_table(VocTree(tree.folder), folder)
     keys = [bytes([number // 256, number % 256] * 8) for number in range(1200)]
@@ -250,4 +250,4 @@ def test_caches_are_shown_and_cleared(tmp_path, tree):
     assert lines["index"].endswith(f"  {tree.folder}")
     code, out, err = run(tmp_path, "data", "cache", "--clear", f"data.cache_dir='{folder}'")
     assert (code, out, err) == (0, f"{folder}: 1.5 MB freed\n", "")
-    assert run(tmp_path, "data", "cache", **plain)[1] == f"{folder} holds no cache\n"
+    assert run(tmp_path, "data", "cache", **plain)[1] == f"{folder} has no cache\n"

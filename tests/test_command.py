@@ -165,6 +165,6 @@ def test_a_run_directory_that_is_taken_is_refused(tmp_path, shapes_root):
     (tmp_path / "mine/.hydra/overrides.yaml").write_text("- seed=7")
     done = run(tmp_path, "hydra.run.dir=mine", *fast(shapes_root))
     assert done.returncode == 2
-    assert "holds a run already" in done.stderr
+    assert "already holds a run" in done.stderr
     assert (tmp_path / "mine/run.json").read_text() == "{}"
     assert (tmp_path / "mine/.hydra/overrides.yaml").read_text() == "- seed=7"

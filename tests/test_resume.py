@@ -263,7 +263,7 @@ def test_one_run_directory_belongs_to_one_process_and_one_config(nursery, data, 
     nursery.wait(process)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     for change in ("seed=1", "resume=never"):
-        assert "holds a run already" in refusal(*arguments, change)
+        assert "already holds a run" in refusal(*arguments, change)
     assert "name the directory of a run" in refusal("resume=nowhere")
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
@@ -283,6 +283,6 @@ def test_a_run_whose_data_changed_is_refused(nursery, data, tmp_path):
     xmax = int(text.split("<xmax>")[1].split("<")[0])
     annotation.write_text(text.replace(f"<xmax>{xmax}<", f"<xmax>{xmax - 1}<"))
     assert nursery.run(*arguments, log=tmp_path / "refusal") == 2
-    assert "the data have changed since the run was begun (train)" in (tmp_path / "refusal").read_text()
+    assert "the data have changed since the run began (train)" in (tmp_path / "refusal").read_text()
     annotation.write_text(text)
     assert nursery.run(*arguments, log=tmp_path / "log") == 0  # with its own data it still resumes

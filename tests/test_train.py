@@ -211,8 +211,8 @@ def test_the_baseline_recipe_learns_the_embedded_data_above_the_floor(run):
     [
         (["seed=-1"], "seed must be"),
         (["seed=null", "image_size=0", "monitor_mode=best"], "seed must.*; image_size must.*; monitor_mode must be"),
-        (["monitor=val/joint_ac"], "monitor=val/joint_ac is nothing that is logged; it must be one of .*val/joint_acc"),
-        (["monitor=null"], "monitor=None is nothing"),
+        (["monitor=val/joint_ac"], "monitor=val/joint_ac is not logged; it must be one of .*val/joint_acc"),
+        (["monitor=null"], "monitor=None is not logged"),
         (["trainer.limit_val_batches=0"], "limit_val_batches=0; set monitor=train/loss"),
         (["trainer.max_epochs=0", "trainer.log_every_n_steps=0"], "max_epochs must be .*log_every_n_steps must be"),
         (["data.select=biggest"], "select must be"),

@@ -139,7 +139,7 @@ def _check_data(cfg: DictConfig, data: VocDataModule) -> None:
     others = [f"{part} is {found.get(part)}, not {value}" for part, value in wanted.items() if found.get(part) != value]
     check(
         not others,
-        f"the data are not those of data_fingerprint ({', '.join(others)}); bring them back, or accept these with "
+        f"the data are not those of data_fingerprint ({', '.join(others)}); restore them, or accept these with "
         "data_fingerprint=null (onebox reproduce --force)",
     )
 

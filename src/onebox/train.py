@@ -72,7 +72,9 @@ def main() -> None:
     except OSError as error:
         if error.filename is None:
             raise
-        _exit_with(BadInput(f"{error.filename}: {error.strerror}; free it, or choose another hydra.run.dir"))
+        _exit_with(
+            BadInput(f"{error.filename}: {error.strerror}; make room or permit it, or choose another hydra.run.dir")
+        )
     except RuntimeError as error:
         unknown = re.search(r"Unknown plugin class : 'hydra_plugins\.(\w+)", str(error))
         if unknown is None or unknown[1] not in EXTRAS:
@@ -85,7 +87,7 @@ def main() -> None:
         print(error, file=sys.stderr)
         sys.exit(EXIT_PREEMPTED)
     except KeyboardInterrupt as error:
-        print(str(error) or "stopped by hand", file=sys.stderr)
+        print(str(error) or "stopped by Ctrl-C", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
 
 

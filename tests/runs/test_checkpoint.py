@@ -62,7 +62,7 @@ def test_a_bad_checkpoint_is_refused_with_one_line_and_the_previous_one_is_used(
     with caplog.at_level(logging.WARNING):
         assert checkpoint_to_resume(tmp_path, FACTS) == folder / "previous.ckpt"
     assert str(refusal.value) in caplog.text
-    with pytest.raises(BadInput, match=r"data have changed since the run was begun .train."):
+    with pytest.raises(BadInput, match=r"data have changed since the run began .train."):
         checkpoint_to_resume(tmp_path, {**FACTS, "data_fingerprint": {"train": "u"}})
     (folder / "previous.ckpt").unlink()
     assert checkpoint_to_resume(tmp_path, FACTS) is None

@@ -70,7 +70,7 @@ def test_a_default_that_moved_with_the_code_is_told_from_an_override(make_run, t
     relevant, _ = changes(a, b)
     assert {item.key: item.origin for item in relevant} == {"optimizer.lr": "override", "trainer.max_epochs": "default"}
     _, shown = text(a, b, outputs=tmp_path / "outputs")
-    head, _, tail = shown.partition("defaults that moved with the code")
+    head, _, tail = shown.partition("defaults that changed with the code")
     assert "optimizer.lr" in head and "trainer.max_epochs  30 → 40" in tail
 
 

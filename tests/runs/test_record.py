@@ -43,8 +43,8 @@ def test_a_run_that_did_not_complete_may_be_resumed(tmp_path, status):
 @pytest.mark.parametrize(
     ("facts", "resume", "told"),
     [
-        ({"status": "completed", "fingerprint": "abc"}, "auto", "holds a run already (completed)"),
-        ({"status": "interrupted", "fingerprint": "abc"}, "never", "holds a run already (interrupted)"),
+        ({"status": "completed", "fingerprint": "abc"}, "auto", "already holds a run (completed)"),
+        ({"status": "interrupted", "fingerprint": "abc"}, "never", "already holds a run (interrupted)"),
         ({"status": "interrupted", "fingerprint": "xyz"}, "auto", "fingerprint xyz, not abc"),
     ],
 )

@@ -162,7 +162,7 @@ def test_a_bad_override_is_refused(shapes_run, tmp_path, override, told):
 def test_what_is_no_finished_run_is_refused(shapes_run, tmp_path):
     with pytest.raises(BadInput, match="no such run"):
         reproduce(tmp_path / "nowhere", tmp_path / "again")
-    with pytest.raises(BadInput, match="holds a run already"):
+    with pytest.raises(BadInput, match="already holds a run"):
         reproduce(shapes_run, shapes_run)
     run = shutil.copytree(shapes_run, tmp_path / "run")
     (run / "run.json").write_text((run / "run.json").read_text().replace('"completed"', '"interrupted"'))

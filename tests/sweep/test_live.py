@@ -34,7 +34,7 @@ def test_without_a_terminal_a_job_that_starts_or_ends_is_one_line(tmp_path):
         view.end(0, "seed=0", "done", 9, "val/acc 0.5")
     assert out.getvalue().splitlines() == [
         "#0 seed=0: started",
-        "#0 seed=0: killed by SIGKILL; will be tried again",
+        "#0 seed=0: killed by SIGKILL; will be retried",
         "#0 seed=0: started (attempt 2)",
         "#0 seed=0: done after 9.0 s, val/acc 0.5 (1/3)",
     ]

@@ -23,23 +23,20 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the config, as onebox-train takes them.")
 ]
 EPILOG = (
-    "Exit codes: 0 done, 1 a fault of onebox, 2 something to put right, 130 stopped by hand. "
-    "ONEBOX_DEBUG=1 shows tracebacks."
+    "Exit codes: 0 success, 1 an error in onebox, 2 bad input, 130 stopped by Ctrl-C. ONEBOX_DEBUG=1 shows tracebacks."
 )
 CHECK_EPILOG = (
     "Exit codes: 0 training accepts the data (there may be warnings), 1 there are errors, 2 ROOT cannot be used."
 )
 
 app = typer.Typer(
-    help="What is done beside training (onebox-train): get the data, look at it, find, compare and reproduce runs.",
+    help="All but training, which is onebox-train: get and check data; find, compare and reproduce runs.",
     epilog=EPILOG,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(
-    help="Get the data, look at it, and see what is kept of it.", no_args_is_help=True, rich_markup_mode=None
-)
+data_app = typer.Typer(help="Get and check data, and see what is cached.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 app.command(epilog=reproduce.EPILOG)(reproduce.reproduce)
 for command in (runs.runs, runs.sweep, runs.explain, lr_find.lr_find):
@@ -88,7 +85,7 @@ def download(
     try:
         source(folder, download=True)
     except KeyboardInterrupt:
-        print("stopped by hand; the same command keeps the archives that are whole", file=sys.stderr)
+        print("stopped by Ctrl-C; the same command keeps the archives that are complete", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     print(f"{name} is in {Path(folder).resolve()}")
 
@@ -109,7 +106,7 @@ Classes = Annotated[
     str | None,
     typer.Option(
         metavar="voc|FILE|NAME,NAME",
-        help="The known classes: VOC's 20, a file with one a line, or a list. [default: any; where most objects are of "
+        help="The known classes: VOC's 20, a file with one per line, or a list. [default: any; where most objects are "
         "VOC's, others are warned of]",
     ),
 ]
@@ -166,7 +163,7 @@ def check(
             with replacing(montage) as temporary:
                 check_report.montage(survey).save(temporary, "PNG")
     except KeyboardInterrupt:
-        print("stopped by hand", file=sys.stderr)
+        print("stopped by Ctrl-C", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if json_:
         print(json.dumps(check_report.as_json(survey), indent=2, ensure_ascii=False))
@@ -184,14 +181,16 @@ def _class_names(option: str | None, voc: list[str]) -> list[str] | None:
     names = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else option.split(",")
     names = [name.strip() for name in names if name.strip()]
     if not names or any(os.sep in name for name in names):
-        raise BadInput(f"--classes {option}: no such file, and no list of names; write voc, a file, or cat,dog")
+        raise BadInput(
+            f"--classes {option}: neither a file nor a list of names; give voc, a file, or a list such as cat,dog"
+        )
     return names
 
 
 @data_app.command(epilog=EPILOG)
 def cache(
     overrides: Overrides = None,
-    clear: Annotated[bool, typer.Option("--clear", help="Remove everything that no process is making.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove everything that no process is writing.")] = False,
 ) -> None:
     """Show what data.cache_dir holds, and with --clear remove it.
 
@@ -210,12 +209,12 @@ def cache(
     folder = Path(_compose(*(overrides or [])).data.cache_dir)
     if clear:
         freed, busy = caches.clear(folder)
-        left = f"; {busy} that other processes are making are left" if busy else ""
+        left = f"; left {busy} that other processes are writing" if busy else ""
         print(f"{folder.resolve()}: {_megabytes(freed)} freed{left}")
         return
     entries = caches.entries(folder)
     if not entries:
-        print(f"{folder.resolve()} holds no cache")
+        print(f"{folder.resolve()} has no cache")
         return
     print(f"{'what':8} {'size':>10} {'images':>9} {'px':>9}  {'last use':16}  data set")
     for entry in entries:

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 EXIT_DIVERGES = 1
 MAX_SHOWN = 12  # rows of a table
 
-EPILOG = (
-    "Exit codes: 0 identical (or within the tolerance), 1 it diverges, 2 something to put right, 130 stopped by hand."
-)
+EPILOG = "Exit codes: 0 identical (or within the tolerance), 1 it diverges, 2 bad input, 130 stopped by Ctrl-C."
 
 
 Run = Annotated[
@@ -33,23 +31,25 @@ Run = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="KEY=VALUE", help="Changes to the recorded config; other keys do not follow.", show_default=False
+        metavar="KEY=VALUE",
+        help="Changes to the recorded config; keys that were derived from these stay as recorded.",
+        show_default=False,
     ),
 ]
-Steps = Annotated[int | None, typer.Option(min=1, help="Make only this many steps and compare those.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Train only this many steps and compare those.")]
 Tolerance = Annotated[
     float | None,
-    typer.Option(min=0, metavar="REL", help="Accept losses and metrics that deviate by no more than this share."),
+    typer.Option(min=0, metavar="REL", help="Accept losses and metrics that deviate by at most this fraction."),
 ]
 Checkout = Annotated[
     bool, typer.Option("--checkout", help="Only print the commands that check out the run's commit and changes.")
 ]
-Force = Annotated[bool, typer.Option("--force", help="Also when the data are not those of the run.")]
+Force = Annotated[bool, typer.Option("--force", help="Train even if the data are not those of the run.")]
 Trust = Annotated[
     list[str] | None,
     typer.Option(metavar="PACKAGE", help="A package of your own whose classes the run's config may name."),
 ]
-Outputs = Annotated[Path, typer.Option(metavar="FOLDER", help="Where runs are looked for.")]
+Outputs = Annotated[Path, typer.Option(metavar="FOLDER", help="The folder in which runs are looked for.")]
 Out = Annotated[
     Path | None,
     typer.Option(help="Directory of the new run. [default: outputs/reproduced/RUN/<date>_<time>]", file_okay=False),
@@ -96,7 +96,7 @@ def reproduce(
     _check(recorded, steps, folder)
     check_config(recorded.config, recorded.folder / "config.yaml", trust or [])
     config = config_again(recorded, folder.resolve(), steps=steps, force=force, overrides=overrides or [])
-    print(f"{recorded.folder} again, in {folder}", file=sys.stderr if json_ else sys.stdout)
+    print(f"reproducing {recorded.folder} in {folder}", file=sys.stderr if json_ else sys.stdout)
     with _on_stderr() if json_ else contextlib.nullcontext():
         _train(recorded, config)
     again = Recorded.read(folder)
@@ -112,7 +112,7 @@ def reproduce(
 
 def _check(recorded: "Recorded", steps: int | None, folder: Path) -> None:
     """Refuse what there is nothing to compare with, and a folder that is taken."""
-    check(not (folder / "run.json").exists(), f"{folder}: holds a run already; choose another --out")
+    check(not (folder / "run.json").exists(), f"{folder}: already holds a run; choose another --out")
     made = 0 if recorded.trace is None else len(recorded.trace)
     status = recorded.record.get("status")
     advice = f"--steps {made} compares those" if made else "there is nothing to compare with"
@@ -159,7 +159,7 @@ def _train(recorded: "Recorded", config: dict[str, Any]) -> None:
         if config["callbacks"]["trace"]["stop_after"] is None or "SIGTERM" in str(stop):
             raise
     except KeyboardInterrupt:
-        print("stopped by hand", file=sys.stderr)
+        print("stopped by Ctrl-C", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except (HydraException, OmegaConfBaseException) as error:
         raise BadInput(str(own_complaint(error))) from error
@@ -173,7 +173,7 @@ def _print(recorded: "Recorded", differences: list[dict[str, Any]], result: dict
     first, largest, line = result["divergence"], result["largest_deviation"], result["verdict"]
     if first:
         rows += [(name, *values) for name, values in first["values"].items()]
-        what = f"first in {rows[1][0]}" if first["values"] else "which only one of the runs has made"
+        what = f"first in {rows[1][0]}" if first["values"] else "which only one of the runs made"
         line += f" at step {first['step']} (epoch {first['epoch']}), {what}" if line == "diverges" else ""
     if result["final_weights"]:
         rows += [("final weights", *result["final_weights"])]
@@ -184,7 +184,7 @@ def _print(recorded: "Recorded", differences: list[dict[str, Any]], result: dict
     for item in differences:
         print(printable(f"{item['what']}: {item['recorded'] or 'none'} → {item['again'] or 'none'}"))
     if recorded.trace is None:
-        print("steps: not compared, as the run has no trace.csv (one of an older version has another file)")
+        print("steps: not compared, as the run has no trace.csv (older versions wrote another file)")
     for name, *values in rows if len(rows) > 1 else []:
         print(
             printable("  ".join([f"  {name:32}", *(f"{'none' if value is None else value!s:>16}" for value in values)]))

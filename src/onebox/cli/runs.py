@@ -8,7 +8,7 @@ import typer
 
 from onebox.errors import BadInput, print_lines
 
-Outputs = Annotated[Path, typer.Option(metavar="FOLDER", help="Where runs are looked for.")]
+Outputs = Annotated[Path, typer.Option(metavar="FOLDER", help="The folder in which runs are looked for.")]
 Metric = Annotated[
     list[str] | None,
     typer.Option(metavar="TAG", help="A metric such as test/iou, in place of the usual ones; may be repeated."),
@@ -105,7 +105,10 @@ def _sweep_folder(name: str | None, outputs: Path) -> Path:
         if folder.is_dir():
             return folder
     there = ", ".join(path.name for path in known[:-6:-1])
-    raise BadInput(f"{name}: no such folder, nor one in {sweeps}" + (f"; the newest there: {there}" if there else ""))
+    raise BadInput(
+        f"{name}: no such folder, nor a sweep of that name in {sweeps}"
+        + (f"; the newest there: {there}" if there else "")
+    )
 
 
 def diff(

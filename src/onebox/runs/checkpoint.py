@@ -73,9 +73,9 @@ def read_checkpoint(path: Path, *, fingerprint: str | None = None) -> dict[str, 
             check(file.testzip() is None, f"{path}: cannot be read; it is damaged")  # torch ignores the check sums
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise BadInput(f"{path}: is not there") from error
+        raise BadInput(f"{path}: no such file") from error
     except pickle.UnpicklingError as error:
-        raise BadInput(f"{path}: holds something else than plain data, so it was not loaded") from error
+        raise BadInput(f"{path}: holds something other than plain data, so it was not loaded") from error
     except (OSError, zipfile.BadZipFile, RuntimeError, KeyError, ValueError, EOFError) as error:
         raise BadInput(f"{path}: cannot be read; it is cut off, damaged or no checkpoint") from error
     facts: Any = checkpoint.get("onebox") if isinstance(checkpoint, dict) else None
@@ -100,13 +100,13 @@ def checkpoint_to_resume(run_dir: Path, facts: Mapping[str, Any]) -> Path | None
         try:
             content = read_checkpoint(path, fingerprint=facts["fingerprint"])
         except BadInput as error:
-            log.warning("%s; passed over", error)
+            log.warning("%s; skipped", error)
             continue
         begun, now = content["onebox"]["data_fingerprint"], facts["data_fingerprint"]
         changed = changed_parts(begun, now)
         check(
             not changed,
-            f"{run_dir}: the data have changed since the run was begun ({', '.join(changed)}); bring them back, or "
+            f"{run_dir}: the data have changed since the run began ({', '.join(changed)}); restore them, or "
             "choose another hydra.run.dir",
         )
         log.info("resumes after %s epochs, %s steps", content["epoch"], content["global_step"])

@@ -41,7 +41,7 @@ def claim(folder: Path, *, fingerprint: str, resume: str) -> dict[str, Any] | No
     facts = _facts(folder)
     if facts is not None:
         status, theirs = facts.get("status"), facts.get("fingerprint")
-        holds, instead = f"{folder}: holds a run already", "choose another hydra.run.dir or remove the folder"
+        holds, instead = f"{folder}: already holds a run", "choose another hydra.run.dir or remove the folder"
         check(status != "completed" and resume != "never", f"{holds} ({status}); {instead}")
         other = f"of another config (fingerprint {theirs}, not {fingerprint})"
         check(theirs == fingerprint, f"{holds}, {other}; {instead}")
@@ -178,7 +178,7 @@ class RunRecord:
             del facts["error"]
         elif isinstance(error, KeyboardInterrupt | Preempted):
             facts["status"] = "interrupted"
-            about["message"] = str(error) or "stopped by hand"
+            about["message"] = str(error) or "stopped by Ctrl-C"
             is_stored = (self.folder / "checkpoints" / "last.ckpt").exists()
             then = "resumes it" if is_stored else "starts it again, as nothing was stored yet"
             error.args = (f"{about['message']}; onebox-train resume={self.folder} {then}",)

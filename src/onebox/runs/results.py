@@ -138,7 +138,7 @@ def read_samples(run_dir: Path) -> dict[str, Split] | None:
     path = stored_file(run_dir, SAMPLES)
     try:
         with zipfile.ZipFile(path) as file:
-            check(sum(item.file_size for item in file.infolist()) <= MAX_BYTES, f"{path}: unpacks to a giant")
+            check(sum(item.file_size for item in file.infolist()) <= MAX_BYTES, f"{path}: unpacks to too many bytes")
         with np.load(path, allow_pickle=False) as file:
             columns = dict(file.items())
         names = np.array(json.loads(bytes(columns["words"]))["class_names"], dtype=np.str_)

@@ -109,8 +109,8 @@ def read_plan(folder: Path) -> dict[str, Any]:
         plan: dict[str, Any] = read_json(stored_file(folder, PLAN))
         known = all("fingerprint" in job for job in plan.get("jobs", []))
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise BadInput(f"{path}: cannot be read ({error}); move it away, the jobs are found without it") from error
-    check(known, f"{path}: a job has no fingerprint; move the file away, the jobs are found without it")
+        raise BadInput(f"{path}: cannot be read ({error}); move it away; the jobs are found without it") from error
+    check(known, f"{path}: a job has no fingerprint; move the file away; the jobs are found without it")
     return plan
 
 
@@ -124,4 +124,4 @@ def _move_away(folder: Path, facts: Mapping[str, Any]) -> None:
     paths = [path for path in folder.iterdir() if path.name not in stay and path.suffix != ".log"]
     for path in sorted(paths, key=lambda path: path.name == "run.json"):
         path.rename(target / path.name)
-    log.info("runs again; the run of %s is kept in %s", facts.get("started"), target)
+    log.info("running again; the run of %s is kept in %s", facts.get("started"), target)

@@ -143,7 +143,9 @@ class Launch:
 
     def _stopped(self) -> BaseException:
         done = sum(task.result is not None and task.result.status is JobStatus.COMPLETED for task in self._tasks)
-        how, kind = ("by SIGTERM", Preempted) if self._signals[0] == signal.SIGTERM else ("by hand", KeyboardInterrupt)
+        how, kind = (
+            ("by SIGTERM", Preempted) if self._signals[0] == signal.SIGTERM else ("by Ctrl-C", KeyboardInterrupt)
+        )
         return kind(f"sweep stopped {how}, {done} of {len(self._tasks)} jobs done; the same command resumes it")
 
     def _obey_signals(self) -> None:
@@ -159,7 +161,7 @@ class Launch:
         if number := len(self._running):
             self._view.say(
                 f"{why}; {number} running {'job stops' if number == 1 else 'jobs stop'} at a checkpoint, "
-                f"{len(self._pending)} will not be started (Ctrl-C once more kills)",
+                f"{len(self._pending)} will not be started (Ctrl-C again kills)",
                 "yellow",
             )
         for running in self._running:
@@ -254,13 +256,13 @@ class Launch:
             limit = f"timeout_s={self._options.timeout_s:g}"
             answer = failed(JobFailed(f"took longer than {limit}; {LOG} shows what it was doing"))
         elif answer is None and running.reason == "stop":
-            answer = failed(Stopped("killed before it stopped by itself"))
+            answer = failed(Stopped("killed, as it did not stop by itself"))
         elif answer is None:
             answer = failed(JobFailed(_how_it_died(code or 0)))
         self._end(running.task, answer, running.seconds)
 
     def _end(self, task: Task, answer: JobReturn, seconds: float) -> None:
-        """An attempt is over: the job is done, has failed, or will be tried again."""
+        """An attempt is over: the job is done, has failed, or will be retried."""
         if answer.status is JobStatus.COMPLETED:
             task.result = answer
             return self._view.end(task.number, task.label, "done", seconds, _objectives(task.config, answer))

@@ -61,7 +61,7 @@ class View:
         if number in self._running:
             self._bar.remove_task(self._running.pop(number)[0])
         if status == "retried":
-            return self.say(f"#{number} {label}: {detail}; will be tried again", COLOURS[status])
+            return self.say(f"#{number} {label}: {detail}; will be retried", COLOURS[status])
         self._ended[status] += 1
         self._bar.advance(self._jobs)
         line = f"#{number} {label}: {status} after {duration(seconds)}{detail and f', {detail}'}"

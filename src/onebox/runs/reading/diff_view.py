@@ -69,7 +69,7 @@ def _config(document: Document) -> Iterator[Line]:
     if moved:
         is_outside = document["code"]["same"]
         outside = "from outside the command line (environment variables, other files)"
-        yield [(f"  {outside if is_outside else 'defaults that moved with the code'}", "italic")]
+        yield [(f"  {outside if is_outside else 'defaults that changed with the code'}", "italic")]
         for item in moved:
             yield from _change(item, 4, width - 2)
     if document["hidden"]:

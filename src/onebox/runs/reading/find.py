@@ -213,7 +213,7 @@ def _record(folder: Path | str) -> dict[str, Any] | None:
         if value is None:
             del record[key]
         elif not _is_sound(key, value):
-            log.warning("%s: %s is not what a run writes (%.40r); left out", printable(path), key, value)
+            log.warning("%s: %s is not a value that a run writes (%.40r); left out", printable(path), key, value)
             return None
     return record
 
@@ -229,7 +229,7 @@ def _read(path: Path | str) -> dict[str, Any] | None:
     try:
         facts = os.lstat(path)  # a link may lead out of the directory, a pipe would never end
         if not stat.S_ISREG(facts.st_mode) or facts.st_size > MAX_BYTES:
-            raise OSError("no file that a run writes")
+            raise OSError("not a file that a run writes")
         with open(path, "rb") as file:
             content = json.loads(file.read())
     except (FileNotFoundError, NotADirectoryError):
