@@ -32,16 +32,7 @@ LAYERS = {
     "cli": 11,
 }
 CONFIG_LIBRARIES = {"hydra", "omegaconf"}
-MAY_IMPORT_CONFIG = {
-    "build",
-    "train",
-    "cli",
-    "ranks",
-    "trust",
-    "validation",
-    "runs",
-    "sweep",
-}
+MAY_IMPORT_CONFIG = {"build", "train", "cli", "ranks", "trust", "validation", "runs", "sweep"}
 HEAVY = {"torch", "lightning", "torchvision", "albumentations", "torchmetrics", "matplotlib"}
 
 

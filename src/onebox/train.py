@@ -43,11 +43,7 @@ log = logging.getLogger(__name__)
 USER_ERRORS = (BadInput, HydraException, OmegaConfBaseException)
 
 # Hydra's plugins of engines, and what installs them.
-EXTRAS = {
-    "hydra_joblib_launcher": "joblib",
-    "hydra_ray_launcher": "ray",
-    "hydra_submitit_launcher": "slurm",
-}
+EXTRAS = {"hydra_joblib_launcher": "joblib", "hydra_ray_launcher": "ray", "hydra_submitit_launcher": "slurm"}
 # conf/hydra/launcher has the names that users know, which are those of the plugins' schemas too. Also in workers.
 warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 RESULT_TAGS = [
@@ -188,7 +184,7 @@ def train(cfg: DictConfig) -> Value:
     with sigterm_raises(), RunRecord(run_dir, earlier, **facts) as run:
         validate(cfg)  # before tensorboard is imported, which takes longer
         planned = [job["overrides"] for job in read_plan(run_dir.parent).get("jobs", [])] if in_sweep else []
-        with hparams.session(hparams.events_folder(cfg), *hparams.shown(cfg, facts, planned), RESULT_TAGS):
+        with hparams.session(cfg, facts, planned, RESULT_TAGS):
             if number is None and (count := ranks.num_ranks(cfg.trainer)) > 1:
                 try:
                     ranks.run_ranks(run_dir, count)

@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from onebox.runs.hparams import session
 from onebox.train import RESULT_TAGS
@@ -37,8 +38,11 @@ def test_tensorboard_shows_all_jobs_what_they_vary_and_how_they_ended(tmp_path, 
     assert done.returncode == 0, done.stdout + done.stderr
     folder = tmp_path / "outputs" / "sweeps" / "small"
     # TensorBoard shows the results that the session names which it happens to read first, so all name the same.
-    for fails in (True, False, True):  # one that failed goes on, and only its last end counts
-        with contextlib.suppress(ValueError), session(folder / "x", {"loss/loc": "ciou"}, ["loss/loc"], RESULT_TAGS):
+    events = {"_target_": "lightning.TensorBoardLogger", "save_dir": str(folder / "x"), "name": "", "version": ""}
+    cfg = OmegaConf.create({"logger": {"tensorboard": events}, "hparams": ["loss/loc"]})
+    facts: dict = {"choices": {"loss/loc": "ciou"}, "overrides": ["loss/loc=ciou"]}
+    for fails in (True, False, True):  # one that failed is resumed, and only its last end counts
+        with contextlib.suppress(ValueError), session(cfg, facts, [], RESULT_TAGS):
             if fails:
                 raise ValueError
 

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,20 @@ START, END = ".hparams", ".hparams_end"  # how the names of their event files en
 
 @contextmanager
 def session(
-    folder: Path | None, values: Mapping[str, bool | float | str], varied: Collection[str], metrics: Sequence[str]
+    cfg: DictConfig, facts: Mapping[str, Any], planned: Sequence[Sequence[str]], metrics: Sequence[str]
 ) -> Iterator[None]:
     """Tell TensorBoard a run's hyper-parameters and which tags are its results, and after the block how it ended.
 
     A run shows up while it runs, and also when it fails before there is a trainer. One that was stopped or killed has
-    no end, and resumes as the same session.
+    no end, and resumes as the same session. Without TensorBoard among `cfg.logger` nothing happens.
 
-    `folder` receives the event files; None writes nothing. The `varied` ones of `values` are shown first. `metrics` are
-    the tags of the results, of which TensorBoard takes the last scalar.
+    Args:
+        cfg: the composed config.
+        facts: `choices` and `overrides` of the run.
+        planned: in a sweep, the overrides of each job.
+        metrics: tags of the results; TensorBoard takes the last scalar of each.
     """
+    folder = _events_folder(cfg)
     if folder is None:
         yield
         return
@@ -33,10 +37,10 @@ def session(
 
     for path in [*folder.glob(f"*{START}"), *folder.glob(f"*{END}")]:  # TensorBoard believes the first of several
         path.unlink()
-    experiment = api_pb2.Experiment(
-        metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in metrics]
-    )
-    start = plugin_data_pb2.SessionStartInfo()
+    values, varied = _shown(cfg, facts, planned)
+    experiment, start = api_pb2.Experiment(), plugin_data_pb2.SessionStartInfo()
+    for tag in metrics:
+        experiment.metric_infos.add(name=api_pb2.MetricName(tag=tag))
     for name, value in values.items():
         field, kind = {bool: ("bool", "BOOL"), str: ("string", "STRING")}.get(type(value), ("number", "FLOAT64"))
         setattr(start.hparams[name], f"{field}_value", value)
@@ -54,14 +58,13 @@ def session(
             _write(folder, END, session_end_info=plugin_data_pb2.SessionEndInfo(status=status))
 
 
-def shown(
+def _shown(
     cfg: DictConfig, facts: Mapping[str, Any], planned: Sequence[Sequence[str]]
 ) -> tuple[dict[str, bool | float | str], set[str]]:
-    """The values that the HPARAMS tab shows, and the names of those that come first.
+    """The values that the tab shows, and the names of those that come first.
 
-    These are the groups and keys of `cfg.hparams`, and what was overridden by hand: in the run, whose `choices` and
-    `overrides` are in `facts`, and in all `planned` jobs of its sweep, as TensorBoard takes the list of keys from any
-    one of them.
+    These are the groups and keys of `cfg.hparams`, and what was overridden by hand, in any job of a sweep: TensorBoard
+    takes the list of keys from any one of them.
     """
     overrides = dict.fromkeys([*facts["overrides"], *(text for job in planned for text in job)])
     by_hand = {text: text.partition("=")[0].lstrip("+~") for text in overrides}
@@ -72,9 +75,8 @@ def shown(
     return others | plain, varied
 
 
-def events_folder(cfg: DictConfig) -> Path | None:
-    """Where the events of a run go; None without TensorBoard, and in all but the first process of several."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+def _events_folder(cfg: DictConfig) -> Path | None:
+    if os.environ.get("LOCAL_RANK", "0") != "0":  # the first of several processes does it
         return None
     for part in (cfg.logger or {}).values():
         if part and part["_target_"].endswith("TensorBoardLogger"):
