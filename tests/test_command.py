@@ -79,6 +79,7 @@ def test_help_config_and_completion_never_import_torch(tmp_path, arguments, show
         ),
         (["scheduler=null"], ["scheduler cannot be null; choose", "scheduler=none"]),
         (["hydra.run.dir=/proc/none"], ["/proc/none", "hydra.run.dir"]),
+        (["hydra.job.chdir=true"], ["relative paths would mean other places; leave it false"]),
         (["data=folder"], ["data.root"]),
         (["data=voc2007", "voc_root=nowhere"], ["nowhere", "ONEBOX_VOC_ROOT"]),
         (["optimizer.lr=fast", "data.limit=2"], ["optimizer", "'lr': 'fast'"]),

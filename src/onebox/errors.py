@@ -14,6 +14,11 @@ EXIT_BAD_INPUT = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell gives it
 
+NO_CHDIR = (
+    "hydra.job.chdir=true: all that a run writes goes to its directory anyway, and relative paths would mean other "
+    "places; leave it false"
+)
+
 Line = list[tuple[str, str]]  # pieces of text, each with a style of rich
 
 

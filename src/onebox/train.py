@@ -26,10 +26,12 @@ from onebox.errors import (
     EXIT_FAULT,
     EXIT_INTERRUPTED,
     EXIT_PREEMPTED,
+    NO_CHDIR,
     BadInput,
     Preempted,
     RankFailed,
     SweepFailed,
+    check,
     exit_with,
 )
 from onebox.validation import check_options, explain, validate
@@ -104,6 +106,7 @@ class ClaimDirectory(HydraCallback):
         folder = Path(config.hydra.run.dir)  # not of the copy, whose time stamp would be another
         cfg = without_hydra(config, run_dir=str(folder))
         try:
+            check(not config.hydra.job.chdir, NO_CHDIR)
             for path in stored_in:
                 check_stored(OmegaConf.to_container(cfg, resolve=True), folder, path, cfg.trust)
             claim(folder, fingerprint=fingerprints(cfg)["fingerprint"], resume=cfg.resume)

@@ -14,6 +14,8 @@ def test_a_typo_in_the_last_job_is_found_before_the_first_runs(nursery, data, tm
     for values, told in {
         "optimizer=adam,adamw,adamm": "adamm",
         "sweep.jobs=[{optimizer.lr: 0.1}, {optimizer.rl: 0.1}]": "did you mean optimizer.lr",
+        "hydra.sweep.subdir=${hydra.job.num}": "named by its fingerprint",
+        "hydra.job.chdir=true": "leave it false",
     }.items():
         log = tmp_path / f"{told}.log"
         assert nursery.run(*command, values, log=log) == 2

@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from onebox.errors import BadInput, check
+from onebox.errors import NO_CHDIR, BadInput, check
 from onebox.files import alone, write_json
 from onebox.runs.fingerprint import choices, fingerprints, without_hydra
 from onebox.runs.reading.find import Run
@@ -43,7 +43,18 @@ class Job:
 
     @classmethod
     def of(cls, overrides: Sequence[str], cfg: DictConfig) -> "Job":
-        """The job of what Hydra has composed."""
+        """The job of what Hydra has composed.
+
+        Raises:
+            BadInput: it would not run in a directory that is named by its fingerprint, or in another working directory.
+        """
+        subdir = OmegaConf.to_container(cfg.hydra.sweep, resolve=False)["subdir"]  # type: ignore[index,call-overload]  # a dict
+        check(
+            subdir == "${fingerprint:}",
+            f"hydra.sweep.subdir={subdir}: a job's directory is named by its fingerprint, as another name could give "
+            "it the result of another job; leave it, and tell jobs apart by onebox sweep",
+        )
+        check(not cfg.hydra.job.chdir, NO_CHDIR)
         plain = without_hydra(cfg, run_dir="")
         prints = fingerprints(plain)
         folder = Path(cfg.hydra.sweep.dir, prints["fingerprint"])
