@@ -42,6 +42,12 @@ def test_a_box_beyond_the_border_shows_its_four_sides():
         assert count(side[None], TRUE_COLOUR) == len(side)
 
 
+@pytest.mark.parametrize("size", [(16, 3000), (3000, 16), (1, 4000), (4000, 1), (1, 1)])
+def test_an_image_of_any_shape_can_be_drawn(size):
+    tile = draw_marks(np.zeros((*size, 3), np.uint8), [Mark(MIDDLE, "dog 0.41", TRUE_COLOUR)], width=160)
+    assert tile.width == 160 and 1 <= tile.height <= 320
+
+
 @pytest.mark.parametrize(
     "box", [(math.nan,) * 4, (0.2, 0.2, math.nan, 0.5), (0.8, 0.2, 0.3, 0.9), (0.4, 0.4, 0.4, 0.4), (1.5, 1.5, 2, 2)]
 )

@@ -31,9 +31,12 @@ class Mark(NamedTuple):
 
 
 def draw_marks(image: NDArray[np.uint8], marks: Sequence[Mark], *, width: int) -> Image.Image:
-    """Draw boxes and their labels, the last on top, on a copy of `image`, [H, W, 3] RGB, resized to `width` px."""
-    canvas = Image.fromarray(image)
-    canvas = canvas.resize((width, max(1, round(canvas.height * width / canvas.width))), Image.Resampling.LANCZOS)
+    """Draw boxes and their labels, the last on top, on a copy of `image`, [H, W, 3] RGB, resized to `width` px.
+
+    An image that is more than twice as high as wide is squeezed to that.
+    """
+    height = min(2 * width, max(1, round(image.shape[0] * width / image.shape[1])))
+    canvas = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS)
     pen = ImageDraw.Draw(canvas)
     line = max(2, round(min(canvas.size) / 110))
     boxes = [(np.clip(mark.box, 0, 1) * (canvas.size * 2)).round().tolist() for mark in marks]

@@ -82,7 +82,7 @@ class BoxPictures(Callback):
                 Mark(batch.boxes[i].tolist(), data.class_names[int(batch.labels[i])], TRUE_COLOUR),
                 Mark(preds.boxes[i].tolist(), answer, PREDICTED_COLOUR, below=True),
             ]
-            tiles.append(draw_marks(read_image(paths[row]), marks, width=self._tile_width))
+            tiles.append(draw_marks(read_image(paths[row], upright=data.is_upright), marks, width=self._tile_width))
         file = io.BytesIO()
         draw_grid(tiles, columns=self._columns, legend=LEGEND, title=title).save(file, "JPEG")
         return file.getvalue()

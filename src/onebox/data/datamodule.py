@@ -179,6 +179,11 @@ class VocDataModule(LightningDataModule):
         ]
 
     @property
+    def is_upright(self) -> bool:
+        """Whether images are turned as their EXIF data ask."""
+        return self._conventions.exif == "apply"
+
+    @property
     def num_classes(self) -> int:
         """Number of logits: the classes, and the background if it has one."""
         return len(self.class_names)
@@ -193,7 +198,7 @@ class VocDataModule(LightningDataModule):
         """Hashes of the class names, of how files become pixels, of each split's images, boxes and labels, and of the
         content of all image files.
         """
-        upright = ", upright" * (self._conventions.exif == "apply")
+        upright = ", upright" * self.is_upright
         texts = {"classes": "\n".join(self.class_names), "pixels": pixel_source(self._transform.resize) + upright}
         contents = {name: text.encode("utf-8", "surrogateescape") for name, text in texts.items()}
         contents["files"] = b"".join(digest for index in self.indexes.values() for digest in index.digests)
@@ -260,7 +265,7 @@ class VocDataModule(LightningDataModule):
             root=self._root,
             augment=augment,
             seed=self._views_seed,
-            upright=self._conventions.exif == "apply",
+            upright=self.is_upright,
         )
 
     def _read(self) -> None:
