@@ -41,9 +41,7 @@ IRRELEVANT_WARNINGS = (
 )
 
 
-def build_job(
-    config: dict[str, Any], choices: Mapping[str, str | None], overrides: Sequence[str], known: dict[str, Any]
-) -> dict[str, str]:
+def build_job(config: dict[str, Any], known: dict[str, Any]) -> dict[str, str]:
     """Build all that a job of a sweep is made of, so that a mistake is found before the first one starts.
 
     `known` keeps the data that earlier jobs have read, by what describes them, and receives those of this job, whose
@@ -52,11 +50,8 @@ def build_job(
     Raises:
         BadInput: something is wrong.
     """
-    from onebox.runs.fingerprint import set_hydra_config
-
     quieten()
     cfg = OmegaConf.create(config)
-    set_hydra_config(choices, overrides)
     validate(cfg)
     described = repr((config["data"], config["augment"]))
     if described not in known:

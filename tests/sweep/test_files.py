@@ -34,7 +34,7 @@ def test_all_jobs_of_a_file_compose_and_can_be_built(sweeper, file):
     assert len(jobs) == NUM_JOBS[file]
     known = {}
     for job in jobs:
-        build_job(dict(job.config), job.choices, job.overrides, known)
+        build_job(dict(job.config), known)
 
 
 def test_the_ends_of_what_tpe_searches_can_be_built(sweeper, monkeypatch):
@@ -42,7 +42,7 @@ def test_the_ends_of_what_tpe_searches_can_be_built(sweeper, monkeypatch):
 
     def build_all(jobs, build):
         known = {}
-        built.extend(build(dict(job.config), job.choices, job.overrides, known) for job in jobs)
+        built.extend(build(dict(job.config), known) for job in jobs)
         return contextlib.nullcontext(Mock())
 
     search = sweeper("sweep=tpe")._search

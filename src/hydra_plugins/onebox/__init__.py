@@ -13,10 +13,10 @@ from onebox.errors import BadInput
 from onebox.sweep import sweeper
 
 
-def _build(*args: Any) -> dict[str, str]:
+def _build(config: dict[str, Any], known: dict[str, Any]) -> dict[str, str]:
     from onebox.build import build_job
 
-    return build_job(*args)
+    return build_job(config, known)
 
 
 class GridSweeper(sweeper.GridSweeper):

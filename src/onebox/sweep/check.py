@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -15,8 +15,8 @@ from onebox.sweep.process import start
 log = logging.getLogger(__name__)
 
 Fingerprint = dict[str, str]
-# From (config, choices, overrides, what was read for earlier jobs): builds everything, gives the data's fingerprint.
-Build = Callable[[dict[str, Any], Mapping[str, str | None], Sequence[str], dict[str, Any]], Fingerprint]
+# From a config and what was read for earlier jobs: builds everything, gives the data's fingerprint.
+Build = Callable[[dict[str, Any], dict[str, Any]], Fingerprint]
 
 
 class Checks:
@@ -44,8 +44,8 @@ class Checks:
         self.data_fingerprints: dict[str, Fingerprint] = {}
         self._died_at: Job | None = None
         self._answers, sending = Pipe(duplex=False)
-        orders = [(dict(job.config), dict(job.choices), job.overrides) for job, *_ in self._groups]
-        self._process = start(_build_all, (sending, build, orders))
+        configs = [dict(job.config) for job, *_ in self._groups]
+        self._process = start(_build_all, (sending, build, configs))
         sending.close()
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
@@ -89,13 +89,11 @@ class Checks:
                 log.error("%s: %s; this job will fail", group[0], answer)
 
 
-def _build_all(
-    sending: Connection, build: Build, jobs: Sequence[tuple[dict[str, Any], Mapping[str, str | None], Sequence[str]]]
-) -> None:
+def _build_all(sending: Connection, build: Build, configs: Sequence[dict[str, Any]]) -> None:
     known: dict[str, Any] = {}
-    for config, choices, overrides in jobs:
+    for config in configs:
         try:
-            answer: Fingerprint | str = build(config, choices, overrides, known)
+            answer: Fingerprint | str = build(config, known)
         except Exception as error:  # whatever is wrong with a job is the answer about this job, and the next is built
             answer = " ".join(str(own_complaint(error)).split()) or type(error).__name__
         sending.send(answer)
