@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads would only wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,6 +24,9 @@ from onebox.data.table import Table
 from onebox.data.voc import read_record
 from onebox.errors import BadInput
 
+sys.path.insert(0, str(Path(__file__).parent))
+from nursery import Nursery
+
 Compose = Callable[..., DictConfig]
 
 # Ctrl-C is tested, and a shell starts what it puts into the background with Ctrl-C ignored, processes of its own too.
@@ -36,6 +40,14 @@ def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = {"num_train": 60, "num_val": 20, "num_test": 20}
     write_shapes(root, **sizes, multi_object_fraction=0.2, min_side=80, max_side=120, seed=0)
     return root
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """Starts whole commands."""
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
 
 
 @pytest.fixture(scope="session")

@@ -22,9 +22,6 @@ from onebox.data.loading import EvalBatches
 from onebox.data.shapes import write_shapes
 from onebox.runs.checkpoint import load_weights
 
-sys.path.insert(0, str(Path(__file__).parent))
-from nursery import Nursery
-
 COMMAND = Path(sys.executable).parent / "onebox-train"
 COMMON = [
     "data.source=null",
@@ -44,13 +41,6 @@ COMMON = [
     "trainer.strategy=ddp",
     "trainer.max_epochs=3",
 ]
-
-
-@pytest.fixture(scope="module")
-def nursery():
-    nursery = Nursery()
-    yield nursery
-    nursery.close()
 
 
 @pytest.fixture(scope="module")

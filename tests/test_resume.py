@@ -19,9 +19,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from onebox.data.shapes import write_shapes
 
-sys.path.insert(0, str(Path(__file__).parent))
-from nursery import Nursery
-
 COMMAND = Path(sys.executable).parent / "onebox-train"
 
 # What there is to lose: averaged weights, a schedule, dropout, early stopping, an epoch's sums, workers ahead of the step.
@@ -66,13 +63,6 @@ KINDS = {
         EACH_STEP,
     ],
 }
-
-
-@pytest.fixture(scope="module")
-def nursery():
-    nursery = Nursery()
-    yield nursery
-    nursery.close()
 
 
 @pytest.fixture(scope="module")

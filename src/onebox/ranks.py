@@ -45,30 +45,31 @@ IN_PROCESS = ("spawn", "fork", "notebook")  # strategies that start ranks by the
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
-def rank(trainer: DictConfig) -> int | None:
-    """Which rank of its run this process is, as `run_ranks`, torchrun or srun says; None when nothing has started it
-    as one, or when the config's `trainer` has one device, whatever the environment says.
+def _rank(trainer: DictConfig) -> int | None:
+    """Which rank of its run this process is, as `run_ranks`, torchrun or srun says; None when it was not started as
+    one, or when the config's `trainer` has one device, whatever the environment says.
     """
     if trainer.devices == 1 and trainer.num_nodes == 1:
         return None
     if "RANK" in os.environ:
         return int(os.environ["RANK"])
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        return int(os.environ["SLURM_PROCID"])
-    return None
+    return int(os.environ["SLURM_PROCID"]) if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 else None
 
 
-def is_served(number: int) -> bool:
-    """Whether another process has the run directory of this rank."""
-    return number > 0 or os.environ.get("TORCHELASTIC_RUN_ID", "").startswith(RUN_ID)
+def served_rank(trainer: DictConfig) -> int | None:
+    """The rank that this process is, where another process has the run directory; else None."""
+    number = _rank(trainer)
+    return number if number or os.environ.get("TORCHELASTIC_RUN_ID", "").startswith(RUN_ID) else None
 
 
 def num_ranks(trainer: DictConfig) -> int:
-    """How many ranks this machine runs for a config's `trainer`: one a device.
+    """How many ranks this process is to start for a config's `trainer`: one a device, unless it was started as one.
 
     Raises:
         BadInput: the ranks cannot be started from here.
     """
+    if _rank(trainer) is not None:
+        return 1
     check(
         trainer.num_nodes == 1,
         f"trainer.num_nodes={trainer.num_nodes} but nothing has started this process as one of its ranks; "

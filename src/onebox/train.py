@@ -99,8 +99,8 @@ class ClaimDirectory(HydraCallback):
         from onebox.runs.record import claim
         from onebox.trust import check_stored, stored_in
 
-        number = ranks.rank(config.trainer)
-        if number is not None and ranks.is_served(number):
+        number = ranks.served_rank(config.trainer)
+        if number is not None:
             ranks.prepare(config, number)
             return
         folder = Path(config.hydra.run.dir)  # not of the copy, whose time stamp would be another
@@ -171,8 +171,8 @@ def train(cfg: DictConfig) -> Value:
 
     run_dir = Path(os.path.relpath(cfg.run_dir))
     facts = run_facts(cfg, HydraConfig.get())
-    number = ranks.rank(cfg.trainer)
-    if number is not None and ranks.is_served(number):
+    number = ranks.served_rank(cfg.trainer)
+    if number is not None:
         with ranks.as_rank(number, run_dir), sigterm_raises():
             return _experiment(cfg, RunRecord.of_rank(run_dir, number), facts["fingerprint"], capped=True)
     in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
@@ -188,7 +188,7 @@ def train(cfg: DictConfig) -> Value:
         validate(cfg)  # before tensorboard is imported, which takes longer
         planned = [job["overrides"] for job in read_plan(run_dir.parent).get("jobs", [])] if in_sweep else []
         with hparams.session(cfg, facts, planned, RESULT_TAGS):
-            if number is None and (count := ranks.num_ranks(cfg.trainer)) > 1:
+            if (count := ranks.num_ranks(cfg.trainer)) > 1:
                 try:
                     ranks.run_ranks(run_dir, count)
                 finally:

@@ -1,6 +1,5 @@
 """Sweeps without a command line."""
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,6 @@ from hydra.types import HydraContext, RunMode
 
 from onebox.data.shapes import write_shapes
 from onebox.train import register_plugins, task
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from nursery import Nursery
 
 Sweep = Callable[..., Any]
 
@@ -49,14 +45,6 @@ def sweeper(tmp_path: Path, shapes_root: Path) -> Iterator[Sweep]:
     yield make
     GlobalHydra.instance().clear()
     HydraConfig.instance().cfg = None
-
-
-@pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
-    """Starts whole commands."""
-    nursery = Nursery()
-    yield nursery
-    nursery.close()
 
 
 @pytest.fixture(scope="session")
