@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -57,8 +57,15 @@ class FeatureShape(NamedTuple):
     pooled: int
 
 
-class Backbone(Protocol):
-    """A module that gives `Features`, and the same in two parts: `suffix(prefix(images, until=s), after=s)`.
+Step = str | Callable[[Tensor], Tensor]  # one link of a chain: the name of a module, or a function
+Shape = tuple[int, ...]
+
+
+class Backbone(nn.Module):
+    """A chain of steps from images to `Features`, cut into stages at which it can be left and entered.
+
+    A stage begins at each step that has weights to multiply with (convolution, block), is named after it, and includes
+    the norms, activations and pools that follow. Any module with these attributes and methods is a backbone too.
 
     Attributes:
         input: the images that it is made for.
@@ -67,34 +74,69 @@ class Backbone(Protocol):
         weights_fingerprint: hash of the pretrained weights that it began with, None where there were none.
     """
 
-    input: InputRecord
     feature_shape: FeatureShape
-    stages: Sequence[str]
-    weights_fingerprint: str | None
+    stages: tuple[str, ...]
 
-    def __call__(self, images: Tensor) -> Features:
+    def __init__(self, input: InputRecord) -> None:
+        super().__init__()
+        self.input = input
+        self.weights_fingerprint: str | None = None
+        self._steps: list[Step] = []
+        self._map_ends: list[int] = []  # how many steps make each of the maps that are among the features
+        self._stage_of_step: list[str] = []  # a step after the last stage may pool
+
+    def _add_stages(self, steps: Sequence[Step], *, root: str = "") -> None:
+        """Add steps, in stages whose names leave out `root`."""
+        for step in steps:
+            multiplies = isinstance(step, str) and any(item.ndim > 1 for item in self.get_submodule(step).parameters())
+            begins = multiplies or not self._stage_of_step
+            self._stage_of_step.append(str(step).removeprefix(root) if begins else self._stage_of_step[-1])
+        self._steps += steps
+        self.stages = tuple(dict.fromkeys(self._stage_of_step))
+
+    def forward(self, images: Tensor) -> Features:
         """[B, 3, image_size, image_size] float32, normalised, to features."""
+        return self._finish((images,), 0)
 
     def prefix(self, images: Tensor, *, until: str) -> tuple[Tensor, ...]:
         """The first stages, `until` included: the maps among the features that they make, then the stage's output."""
+        return self._go((images,), 0, self._end(until))
 
     def suffix(self, state: tuple[Tensor, ...], *, after: str) -> Features:
-        """The stages after `after`, from what `prefix` gave until there, to features."""
+        """The stages after `after`: `suffix(prefix(images, until=s), after=s)` is `forward(images)`, bit for bit."""
+        return self._finish(state, self._end(after))
 
     def stage_of(self, parameter_name: str) -> str:
         """The stage that a parameter, named as by `named_parameters()`, belongs to."""
+        steps = zip(self._steps, self._stage_of_step, strict=False)
+        return next(stage for step, stage in steps if parameter_name.startswith(f"{step}."))
+
+    def _end(self, stage: str) -> int:
+        """How many steps an image has gone through at the end of a stage."""
+        return len(self._stage_of_step) - self._stage_of_step[::-1].index(stage)
+
+    def _finish(self, state: tuple[Tensor, ...], start: int) -> Features:
+        *maps, pooled = self._go(state, start, len(self._steps))
+        return Features(tuple(maps), pooled)
+
+    def _go(self, state: tuple[Tensor, ...], start: int, stop: int) -> tuple[Tensor, ...]:
+        *maps, x = state
+        for number in range(start, stop):
+            if number in self._map_ends:
+                maps.append(x)
+            x = self._run(self._steps[number], x)
+        return (*maps, x)
+
+    def _run(self, step: Step, x: Tensor) -> Tensor:
+        return (self.get_submodule(step) if isinstance(step, str) else step)(x)
 
 
-Step = str | Callable[[Tensor], Tensor]  # one link of a chain: the name of a module, or a function
+class StagedNet(Backbone):
+    """A network up to its last map, as a backbone; `pooled` is the mean over that map's positions.
 
-
-class StagedNet(nn.Module):
-    """A `Backbone` from a network up to its last map; `pooled` is the mean over that map's positions.
-
-    Parameters keep the network's own names, below `net`. A stage begins at each link of the chain that has weights to
-    multiply with (convolution, block), is named after it, and includes the norms, activations and pools that follow.
-    The libraries' own ways do not give this: timm's `features_only` leaves out what follows the last block and renames
-    parameters, and neither it nor torchvision's feature extraction has a second half that starts at a stage.
+    Parameters keep the network's own names, below `net`. The libraries' own ways do not give this: timm's
+    `features_only` leaves out what follows the last block and renames parameters, and neither it nor torchvision's
+    feature extraction has a second half that starts at a stage.
 
     Args:
         net: the network; what comes after its last map is taken off.
@@ -111,21 +153,19 @@ class StagedNet(nn.Module):
     def __init__(
         self, net: nn.Module, *, name: str, method: str, image_size: int, levels: Sequence[int], input: InputRecord
     ) -> None:
-        super().__init__()
+        super().__init__(input)
         check(bool(levels), f"model.backbone.levels must name at least one stride, such as [32], not {levels}")
         self.net = net
-        self.input = input
-        self.weights_fingerprint: str | None = None
-        self._steps = _chain(net, method, name)
-        self._steps = self._taken_apart(self._shapes(input.size, name))
-        shapes = self._shapes(input.size, name)
+        steps = _chain(net, method, name)
+        steps = self._taken_apart(steps, self._shapes(steps, input.size, name))
+        shapes = self._shapes(steps, input.size, name)
         ends = [
             number for number, shape in enumerate(shapes) if number and len(shape) == 4 and shape[2] == shape[3] > 1
         ]
         check(bool(ends), f"model.backbone.name={name}: gives no feature map")
-        self._steps = self._steps[: ends[-1]]
+        steps = steps[: ends[-1]]
         for child, _ in list(net.named_children()):
-            if not any(f"{step}.".startswith(f"{child}.") for step in self._steps):
+            if not any(f"{step}.".startswith(f"net.{child}.") for step in steps):
                 delattr(net, child)
 
         strides = {2 ** _halvings(shapes[0], shapes[number]): number for number in ends}
@@ -133,58 +173,22 @@ class StagedNet(nn.Module):
             set(levels) <= set(strides),
             f"model.backbone.levels={list(levels)}: {name} has maps of stride {', '.join(map(str, strides))}",
         )
-        self._levels = sorted(strides[level] for level in set(levels))  # how many steps make each map
+        self._map_ends = sorted(strides[level] for level in set(levels))
         if image_size != input.size:
-            shapes = self._shapes(image_size, name)
-        maps = tuple(MapShape(*shapes[number][1:]) for number in self._levels)
+            shapes = self._shapes(steps, image_size, name)
+        maps = tuple(MapShape(*shapes[number][1:]) for number in self._map_ends)
         self.feature_shape = FeatureShape(maps, pooled=shapes[ends[-1]][1])
-        self._stage_of_step = [str(self._steps[0])]
-        for step in self._steps[1:]:
-            multiplies = isinstance(step, str) and any(item.ndim > 1 for item in net.get_submodule(step).parameters())
-            self._stage_of_step.append(str(step) if multiplies else self._stage_of_step[-1])
-        self.stages = tuple(dict.fromkeys(self._stage_of_step))
+        self._add_stages(steps, root="net.")
+        self._steps.append(_mean)
 
-    def forward(self, images: Tensor) -> Features:
-        return self._features(self._go((images,), 0, len(self._steps)))
-
-    def prefix(self, images: Tensor, *, until: str) -> tuple[Tensor, ...]:
-        return self._go((images,), 0, self._end(until))
-
-    def suffix(self, state: tuple[Tensor, ...], *, after: str) -> Features:
-        return self._features(self._go(state, self._end(after), len(self._steps)))
-
-    def stage_of(self, parameter_name: str) -> str:
-        steps = zip(self._steps, self._stage_of_step, strict=True)
-        return next(stage for step, stage in steps if parameter_name.startswith(f"net.{step}."))
-
-    def _end(self, stage: str) -> int:
-        """How many steps an image has gone through at the end of a stage."""
-        return len(self._steps) - self._stage_of_step[::-1].index(stage)
-
-    def _go(self, state: tuple[Tensor, ...], start: int, stop: int) -> tuple[Tensor, ...]:
-        *maps, x = state
-        for number in range(start, stop):
-            if number in self._levels:
-                maps.append(x)
-            x = self._run(self._steps[number], x)
-        return (*maps, x)
-
-    def _features(self, state: tuple[Tensor, ...]) -> Features:
-        maps = state if len(self._steps) in self._levels else state[:-1]
-        return Features(maps, state[-1].mean((2, 3)))
-
-    def _run(self, step: Step, x: Tensor) -> Tensor:
-        function = self.net.get_submodule(step) if isinstance(step, str) else step
-        return function(x)
-
-    def _shapes(self, image_size: int, name: str) -> list[tuple[int, ...]]:
+    def _shapes(self, steps: Sequence[Step], image_size: int, name: str) -> list[Shape]:
         """The shapes of one image and of what each step makes of it; leaves the network in training mode."""
         x = torch.zeros(1, 3, image_size, image_size)
         shapes = [tuple(x.shape)]
         self.net.eval()
         try:
             with torch.no_grad():
-                for step in self._steps:
+                for step in steps:
                     x = self._run(step, x)
                     shapes.append(tuple(x.shape))
         except (RuntimeError, AssertionError) as error:
@@ -193,18 +197,22 @@ class StagedNet(nn.Module):
         self.net.train()
         return shapes
 
-    def _taken_apart(self, shapes: list[tuple[int, ...]]) -> list[Step]:
+    def _taken_apart(self, steps: Sequence[Step], shapes: list[Shape]) -> list[Step]:
         """The steps, with the children of each Sequential that halves its map three times: it holds several stages."""
-        steps: list[Step] = []
-        for step, (before, after) in zip(self._steps, pairwise(shapes), strict=True):
-            module = self.net.get_submodule(step) if isinstance(step, str) else None
+        parts: list[Step] = []
+        for step, (before, after) in zip(steps, pairwise(shapes), strict=True):
+            module = self.get_submodule(step) if isinstance(step, str) else None
             is_large = len(after) == 4 and after[2] > 1 and _halvings(before, after) >= 3
             children = module.named_children() if type(module) is nn.Sequential and is_large else ()
-            steps += [f"{step}.{child}" for child, _ in children] or [step]
-        return steps
+            parts += [f"{step}.{child}" for child, _ in children] or [step]
+        return parts
 
 
-def _halvings(before: tuple[int, ...], after: tuple[int, ...]) -> int:
+def _mean(maps: Tensor) -> Tensor:
+    return maps.mean((2, 3))
+
+
+def _halvings(before: Shape, after: Shape) -> int:
     """How often a map became half as high, to the nearest: networks without padding lose a row or two."""
     return round(math.log2(before[2] / after[2]))
 
@@ -234,7 +242,7 @@ def _chain(net: nn.Module, method: str, name: str) -> list[Step]:
     for node in (*nodes, output):
         check(node.all_input_nodes == [before] and node.args[:1] == (before,), no_chain)
         before = node
-    return [node.target if node.op == "call_module" else _function(node) for node in nodes]
+    return [f"net.{node.target}" if node.op == "call_module" else _function(node) for node in nodes]
 
 
 def _function(node: fx.Node) -> Callable[[Tensor], Tensor]:
