@@ -2,22 +2,24 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-CODERS = ["xywh", "cxcywh_sigmoid", "xyxy", "ltrb"]
 BOXES = torch.tensor([[0.1, 0.2, 0.7, 0.9], [0.0, 0.0, 1.0, 1.0], [0.4, 0.4, 0.41, 0.42]])
+CODES = {  # of the first box
+    "xywh": [0.1, 0.2, 0.6, 0.7],
+    "cxcywh_sigmoid": [0.4, 0.55, 0.6, 0.7],
+    "xyxy": [0.1, 0.2, 0.7, 0.9],
+    "ltrb": [0.4, 0.3, 0.2, 0.4],
+}
 
 
-@pytest.fixture(params=CODERS)
-def coder(request, composed):
-    return instantiate(composed(f"model/box_coder={request.param}").model.box_coder)
-
-
-@pytest.mark.parametrize("boxes", [torch.zeros(0, 4), BOXES])
-def test_decode_undoes_encode(coder, boxes):
-    torch.testing.assert_close(coder.decode(coder.encode(boxes)), boxes)
-
-
-def test_a_head_can_learn_a_box_through_the_coder(coder):
+@pytest.mark.parametrize("name", CODES)
+def test_codes_mean_a_box_that_a_head_can_learn(name, composed):
+    coder = instantiate(composed(f"model/box_coder={name}").model.box_coder)
+    torch.testing.assert_close(coder.encode(BOXES)[0], torch.tensor(CODES[name]))
+    for boxes in (torch.zeros(0, 4), BOXES):
+        torch.testing.assert_close(coder.decode(coder.encode(boxes)), boxes)
     raw = torch.zeros(3, 4, requires_grad=True)
+    if name == "cxcywh_sigmoid":
+        torch.testing.assert_close(coder.decode(coder.activate(raw))[0], torch.tensor([0.25, 0.25, 0.75, 0.75]))
     optimizer = torch.optim.Adam([raw], lr=0.05)
     for _ in range(400):
         optimizer.zero_grad()
@@ -26,13 +28,14 @@ def test_a_head_can_learn_a_box_through_the_coder(coder):
     torch.testing.assert_close(coder.decode(coder.activate(raw)), BOXES, atol=0.03, rtol=0)
 
 
-def test_sigmoid_coder_starts_in_the_middle(composed):
-    coder = instantiate(composed("model/box_coder=cxcywh_sigmoid").model.box_coder)
-    box = coder.decode(coder.activate(torch.zeros(1, 4)))
-    torch.testing.assert_close(box, torch.tensor([[0.25, 0.25, 0.75, 0.75]]))
-
-
-def test_raw_coder_makes_negative_sizes_empty(composed):
-    coder = instantiate(composed("model/box_coder=xywh").model.box_coder)
-    box = coder.decode(torch.tensor([[0.5, 0.5, -0.2, 0.1]]))
-    torch.testing.assert_close(box, torch.tensor([[0.5, 0.5, 0.5, 0.6]]))
+@pytest.mark.parametrize(
+    ("name", "codes", "box"),
+    [
+        ("xywh", [0.5, 0.5, -0.2, 0.1], [0.5, 0.5, 0.5, 0.6]),  # a negative width
+        ("xyxy", [0.5, 0.5, 0.3, 0.6], [0.5, 0.5, 0.5, 0.6]),
+        ("ltrb", [0.1, 0.1, -0.3, 0.1], [0.4, 0.4, 0.4, 0.6]),
+    ],
+)
+def test_a_box_turned_inside_out_is_empty(composed, name, codes, box):
+    coder = instantiate(composed(f"model/box_coder={name}").model.box_coder)
+    torch.testing.assert_close(coder.decode(torch.tensor([codes])), torch.tensor([box]))

@@ -2,12 +2,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torchvision.ops import generalized_box_iou_loss
 
-from onebox.build import build_data, build_module
+from onebox.build import build_data, build_module, unread_levels
 from onebox.data.dataset import Batch
 from onebox.errors import BadInput
 from onebox.model.backbone import Features, FeatureShape, MapShape
@@ -39,10 +38,16 @@ def built(composed, *overrides: str) -> tuple[DictConfig, LocalizationModule]:
 
 @pytest.mark.parametrize("shape", [SHAPE, TWO_LEVELS], ids=["one level", "two levels"])
 @pytest.mark.parametrize("choice", HEADS)
-def test_every_head_gives_its_outputs_and_all_of_it_learns(composed, choice, shape):
-    head = make(composed, choice, shape=shape, out_features=4 if "loc" in choice else 9)
-    out = head(features(3, shape))
-    assert out.shape == (3, 4 if "loc" in choice else 9)
+def test_every_head_gives_its_outputs_learns_with_all_of_it_and_can_drop(composed, choice, shape):
+    num_outputs = 4 if "loc" in choice else 9
+    key = "head.dropout" if "per_class" in choice else "dropout"
+    overrides = [f"model.{choice.partition('=')[0]}.{key}=0.5"]
+    head, seen = make(composed, choice, *overrides, shape=shape, out_features=num_outputs), features(3, shape)
+    out = head(seen)
+    assert out.shape == (3, num_outputs)
+    assert not torch.equal(out, head(seen))
+    head.eval()
+    torch.testing.assert_close(head(seen), head(seen))
     out.square().mean().backward()
     assert all(parameter.grad is not None for parameter in head.parameters())
 
@@ -74,13 +79,10 @@ def test_every_localisation_head_can_learn_where(composed, choice):
 
 def test_edges_reach_the_borders_of_the_image(composed):
     head = make(composed, "loc_head=edges")
-    with torch.no_grad():
-        head.heatmaps.weight.zero_()
-        head.heatmaps.bias.zero_()
-        lit = torch.full((1, 4, 5, 7), -100.0)
-        lit[0, 0, :, 0] = lit[0, 1, 0, :] = lit[0, 2, :, 6] = lit[0, 3, 4, :] = 100
-        head.heatmaps.register_forward_hook(lambda *_: lit)
-        torch.testing.assert_close(head(features(1)), torch.tensor([[0.0, 0.0, 1.0, 1.0]]), atol=0.1, rtol=0)
+    lit = torch.full((1, 4, 5, 7), -100.0)
+    lit[0, 0, :, 0] = lit[0, 1, 0, :] = lit[0, 2, :, 6] = lit[0, 3, 4, :] = 100
+    head.heatmaps.register_forward_hook(lambda *_: lit)
+    torch.testing.assert_close(head(features(1)), torch.tensor([[0.0, 0.0, 1.0, 1.0]]), atol=0.1, rtol=0)
 
 
 def test_edges_give_boxes_whose_sides_are_in_order(composed):
@@ -125,60 +127,45 @@ def test_maps_are_fused_as_by_one_convolution_on_all_of_them():
     torch.testing.assert_close(thin((fine, coarse)), wanted)
 
 
-@pytest.mark.parametrize("choice", HEADS)
-def test_every_head_can_drop(composed, choice):
-    key = "head.dropout" if "per_class" in choice else "dropout"
-    head = make(composed, choice, f"model.{choice.partition('=')[0]}.{key}=0.5")
-    seen = features(2)
-    assert not torch.equal(head(seen), head(seen))
-    head.eval()
-    torch.testing.assert_close(head(seen), head(seen))
-
-
 def test_a_box_for_each_class_trains_that_of_the_label_and_shows_that_of_the_likeliest_class(composed):
-    model = instantiate(composed("model/loc_head=per_class_box", "model.num_classes=3", "image_size=32").model)
-    images, labels = torch.rand(2, 3, 32, 32), torch.tensor([2, 0])
+    _, module = built(composed, "model/loc_head=per_class_box", "image_size=32")
+    model, images, labels = module.localizer, torch.rand(2, 3, 32, 32), torch.tensor([2, 0])
     boxes = model.loc_head(model.backbone(model.normalise(images))).reshape(2, 3, 4)
-    preds = model(images, labels)
+    batch = Batch(images, torch.tensor([[0.1, 0.1, 0.5, 0.5]] * 2), labels, ids=("a", "b"))
+    preds = module._predict(batch)[0]
     torch.testing.assert_close(preds.loc, model.box_coder.activate(boxes[[0, 1], labels]))
     preds.loc.sum().backward()
     gradient = model.loc_head.layers[-1].bias.grad.reshape(3, 4)
     assert gradient.ne(0).all(1).tolist() == [True, False, True]
-    preds = model(images)
+    preds = module.eval()._predict(batch)[0]  # validation does not know the label
     torch.testing.assert_close(preds.loc, model.box_coder.activate(boxes[[0, 1], preds.logits.argmax(1)]))
 
 
-def test_a_training_step_knows_the_label_and_validation_does_not(composed):
-    _, module = built(composed, "model/loc_head=per_class_box", "image_size=32")
-    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
-    batch = Batch(images, torch.tensor([[0.1, 0.1, 0.5, 0.5]] * 2), torch.tensor([2, 0]), ids=("a", "b"))
-    given = []
-    module.localizer.register_forward_hook(lambda _, inputs, output: given.append(inputs[1]))
-    module._predict(batch)
-    module.eval()._predict(batch)
-    assert given[0] is batch.labels
-    assert given[1] is None
+ATTENTION = "model/loc_head=attention_pool"
+PER_CLASS = "model/loc_head=per_class_box"
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (["model/loc_head=edges", "image_size=20"], "EdgesHead .* at image_size=20 is 1x1; set a larger image_size$"),
         (["model/loc_head=dense", "image_size=31"], "DenseHead .* 1x1"),
-        (["model/loc_head=attention_pool", "image_size=20"], "AttentionPoolHead .* 1x1"),
-        (
-            ["model/loc_head=per_class_box", "model/loc_head@model.loc_head.head=spatial", "image_size=20"],
-            "SpatialHead",
-        ),
+        ([ATTENTION, "image_size=20"], "AttentionPoolHead .* 1x1"),
+        ([PER_CLASS, "image_size=20"], "SpatialHead"),
         (
             ["model/loc_head=spatial", "model/backbone=resnet18", "image_size=32"],
             r"1x1 \(stride 32\); set a larger image_size, or name a finer level in model.backbone.levels$",
         ),
+        ([PER_CLASS, "model/loc_head@model.loc_head.head=edges"], "EdgesHead predicts one box"),
+        ([ATTENTION, "model.loc_head.channels=10"], "multiple of num_heads"),
+        (["model/cls_head=mlp", "model.cls_head.hidden_features=0"], "hidden_features must be a number >= 1, not 0"),
     ],
 )
-def test_a_box_is_not_looked_for_on_a_map_without_positions(composed, overrides, told):
-    with pytest.raises(BadInput, match=told):
+def test_what_does_not_fit_is_one_line(composed, overrides, message):
+    """Among it a head that looks for the box on a map without positions."""
+    with pytest.raises(Exception, match=message) as error:
         built(composed, *overrides)
+    assert isinstance(error.value, BadInput) or isinstance(error.value.__cause__, BadInput)
 
 
 @pytest.mark.parametrize("choice", ["loc_head=mlp", "cls_head=attention_pool"])
@@ -188,12 +175,15 @@ def test_what_needs_no_positions_goes_with_a_map_without_any(composed, choice):
     assert module.localizer(torch.zeros(2, 3, 20, 20)).boxes.shape == (2, 4)
 
 
-def test_wrong_arguments_are_named(composed):
-    overrides = ["model/loc_head=per_class_box", "model/loc_head@model.loc_head.head=edges", "model.num_classes=3"]
-    with pytest.raises(InstantiationException, match="EdgesHead predicts one box"):
-        instantiate(composed(*overrides).model)
-    with pytest.raises(Exception, match="multiple of num_heads") as error:
-        make(composed, "loc_head=attention_pool", "model.loc_head.channels=10")
-    assert isinstance(error.value, BadInput)
-    with pytest.raises(BadInput, match="hidden_features must be a number >= 1, not 0"):
-        make(composed, "cls_head=mlp", "model.cls_head.hidden_features=0")
+@pytest.mark.parametrize(
+    ("overrides", "is_unread"),
+    [
+        (["model.backbone.levels=[16,32]", "model/cls_head=mlp"], True),
+        (["model.backbone.levels=[16]", "model/cls_head=attention_pool"], False),
+        ([], False),
+    ],
+)
+def test_levels_that_neither_head_reads_are_told(composed, overrides, is_unread):
+    line = unread_levels(*built(composed, "model/backbone=resnet18", "image_size=64", *overrides))
+    assert (line is not None) is is_unread
+    assert line is None or "neither head reads maps" in line

@@ -1,4 +1,4 @@
-"""Box coders: how the four outputs of the localisation head mean a box. All tensors are [B, 4]."""
+"""Box coders: what the four outputs of the localisation head mean. All tensors are [B, 4]."""
 
 from torch import Tensor, cat, nn
 from torchvision.ops import box_convert

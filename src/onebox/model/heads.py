@@ -14,14 +14,18 @@ from torch import Tensor, nn
 from onebox.errors import check, is_integer, is_number
 from onebox.model.backbone import Features, FeatureShape
 
-Head = Callable[[FeatureShape, int], nn.Module]
+MakeHead = Callable[[FeatureShape, int], nn.Module]
 
 
-class LinearHead(nn.Module):
-    """One linear layer on the pooled features, after their dropout."""
+class Head(nn.Module):
+    """What a head is unless it says otherwise."""
 
     gives_boxes = False
     reads_maps = False
+
+
+class LinearHead(Head):
+    """One linear layer on the pooled features, after their dropout."""
 
     def __init__(self, feature_shape: FeatureShape, out_features: int, *, dropout: float) -> None:
         super().__init__()
@@ -33,11 +37,8 @@ class LinearHead(nn.Module):
         return self.linear(self.dropout(features.pooled))
 
 
-class MlpHead(nn.Module):
+class MlpHead(Head):
     """One hidden layer of `hidden_features` on the pooled features; dropout before both layers."""
-
-    gives_boxes = False
-    reads_maps = False
 
     def __init__(self, feature_shape: FeatureShape, out_features: int, *, hidden_features: int, dropout: float) -> None:
         super().__init__()
@@ -48,10 +49,9 @@ class MlpHead(nn.Module):
         return self.layers(features.pooled)
 
 
-class SpatialHead(nn.Module):
+class SpatialHead(Head):
     """A 1x1 convolution to a thin map of `channels`, then an `MlpHead`'s layers on all its positions."""
 
-    gives_boxes = False
     reads_maps = True
 
     def __init__(
@@ -67,14 +67,13 @@ class SpatialHead(nn.Module):
         return self.layers(self.thin(features.maps))
 
 
-class AttentionPoolHead(nn.Module):
+class AttentionPoolHead(Head):
     """A learnt query looks at all positions of the map (multi-head attention), then one linear layer.
 
     Positions are told apart by a learnt vector each, so that a box can be read from them. Queries, keys and values have
     `channels` numbers each.
     """
 
-    gives_boxes = False
     reads_maps = True
 
     def __init__(
@@ -97,7 +96,7 @@ class AttentionPoolHead(nn.Module):
         return self.layers(pooled[:, 0])
 
 
-class DenseHead(nn.Module):
+class DenseHead(Head):
     """Each cell gives a box and a score; the box is the mean over cells, weighted by the softmax of the scores.
 
     A cell's box is told by the distances of its four sides from the cell's centre, as in FCOS (arXiv:1904.01355).
@@ -126,7 +125,7 @@ class DenseHead(nn.Module):
         return (boxes * share).sum(-1)
 
 
-class EdgesHead(nn.Module):
+class EdgesHead(Head):
     """One heatmap for each side of the box, summed to one axis and read as its expected coordinate.
 
     Left and right are summed over the rows, top and bottom over the columns (log-sum-exp), so that a side is found
@@ -169,7 +168,7 @@ class PerClassBox:
     that the classification head finds likeliest.
     """
 
-    def __init__(self, *, head: Head) -> None:
+    def __init__(self, *, head: MakeHead) -> None:
         self.head = head
 
     def __call__(self, feature_shape: FeatureShape, out_features: int) -> nn.Module:

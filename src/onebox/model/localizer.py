@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from onebox.boxes import mirror
 from onebox.model.backbone import Backbone, Features
 from onebox.model.box_coder import BoxCoder
-from onebox.model.heads import Head, PerClassBox
+from onebox.model.heads import MakeHead, PerClassBox
 
 
 class Prediction(NamedTuple):
@@ -44,8 +44,8 @@ class Localizer(nn.Module):
         self,
         *,
         backbone: Backbone,
-        loc_head: Head,
-        cls_head: Head,
+        loc_head: MakeHead,
+        cls_head: MakeHead,
         box_coder: BoxCoder,
         num_classes: int,
         flip_average: bool,
