@@ -5,27 +5,14 @@ from hydra.utils import instantiate
 from onebox.boxes import mirror
 
 
-def test_uint8_and_float_images_give_the_same(composed):
-    model = instantiate(composed("model.num_classes=5").model)
+def test_uint8_and_float_images_are_normalised_by_mean_and_std(composed):
+    statistics = ["model.backbone.input.mean=[0.5,0.4,0.3]", "model.backbone.input.std=[0.2,0.2,0.1]"]
+    model = instantiate(composed("model.num_classes=5", *statistics).model)
     images = torch.randint(0, 256, (4, 3, 100, 100), dtype=torch.uint8)
+    mean, std = (torch.tensor(numbers).reshape(3, 1, 1) for numbers in ([0.5, 0.4, 0.3], [0.2, 0.2, 0.1]))
     torch.testing.assert_close(model(images), model(images.float() / 255))
-
-
-def test_images_are_normalised_by_mean_and_std(composed):
-    cfg = composed(
-        "model.num_classes=5", "model.backbone.input.mean=[0.5,0.4,0.3]", "model.backbone.input.std=[0.2,0.2,0.1]"
-    ).model
-    model = instantiate(cfg)
-    images = torch.rand(2, 3, 100, 100)
-    normalised = (images - torch.tensor([0.5, 0.4, 0.3]).reshape(3, 1, 1)) / torch.tensor([0.2, 0.2, 0.1]).reshape(
-        3, 1, 1
-    )
-    torch.testing.assert_close(model(images).logits, model.cls_head(model.backbone(normalised)))
-
-
-def test_weights_are_channels_last(composed):
-    model = instantiate(composed("model.num_classes=5").model)
-    convs = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
+    torch.testing.assert_close(model(images).logits, model.cls_head(model.backbone((images / 255 - mean) / std)))
+    convs = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
     assert all(conv.weight.is_contiguous(memory_format=torch.channels_last) for conv in convs)
 
 
