@@ -3,10 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
 from torchvision.ops import generalized_box_iou_loss
 
-from onebox.build import build_data, build_module, unread_levels
+from onebox.build import build_data, build_module
 from onebox.data.dataset import Batch
 from onebox.errors import BadInput
 from onebox.model.backbone import Features, FeatureShape, MapShape
@@ -29,11 +28,11 @@ def make(composed, choice: str, *overrides: str, shape=SHAPE, out_features: int 
     return instantiate(composed(f"model/{choice}", *overrides).model[group])(shape, out_features)
 
 
-def built(composed, *overrides: str) -> tuple[DictConfig, LocalizationModule]:
+def built(composed, *overrides: str) -> LocalizationModule:
     cfg = composed("model.num_classes=3", *overrides)
     data = build_data(cfg)
     data.class_names = ["bird", "cat", "dog"]
-    return cfg, build_module(cfg, data)
+    return build_module(cfg, data)
 
 
 @pytest.mark.parametrize("shape", [SHAPE, TWO_LEVELS], ids=["one level", "two levels"])
@@ -128,7 +127,7 @@ def test_maps_are_fused_as_by_one_convolution_on_all_of_them():
 
 
 def test_a_box_for_each_class_trains_that_of_the_label_and_shows_that_of_the_likeliest_class(composed):
-    _, module = built(composed, "model/loc_head=per_class_box", "image_size=32")
+    module = built(composed, "model/loc_head=per_class_box", "image_size=32")
     model, images, labels = module.localizer, torch.rand(2, 3, 32, 32), torch.tensor([2, 0])
     boxes = model.loc_head(model.backbone(model.normalise(images))).reshape(2, 3, 4)
     batch = Batch(images, torch.tensor([[0.1, 0.1, 0.5, 0.5]] * 2), labels, ids=("a", "b"))
@@ -170,20 +169,6 @@ def test_what_does_not_fit_is_one_line(composed, overrides, message):
 
 @pytest.mark.parametrize("choice", ["loc_head=mlp", "cls_head=attention_pool"])
 def test_what_needs_no_positions_goes_with_a_map_without_any(composed, choice):
-    _, module = built(composed, f"model/{choice}", "image_size=20")
+    module = built(composed, f"model/{choice}", "image_size=20")
     assert module.localizer.backbone.feature_shape.maps[0][1:] == (1, 1)
     assert module.localizer(torch.zeros(2, 3, 20, 20)).boxes.shape == (2, 4)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "is_unread"),
-    [
-        (["model.backbone.levels=[16,32]", "model/cls_head=mlp"], True),
-        (["model.backbone.levels=[16]", "model/cls_head=attention_pool"], False),
-        ([], False),
-    ],
-)
-def test_levels_that_neither_head_reads_are_told(composed, overrides, is_unread):
-    line = unread_levels(*built(composed, "model/backbone=resnet18", "image_size=64", *overrides))
-    assert (line is not None) is is_unread
-    assert line is None or "neither head reads maps" in line
