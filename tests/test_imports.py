@@ -14,6 +14,7 @@ LAYERS = {
     "files": 0,
     "trust": 1,
     "boxes": 0,
+    "trainer_options": 0,
     "draw": 0,
     "data": 1,
     "model": 1,

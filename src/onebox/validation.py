@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from onebox.errors import BadInput, check, is_integer, own_complaint
+from onebox.trainer_options import trainer_problems
 
 GROUPS = ("data", "augment", "model", "loss", "optimizer", "param_groups", "trainer", "callbacks", "logger")
 WORDS = {"monitor_mode": ("max", "min"), "resume": ("auto", "never"), "rerun": ("none", "failed", "stale", "all")}
@@ -27,7 +28,9 @@ def validate(cfg: DictConfig) -> None:
     problems = [
         f"{name} is null; choose an option of the group (see --help)" for name in GROUPS if cfg.get(name) is None
     ]
-    problems = problems or [*_bad_values(cfg), *_unknown_tags(cfg)]
+    if not problems:
+        is_fused = bool(cfg.optimizer.get("fused"))
+        problems = [*_bad_values(cfg), *trainer_problems(cfg.trainer, is_fused=is_fused), *_unknown_tags(cfg)]
     check(not problems, "; ".join(problems))
 
 

@@ -1,0 +1,49 @@
+"""Every option of Lightning's trainer holds, or is refused with what to set instead."""
+
+import inspect
+
+import pytest
+from lightning.pytorch import Trainer
+
+from onebox.errors import BadInput
+from onebox.trainer_options import INSTEAD, SUPPORTED
+from onebox.validation import validate
+
+
+def test_each_option_of_lightning_is_supported_or_refused():
+    """A new Lightning brings none unseen."""
+    options = set(inspect.signature(Trainer.__init__).parameters) - {"self"}
+    assert set(INSTEAD) | SUPPORTED == options
+    assert not set(INSTEAD) & SUPPORTED
+
+
+@pytest.mark.parametrize("option", INSTEAD)
+def test_what_is_refused_says_what_to_set(composed, option):
+    with pytest.raises(BadInput, match=rf"trainer\.{option} is not for onebox; instead: "):
+        validate(composed(f"+trainer.{option}=1"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["trainer.limit_train_batches=0"], "nothing would be trained"),
+        (["trainer.limit_test_batches=0"], "would look like one without a test"),
+        (["trainer.precision=64-true"], "must be one of 32-true, 16-mixed, bf16-mixed"),
+        (["trainer.precision=bf16-true"], "must be one of 32-true, 16-mixed, bf16-mixed"),
+        (["trainer.precision=16-mixed"], "needs a GPU .* set bf16-mixed"),
+        (
+            ["trainer.precision=16-mixed", "trainer.gradient_clip_val=1", "trainer.accelerator=tpu"],
+            r"optimizer\.fused=false",
+        ),
+    ],
+)
+def test_values_that_would_do_something_else_are_refused(composed, overrides, told):
+    with pytest.raises(BadInput, match=told):
+        validate(composed(*overrides))
+
+
+@pytest.mark.parametrize(
+    "overrides", [["trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1"], ["trainer=debug"]]
+)
+def test_what_works_is_not_refused(composed, overrides):
+    validate(composed(*overrides))
