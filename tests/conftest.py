@@ -17,6 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 from PIL import Image
+from tests.nursery import Nursery
 
 from onebox.data.annotations import Conventions, understand
 from onebox.data.shapes import write_shapes
@@ -56,6 +57,14 @@ def voc_root() -> Path:
     if "ONEBOX_VOC_ROOT" not in os.environ:
         pytest.skip("set ONEBOX_VOC_ROOT to the folder that holds VOCdevkit; CI does")
     return Path(os.environ["ONEBOX_VOC_ROOT"]).absolute()
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """Starts whole commands."""
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
 
 
 @pytest.fixture

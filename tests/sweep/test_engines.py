@@ -16,9 +16,6 @@ import pytest
 
 from onebox.data.shapes import write_shapes
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from nursery import Nursery
-
 COMMAND = Path(sys.executable).parent / "onebox-train"
 RATES = ("0.001", "0.002", "0.003", "0.004")
 COMMON = [
@@ -47,13 +44,12 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(data, tmp_path_factory):
+def alone(nursery, data, tmp_path_factory):
     """The run of each learning rate."""
-    nursery, root = Nursery(), tmp_path_factory.mktemp("alone")
+    root = tmp_path_factory.mktemp("alone")
     for rate in RATES:
         log = root / f"{rate}.log"
         assert nursery.run(*data, f"optimizer.lr={rate}", f"hydra.run.dir={root / rate}", log=log) == 0, log.read_text()
-    nursery.close()
     return {rate: root / rate for rate in RATES}
 
 
