@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads would only wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -24,9 +23,6 @@ from onebox.data.shapes import write_shapes
 from onebox.data.table import Table
 from onebox.data.voc import read_record
 from onebox.errors import BadInput
-
-sys.path.insert(0, str(Path(__file__).parent))
-from nursery import Nursery
 
 Compose = Callable[..., DictConfig]
 
@@ -57,14 +53,6 @@ def voc_root() -> Path:
     if "ONEBOX_VOC_ROOT" not in os.environ:
         pytest.skip("set ONEBOX_VOC_ROOT to the folder that holds VOCdevkit; CI does")
     return Path(os.environ["ONEBOX_VOC_ROOT"]).absolute()
-
-
-@pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
-    """Starts whole commands."""
-    nursery = Nursery()
-    yield nursery
-    nursery.close()
 
 
 @pytest.fixture
