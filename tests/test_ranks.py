@@ -7,6 +7,7 @@ interpreters.
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -23,24 +24,12 @@ from onebox.data.shapes import write_shapes
 from onebox.runs.checkpoint import load_weights
 
 COMMAND = Path(sys.executable).parent / "onebox-train"
-COMMON = [
-    "data.source=null",
-    "data.batch_size=4",
-    "data.eval_batch_size=3",
-    "image_size=24",
-    "augment=flip",
-    "model.backbone.dropout=0.3",
-    "optimizer.lr=0.003",
-    "monitor=val/iou",
-    "callbacks/ema=default",
-    "callbacks/progress=lines",
-    "callbacks.pictures.num_images=2",
-    "callbacks.checkpoint_last.epoch_seconds=0",
-    "trainer.accelerator=cpu",
-    "trainer.devices=2",
-    "trainer.strategy=ddp",
-    "trainer.max_epochs=3",
-]
+COMMON = shlex.split("""
+    data.source=null data.batch_size=4 data.eval_batch_size=3 image_size=24 augment=flip model.backbone.dropout=0.3
+    optimizer.lr=0.003 monitor=val/iou callbacks/ema=default callbacks/progress=lines callbacks.pictures.num_images=2
+    callbacks.checkpoint_last.epoch_seconds=0
+    trainer.accelerator=cpu trainer.devices=2 trainer.strategy=ddp trainer.max_epochs=3
+""")
 
 
 @pytest.fixture(scope="module")

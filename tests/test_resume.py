@@ -6,6 +6,7 @@ The trainings are processes of their own, started by the installed code and real
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,46 +23,22 @@ from onebox.data.shapes import write_shapes
 COMMAND = Path(sys.executable).parent / "onebox-train"
 
 # What there is to lose: averaged weights, a schedule, dropout, early stopping, an epoch's sums, workers ahead of the step.
-COMMON = [
-    "data.source=null",
-    "data.batch_size=8",
-    "image_size=24",
-    "callbacks/ema=default",
-    "callbacks.ema.decay=0.8",
-    "callbacks/early_stopping=default",
-    "callbacks/progress=lines",
-    "callbacks.pictures.num_images=2",
-    "callbacks.pictures.every_n_epochs=1",
-    "model.backbone.dropout=0.3",
-    "optimizer.lr=0.003",
-    "scheduler=one_cycle",
-    "monitor=val/iou",
-    "trainer.accelerator=cpu",
-    "trainer.max_epochs=4",
-    "trainer.log_every_n_steps=2",
-    "callbacks.checkpoint_last.epoch_seconds=0",
-]
+COMMON = shlex.split("""
+    data.source=null data.batch_size=8 image_size=24 model.backbone.dropout=0.3
+    optimizer.lr=0.003 scheduler=one_cycle monitor=val/iou
+    callbacks/ema=default callbacks.ema.decay=0.8 callbacks/early_stopping=default callbacks/progress=lines
+    callbacks.pictures.num_images=2 callbacks.pictures.every_n_epochs=1 callbacks.checkpoint_last.epoch_seconds=0
+    trainer.accelerator=cpu trainer.max_epochs=4 trainer.log_every_n_steps=2
+""")
 EACH_STEP = "callbacks.checkpoint_last.every_minutes=0"
 KINDS = {
-    "per sample, in the process, each step saved": ["augment=flip", "data.num_workers=0", EACH_STEP],
-    "per sample, workers, each epoch saved, stopped early": [
-        "augment=strong",
-        "data.num_workers=2",
-        "callbacks.early_stopping.patience=1",
-        "callbacks.early_stopping.min_delta=1.0",
-    ],
-    "batched, in the process, each epoch saved, no validation in every second": [
-        "augment=batched_strong",
-        "data.num_workers=0",
-        "trainer.check_val_every_n_epoch=2",
-        "callbacks.early_stopping.check_on_train_epoch_end=false",
-    ],
-    "batched, workers, each step saved, gradients of two steps": [
-        "augment=batched_flip",
-        "data.num_workers=2",
-        "+trainer.accumulate_grad_batches=2",
-        EACH_STEP,
-    ],
+    "per sample, in the process, each step saved": f"augment=flip data.num_workers=0 {EACH_STEP}",
+    "per sample, workers, each epoch saved, stopped early": "augment=strong data.num_workers=2 "
+    "callbacks.early_stopping.patience=1 callbacks.early_stopping.min_delta=1.0",
+    "batched, in the process, each epoch saved, no validation in every second": "augment=batched_strong "
+    "data.num_workers=0 trainer.check_val_every_n_epoch=2 callbacks.early_stopping.check_on_train_epoch_end=false",
+    "batched, workers, each step saved, gradients of two steps": "augment=batched_flip data.num_workers=2 "
+    f"+trainer.accumulate_grad_batches=2 {EACH_STEP}",
 }
 
 
@@ -122,7 +99,7 @@ def test_a_killed_run_resumes_and_ends_with_the_same_bits(nursery, data, tmp_pat
     draw = random.Random(kind)
 
     def start(name, **options):
-        arguments = [*data, *KINDS[kind], f"hydra.run.dir={tmp_path / name}"]
+        arguments = [*data, *KINDS[kind].split(), f"hydra.run.dir={tmp_path / name}"]
         return nursery.start(*arguments, log=tmp_path / f"{name}.log", **options)
 
     def run(name, **options):
