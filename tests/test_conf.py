@@ -2,6 +2,7 @@
 
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def test_every_file_spells_all_arguments_and_makes_a_module_that_learns_with_all
     check_arguments(OmegaConf.to_container(cfg, resolve=True))
     data = build_data(cfg)
     data.class_names = ["background", "cat", "dog"]
-    fill_in(cfg, num_classes=3, class_counts=[0, 5, 2])
+    fill_in(cfg, SimpleNamespace(num_classes=3, class_counts=[0, 5, 2]))
     module = build_module(cfg, data)
     trainer = build_trainer(cfg)
     optimizer = module.param_groups.optimizer(module.make_optimizer, module.localizer, module.loss)

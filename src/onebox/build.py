@@ -8,7 +8,7 @@ import ctypes
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -57,7 +57,7 @@ def build_job(config: dict[str, Any], known: dict[str, Any]) -> dict[str, str]:
     if described not in known:
         known[described] = read_data(cfg)
     data: VocDataModule = known[described]
-    fill_in(cfg, num_classes=data.num_classes, class_counts=data.class_counts)
+    fill_in(cfg, data)
     build_trainer(cfg, module=build_module(cfg, data))
     return data.fingerprint()
 
@@ -116,7 +116,7 @@ def _filled_in(cfg: DictConfig, data: VocDataModule, run: RunRecord) -> Localiza
     """The module of a config that has received what only the data know, and is written."""
     from onebox.files import write_text
 
-    fill_in(cfg, num_classes=data.num_classes, class_counts=data.class_counts)
+    fill_in(cfg, data)
     if run.writes:
         write_text(run.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     return build_module(cfg, data)
@@ -139,12 +139,12 @@ def _check_data(cfg: DictConfig, data: VocDataModule) -> None:
     )
 
 
-def fill_in(cfg: DictConfig, *, num_classes: int, class_counts: Sequence[int]) -> None:
+def fill_in(cfg: DictConfig, data: VocDataModule) -> None:
     """Set what only the data know."""
-    cfg.model.num_classes = num_classes
+    cfg.model.num_classes = data.num_classes
     criterion = OmegaConf.select(cfg, "loss.cls.criterion")
     if criterion is not None and "class_counts" in set(criterion):
-        criterion.class_counts = list(class_counts)
+        criterion.class_counts = list(data.class_counts)
 
 
 def _made(config: DictConfig, **arguments: Any) -> Any:
@@ -200,13 +200,11 @@ def build_module(cfg: DictConfig, data: VocDataModule) -> LocalizationModule:
 def _check_map(cfg: DictConfig, module: LocalizationModule) -> None:
     """Refuse a localisation head that looks for the box on a map of one row or column."""
     head, finest = module.localizer.loc_head, module.localizer.backbone.feature_shape.maps[0]
-    levels = cfg.model.backbone.get("levels")
-    stride = f" (stride {min(levels)})" if levels else ""
-    or_else = ", or name a finer level in model.backbone.levels" if levels else ""
+    or_else = ", or name a finer level in model.backbone.levels" if cfg.model.backbone.get("levels") else ""
     check(
         not getattr(head, "reads_maps", False) or min(finest.height, finest.width) > 1,
         f"model.loc_head: {type(head).__name__} looks for the box on a map, but the finest at "
-        f"image_size={cfg.image_size} is {finest.height}x{finest.width}{stride}; set a larger image_size{or_else}",
+        f"image_size={cfg.image_size} is {finest.height}x{finest.width}; set a larger image_size{or_else}",
     )
 
 

@@ -37,7 +37,7 @@ def test_each_part_keeps_its_share_of_the_rate_and_a_diverging_loss_ends_the_tes
     cfg = composed("param_groups=discriminative", "image_size=32", "data.batch_size=16", "optimizer=sgd")
     data = build_data(cfg)
     data.setup()
-    fill_in(cfg, num_classes=data.num_classes, class_counts=data.class_counts)
+    fill_in(cfg, data)
     seen = []
 
     class Watched(LrRange):

@@ -153,7 +153,7 @@ PER_CLASS = "model/loc_head=per_class_box"
         ([PER_CLASS, "image_size=20"], "SpatialHead"),
         (
             ["model/loc_head=spatial", "model/backbone=resnet18", "image_size=32"],
-            r"1x1 \(stride 32\); set a larger image_size, or name a finer level in model.backbone.levels$",
+            "is 1x1; set a larger image_size, or name a finer level in model.backbone.levels$",
         ),
         ([PER_CLASS, "model/loc_head@model.loc_head.head=edges"], "EdgesHead predicts one box"),
         ([ATTENTION, "model.loc_head.channels=10"], "multiple of num_heads"),

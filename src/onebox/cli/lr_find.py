@@ -92,7 +92,7 @@ def range_test(cfg: "DictConfig", min_lr: float, max_lr: float, steps: int, pict
     L.seed_everything(cfg.seed, verbose=False)
     data = read_data(cfg)
     data.decode()
-    fill_in(cfg, num_classes=data.num_classes, class_counts=data.class_counts)
+    fill_in(cfg, data)
     with open_dict(cfg):
         cfg.trainer.max_epochs = -1  # as many as the steps take
         cfg.trainer.limit_val_batches = 0
