@@ -54,7 +54,7 @@ def _in_pool(function: Callable[[Item], Result], items: Sequence[Item], workers:
 
 
 def _follow_parent() -> None:
-    """Leave Ctrl-C to the parent, and end when it has been killed: a pool's process would wait for it for ever."""
+    """Leave Ctrl-C to the parent, and end when it has been killed: a pool's process would wait for it forever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -119,7 +119,7 @@ def _move_away(folder: Path, facts: Mapping[str, Any]) -> None:
     started = str(facts.get("started", "")).replace(":", "-")
     target = folder.parent / REPLACED / f"{folder.name}_{started}"
     target.mkdir(parents=True, exist_ok=True)
-    # Hydra has written .hydra and the log anew for the job that is to come; they stay.
+    # Hydra has already written .hydra and the log of the coming job; they stay.
     stay = {".lock", ".hydra"}
     paths = [path for path in folder.iterdir() if path.name not in stay and path.suffix != ".log"]
     for path in sorted(paths, key=lambda path: path.name == "run.json"):
