@@ -214,6 +214,7 @@ def _fit(cfg: DictConfig, run: RunRecord, built: Built) -> None:
     from onebox.callbacks.balance import Balance
     from onebox.callbacks.early_stopping import stopped_early
     from onebox.callbacks.freeze import Freeze
+    from onebox.callbacks.nonfinite import NonFiniteLoss
     from onebox.frozen_features import store_features
     from onebox.model.pretrained import weights_hash
 
@@ -232,6 +233,8 @@ def _fit(cfg: DictConfig, run: RunRecord, built: Built) -> None:
             run.add(trained_parameters=callback.num_trained(module, trainer.current_epoch))
         if isinstance(callback, Balance):
             run.add(balance=callback.summary(module))
+        if isinstance(callback, NonFiniteLoss) and callback.first:
+            run.add(nonfinite=callback.first)
 
 
 def _test(run: RunRecord, built: Built) -> tuple[dict[str, float], dict[str, float]]:

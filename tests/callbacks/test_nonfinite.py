@@ -1,0 +1,26 @@
+"""A loss that is no finite number is said, and stops the fit unless it is to go on."""
+
+import json
+
+import pytest
+
+from onebox.errors import BadInput
+from onebox.train import train
+
+SHORT = ["debug=fast", "callbacks/progress=lines", "callbacks.pictures=null", "optimizer.lr=1e30"]
+
+
+def test_a_fit_stops_where_its_loss_is_no_number(composed, tmp_path):
+    with pytest.raises(BadInput, match=r"the loss is nan in epoch 0, batch 1 .*lower optimizer\.lr"):
+        train(composed(*SHORT))
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "failed"
+    assert "the loss is nan" in record["error"]["message"]
+
+
+def test_a_fit_that_is_to_continue_says_it_once_and_in_run_json(composed, tmp_path, caplog):
+    train(composed(*SHORT, "callbacks.nonfinite.action=continue"))
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "completed"
+    assert record["nonfinite"] == {"epoch": 0, "batch": 1, "loss": "nan"}
+    assert sum("the loss is nan" in entry.message for entry in caplog.records) == 1
