@@ -135,3 +135,18 @@ def test_who_outlives_a_run_says_why_it_failed_unless_the_run_said_it(tmp_path, 
     else:
         assert read(tmp_path)["status"] == "failed" and read(tmp_path)["error"] == KILLED
         assert read(tmp_path)["fingerprint"] == "f"
+
+
+def test_only_what_a_killed_run_left_is_removed(tmp_path):
+    """`hydra.run.dir=.` makes the folder of a user a run directory."""
+    theirs = [tmp_path / name for name in (".notes.tmp", "deep/.notes.1.tmp", "checkpoints/.mine.tmp")]
+    ours = [tmp_path / name for name in (".run.json.17.tmp", ".trace.csv.17.tmp", "checkpoints/.last.ckpt.17.tmp")]
+    for path in theirs + ours:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    claim(tmp_path, fingerprint="abc", resume="auto")
+    assert [path.exists() for path in theirs + ours] == [True] * 3 + [False, True, True]
+    write(tmp_path, status="interrupted", fingerprint="abc")
+    claim(tmp_path, fingerprint="abc", resume="auto")
+    assert [path.exists() for path in theirs + ours] == [True] * 3 + [False] * 3
+    release(tmp_path)

@@ -18,7 +18,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self, TextIO
 
 from onebox.errors import BadInput, Preempted, check
-from onebox.files import read_json, write_json
+from onebox.files import read_json, remove_unfinished, write_json
 from onebox.runs.provenance import provenance
 
 log = logging.getLogger(__name__)
@@ -98,9 +98,13 @@ def _take(folder: Path, *, wait: bool) -> dict[str, Any] | None:
         except OSError as error:
             log.warning("%s: cannot be locked (%s); do not start a second process on it", folder, error)
         _held[folder.absolute()] = file
-    for unfinished in folder.rglob(".*.tmp"):  # of a process that was killed
-        unfinished.unlink()
-    return _facts(folder)  # another process may have written until now
+    remove_unfinished(folder / "run.json")
+    facts = _facts(folder)  # another process may have written until now
+    # Of a process that was killed. In a folder without run.json nothing is ours, nor is anything deeper down.
+    for place in (folder, folder / "checkpoints") if facts is not None else ():
+        for unfinished in place.glob(".*.[0-9]*.tmp"):
+            unfinished.unlink()
+    return facts
 
 
 def _lock(file: TextIO, folder: Path, *, wait: bool) -> None:
