@@ -48,6 +48,7 @@ USER_ERRORS = (BadInput, HydraException, OmegaConfBaseException)
 EXTRAS = {"hydra_joblib_launcher": "joblib", "hydra_ray_launcher": "ray", "hydra_submitit_launcher": "slurm"}
 # conf/hydra/launcher has the names that users know, which are those of the plugins' schemas too. Also in workers.
 warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
+SCHEMA = 1  # of metrics.json
 RESULT_TAGS = [
     f"{split}/{name}"
     for split in ("val", "best", "test")
@@ -257,8 +258,9 @@ def _test(run: RunRecord, built: Built) -> tuple[dict[str, float], dict[str, flo
 def _close(cfg: DictConfig, run: RunRecord, built: Built, test: dict[str, float], floor: dict[str, float]) -> Value:
     """Write the results, and give the objective's value."""
     from onebox.callbacks.epoch_csv import EpochCsvLogger
+    from onebox.files import write_json
     from onebox.runs.reading.report import write_report
-    from onebox.runs.results import best_row, print_results, write_metrics
+    from onebox.runs.results import best_row, print_results
     from onebox.sweep.job import value_of
 
     loggers = built.trainer.loggers
@@ -271,7 +273,9 @@ def _close(cfg: DictConfig, run: RunRecord, built: Built, test: dict[str, float]
         logger.finalize("success")
     if not run.writes:
         return None
-    write_metrics(run.folder, rows, best=best, test=test, floor=floor, per_class=built.module.test_per_class)
+    final, per_class = rows[max(rows)] if rows else {}, built.module.test_per_class
+    parts = {"final": final, "best": best, "test": test, "floor": floor, "per_class": per_class}
+    write_json(run.folder / "metrics.json", {"schema": SCHEMA, **parts})
     write_report(run.folder)
     print_results(run.folder)
     return value_of(best, _objective(cfg))

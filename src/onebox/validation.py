@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
+from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from onebox.errors import BadInput, check, is_integer, own_complaint
+from onebox.runs.fingerprint import flatten
 from onebox.trainer_options import trainer_problems
 
 GROUPS = ("data", "augment", "model", "loss", "optimizer", "param_groups", "trainer", "callbacks", "logger")
@@ -118,15 +120,17 @@ def _explain_unknown_keys(overrides: Sequence[str]) -> str | None:
     """
     GlobalHydra.instance().clear()
     # `+key` adds and `~key` deletes: whoever writes that knows the key is not there, or is.
-    plain = [item for item in overrides if "=" in item and not item.startswith(("-", "+", "~", "hydra"))]
-    groups = [item for item in plain if "={" not in item and _is_group(item.partition("=")[0])]
+    values = [item for item in overrides if "=" in item and not item.startswith(("-", "+", "~", "hydra"))]
+    groups = [item for item in values if "={" not in item and _is_group(item.partition("=")[0])]
     parts = []
     with initialize_config_module("onebox.conf", version_base="1.3"):
         try:
-            known = sorted(_keys(compose("train", overrides=groups)))
+            plain: Any = OmegaConf.to_container(compose("train", overrides=groups))
         except HydraException:
             return None
-        for override in plain:
+        paths = [key.split(".") for key, _ in flatten(plain)]
+        known = sorted({".".join(path[:end]) for path in paths for end in range(1, len(path) + 1)})
+        for override in values:
             try:
                 compose("train", overrides=[*groups, override])
             except HydraException as error:
@@ -140,11 +144,3 @@ def _explain_unknown_keys(overrides: Sequence[str]) -> str | None:
 
 def _is_group(name: str) -> bool:
     return files("onebox.conf").joinpath(name).is_dir()
-
-
-def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in map(str, node):
-        yield prefix + key
-        value = None if OmegaConf.is_missing(node, key) else node._get_node(key)
-        if isinstance(value, DictConfig) and not value._is_none():
-            yield from _keys(value, prefix + key + ".")

@@ -10,13 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebox.errors import BadInput, check
-from onebox.files import read_json, replacing, write_json
+from onebox.files import read_json, replacing
 from onebox.trust import stored_file
 
 if TYPE_CHECKING:
     from onebox.data.index import Index
 
-SCHEMA = 1
 SHOWN = ("acc", "iou", "loc_acc", "loc_acc70", "joint_acc", "joint_acc_top5", "joint_acc_50_95", "loc_l1")
 SAMPLES = "samples.npz"
 MAX_SAMPLES = 200_000  # 4.5 MB, written in a second; of more, the fingerprints must do
@@ -57,16 +56,6 @@ def floor_metrics(train: "Index", test: "Index", class_names: list[str], num_ima
     boxes, logits = floor_prediction(train.boxes, train.labels, len(class_names), num_images)
     metrics.update(boxes, logits, test.boxes[:num_images], test.labels[:num_images])
     return metrics.compute().tags()
-
-
-def write_metrics(run_dir: Path, rows: Mapping[int, Row], **results: Any) -> None:
-    """Write metrics.json: the last of `rows`, which are what each epoch logged, and `results`.
-
-    These are `best`, the best epoch's tags; `test`, metrics of the best checkpoint on the test split, empty without
-    one; `floor`, the same of the prediction that ignores the image; and `per_class`, the test metrics of each class.
-    """
-    final = rows[max(rows)] if rows else {}
-    write_json(run_dir / "metrics.json", {"schema": SCHEMA, "final": final, **results})
 
 
 def print_results(run_dir: Path) -> None:
