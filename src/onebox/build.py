@@ -113,7 +113,7 @@ def build(cfg: DictConfig, run: RunRecord, fingerprint: str) -> Built:
 
 
 def _filled_in(cfg: DictConfig, data: VocDataModule, run: RunRecord) -> LocalizationModule:
-    """The module of a config that has received what only the data know, and is written."""
+    """The module of a config, once what only the data know is filled in and config.yaml is written."""
     from onebox.files import write_text
 
     fill_in(cfg, data)
@@ -123,7 +123,7 @@ def _filled_in(cfg: DictConfig, data: VocDataModule, run: RunRecord) -> Localiza
 
 
 def _check_data(cfg: DictConfig, data: VocDataModule) -> None:
-    """Refuse data without images to validate on, and others than `cfg.data_fingerprint`, as far as that names them."""
+    """Refuse data without images to validate on, and data that differ from a part of `cfg.data_fingerprint`."""
     check(
         not cfg.monitor.startswith("val/") or len(data.indexes["val"]) > 0,
         f"monitor={cfg.monitor} but there is no validation image; name a list in data.splits.val, give "

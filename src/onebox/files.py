@@ -79,6 +79,6 @@ def alone(lock: Path, *, waiting: str | None) -> Iterator[None]:
 
 
 def remove_unfinished(path: Path) -> None:
-    """Remove what killed processes left of `path`; only for who is alone in writing it."""
+    """Remove what killed processes left of `path`; only for the one process that writes it."""
     for temporary in path.parent.glob(f".{path.name}.*.tmp"):
         temporary.unlink(missing_ok=True)

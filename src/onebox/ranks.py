@@ -46,9 +46,7 @@ PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 def _rank(trainer: DictConfig) -> int | None:
-    """Which rank of its run this process is, as `run_ranks`, torchrun or srun says; None when it was not started as
-    one, or when the config's `trainer` has one device, whatever the environment says.
-    """
+    """Which rank of its run `run_ranks`, torchrun or srun has started this process as; None without several devices."""
     if trainer.devices == 1 and trainer.num_nodes == 1:
         return None
     if "RANK" in os.environ:
@@ -93,11 +91,11 @@ def _num_devices(trainer: DictConfig) -> int:
     try:
         return Trainer(accelerator=trainer.accelerator, devices=trainer.devices, **off).num_devices
     except MisconfigurationException:
-        return 1  # it is refused again where the trainer is made
+        return 1  # refused again where the trainer is made
 
 
 def prepare(config: DictConfig, number: int) -> None:
-    """Let Hydra, before it makes use of `config`, write nothing for a rank but a log for each."""
+    """Before Hydra uses `config`: let it write nothing for a rank but the log of that rank."""
     with read_write(config.hydra), open_dict(config.hydra):
         config.hydra.output_subdir = None
         if number > 0:
@@ -184,7 +182,7 @@ def _error_of(failure: "ProcessFailure", who: str, where: str) -> BaseException:
 
 @contextmanager
 def as_rank(number: int, run_dir: Path) -> Iterator[None]:
-    """Be a rank whose run directory another process has: end when it does, and tell it of an error.
+    """Be a rank whose run directory another process has: end when it does, and report an error to it.
 
     Only rank 0 can be stopped by a signal; it decides where, and the others end without it. What they print goes into
     `run_dir`.
@@ -197,14 +195,14 @@ def as_rank(number: int, run_dir: Path) -> Iterator[None]:
     with suppress(OSError, AttributeError):  # not Linux
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(launcher.removeprefix(RUN_ID)):
-        os._exit(EXIT_FAULT)  # it ended before
+        os._exit(EXIT_FAULT)  # the parent ended before
     if number > 0:
         with (run_dir / f"rank{number}.log").open("ab") as file:
             for stream in (1, 2):
                 os.dup2(file.fileno(), stream)
     try:
         yield
-    except BaseException as error:  # the launcher is to be told, whatever it is
+    except BaseException as error:  # whatever it is, the launcher must know
         codes = {Preempted: EXIT_PREEMPTED, KeyboardInterrupt: EXIT_INTERRUPTED, BadInput: EXIT_BAD_INPUT}
         cause = own_complaint(error)
         code = codes.get(type(cause), EXIT_FAULT)

@@ -104,7 +104,7 @@ class ClaimDirectory(HydraCallback):
         if number is not None:
             ranks.prepare(config, number)
             return
-        folder = Path(config.hydra.run.dir)  # not of the copy, whose time stamp would be another
+        folder = Path(config.hydra.run.dir)  # not of the copy, whose time stamp would differ
         cfg = without_hydra(config, run_dir=str(folder))
         try:
             check(not config.hydra.job.chdir, NO_CHDIR)
@@ -114,7 +114,7 @@ class ClaimDirectory(HydraCallback):
         except USER_ERRORS as error:
             _exit_with(error)  # Hydra turns other exceptions of a callback into warnings
         except OSError:
-            return  # the folder cannot be made, which Hydra finds as well
+            return  # the folder cannot be made; Hydra reports that too
 
 
 def task(cfg: DictConfig) -> Value:
@@ -183,7 +183,7 @@ def train(cfg: DictConfig) -> Value:
             earlier = take(run_dir, rerun=cfg.rerun, objective=_objective(cfg), **now)
         except Done as done:
             return done.value
-    else:  # where Hydra has started this, it is claimed already, and this only reads
+    else:  # already claimed where Hydra started this; then run.json is only read
         earlier = claim(run_dir, fingerprint=facts["fingerprint"], resume=cfg.resume)
     with sigterm_raises(), RunRecord(run_dir, earlier, **facts) as run:
         validate(cfg)  # before tensorboard is imported, which takes longer

@@ -21,7 +21,12 @@ PACKAGES = {"onebox", "torch", "torchvision", "lightning", "albumentations"}  # 
 NEVER = ("onebox.train", "hydra_plugins")  # targets of Hydra's own part of the config
 WRITERS = ("callbacks", "logger", "trainer")  # groups whose paths are written to
 WRITTEN = ("path", "folder", "dirpath", "filename", "save_dir", "default_root_dir")  # by these arguments
-LOCAL = ("data.cache_dir", "data_dir", "data.download", "trust")  # what is up to who runs, not to the run directory
+LOCAL = (
+    "data.cache_dir",
+    "data_dir",
+    "data.download",
+    "trust",
+)  # for whoever runs it to decide, not for the run directory
 stored_in: list[Path] = []  # the file of a run directory that this process has its arguments from, with resume=FOLDER
 _TARGET = re.compile(r"_target_:\s*([\w.]+)")
 _RESOLVER = re.compile(r"\$\{[^}]*:")
@@ -42,7 +47,7 @@ def stored_file(folder: Path, name: str, max_bytes: int | None = 64 * 2**20) -> 
 
 
 def check_config(config: Any, where: Path | str, trust: Sequence[str] = ()) -> None:
-    """Refuse plain data out of a run directory's file `where` that name what is not to be built.
+    """Refuse plain data from a run directory's file `where` that name something that must not be built.
 
     Classes of the packages in `trust` may be built too. An interpolation is refused, as it could become a name when it
     is resolved.

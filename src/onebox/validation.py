@@ -72,7 +72,7 @@ def _unknown_tags(cfg: DictConfig) -> Iterator[str]:
 
 @contextmanager
 def told_as_bad_input(overrides: Sequence[str] = ()) -> Iterator[None]:
-    """Raise what Hydra and OmegaConf have against a config as `BadInput`.
+    """Turn what Hydra and OmegaConf raise about a config into `BadInput`.
 
     `overrides` are those that it is composed from, in which misspelt keys are looked for. See also `check_options`.
     """
@@ -84,7 +84,7 @@ def told_as_bad_input(overrides: Sequence[str] = ()) -> Iterator[None]:
 
 
 def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
-    """What a user can do something about in an error that a config, composed from `overrides`, has led to."""
+    """The part of an error that a user can act on; `overrides` are those that the config was composed from."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
         near = difflib.get_close_matches(option, error.options, n=3)

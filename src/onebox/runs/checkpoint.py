@@ -19,7 +19,7 @@ from onebox.runs.fingerprint import changed_parts
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # grows when older code could not read a checkpoint rightly
+FORMAT = 1  # grows when older code would misread a checkpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -32,7 +32,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class CheckpointFacts(Callback):
-    """Puts into each checkpoint whose it is, as `checkpoint["onebox"]`; stops ranks that differ in it before the fit.
+    """Stores in each checkpoint which run it belongs to, as `checkpoint["onebox"]`; stops ranks of different runs.
 
     The `facts` are config, fingerprint, data_fingerprint and class_names. They may be completed until the fit.
     """
@@ -89,10 +89,10 @@ def read_checkpoint(path: Path, *, fingerprint: str | None = None) -> dict[str, 
 
 
 def checkpoint_to_resume(run_dir: Path, facts: Mapping[str, Any]) -> Path | None:
-    """The last checkpoint of a run that can be used, None for its beginning; says which ones cannot.
+    """The last usable checkpoint of a run, None to start from the beginning; logs which ones are unusable.
 
     Raises:
-        BadInput: the data are not those that it was begun with.
+        BadInput: the data are not those that the run began with.
     """
     for path in (run_dir / "checkpoints" / "last.ckpt", run_dir / "checkpoints" / "previous.ckpt"):
         if not path.exists():

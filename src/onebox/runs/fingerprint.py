@@ -1,4 +1,4 @@
-"""What a run is of: its config, how that came to be, and a short name for all of it that can change the result."""
+"""The config of a run: where its values come from, and a hash of all that can change the result."""
 
 import hashlib
 import json
@@ -89,7 +89,7 @@ def run_facts(cfg: "DictConfig", hydra: Any) -> dict[str, Any]:
 
 
 def set_hydra_config(choices: Mapping[str, str | None], overrides: Sequence[str]) -> None:
-    """Set what a run asks Hydra for, in a process where Hydra has composed nothing."""
+    """Set the part of Hydra's config that a run reads, in a process where Hydra has composed nothing."""
     from hydra.conf import HydraConf
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
@@ -113,7 +113,7 @@ def fingerprint(config: Mapping[str, Any], ignore: Sequence[str], neutral: Mappi
 
 
 def changed_parts(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """The parts of a fingerprint of data that are others now; one that only one of them has says nothing."""
+    """The parts of a fingerprint of data that have changed; one that only one of them has is not compared."""
     return [part for part in now if part in before and before[part] != now[part]]
 
 

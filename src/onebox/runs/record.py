@@ -54,7 +54,7 @@ def claim_after_others(folder: Path) -> dict[str, Any] | None:
 
 
 def release(folder: Path) -> None:
-    """Let other processes have the directory."""
+    """Let other processes claim the directory."""
     if folder.absolute() in _held:
         _held.pop(folder.absolute()).close()
 
@@ -133,7 +133,7 @@ class RunRecord:
 
     def __init__(self, folder: Path, earlier: Mapping[str, Any] | None = None, **facts: Any) -> None:
         self.folder = folder
-        self.writes = True  # whether this process leaves what the run leaves
+        self.writes = True  # whether this process writes the results
         self._facts: dict[str, Any] = {"schema": SCHEMA, "status": "running", **facts}
         if earlier is not None:
             attempt = {key: earlier.get(key) for key in ATTEMPT} | {"sha": (earlier.get("git") or {}).get("sha")}
@@ -167,7 +167,7 @@ class RunRecord:
     def __enter__(self) -> Self:
         try:
             self.add(started=_text(datetime.now(UTC)), command=sys.argv, **provenance(self.folder))
-        except BaseException:  # whatever it is, nobody else could have the directory
+        except BaseException:  # whatever it is, the directory must not stay claimed
             release(self.folder)
             raise
         return self

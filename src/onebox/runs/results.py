@@ -1,4 +1,4 @@
-"""What a run leaves: metrics.json, the table that it ends with, and samples.npz, the images that it saw."""
+"""The results of a run, the table that it ends with, and samples.npz: the images that it was trained and tested on."""
 
 import json
 import zipfile
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SHOWN = ("acc", "iou", "loc_acc", "loc_acc70", "joint_acc", "joint_acc_top5", "joint_acc_50_95", "loc_l1")
 SAMPLES = "samples.npz"
-MAX_SAMPLES = 200_000  # 4.5 MB, written in a second; of more, the fingerprints must do
+MAX_SAMPLES = 200_000  # 4.5 MB, written in a second; beyond that, only fingerprints are compared
 MAX_BYTES = 2**28  # unpacked
 COLUMNS = {
     "labels": "relabelled",  # [N] int32
