@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -205,3 +206,22 @@ def test_load_run_and_resume_build_nothing_that_is_not_allowed(hostile, tmp_path
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and "names os.mkdir" in done.stderr, done.stderr
     assert not victim.exists()
+
+
+def test_no_process_imports_a_module_from_the_working_directory(tmp_path, shapes_root):
+    """Servers and helpers start as `python -c`, which looks there first."""
+    for name in ("onebox", "pickle", "multiprocessing", "torch", "tempfile"):
+        (tmp_path / f"{name}.py").write_text(
+            f"open({str(tmp_path / 'mark')!r}, 'a').write(__name__)\nraise SystemExit(9)"
+        )
+    command = [
+        Path(sys.executable).parent / "onebox-train",
+        "-m",
+        "seed=0,1",
+        f"data.root={shapes_root}",
+        "data.source=null",
+    ]
+    options = ["debug=fast", "data.num_workers=1", "callbacks/progress=lines", "callbacks.pictures=null"]
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    done = subprocess.run([*command, *options], cwd=tmp_path, env=plain, capture_output=True, text=True)
+    assert (done.returncode, (tmp_path / "mark").exists()) == (0, False), done.stderr

@@ -59,6 +59,7 @@ RESULT_TAGS = [
 def main() -> None:
     """The console command. Exit codes: 0 done, 1 a fault, 2 bad input, 75 stopped by SIGTERM, 130 by hand."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here instead of being printed by Hydra
+    os.environ.setdefault("PYTHONSAFEPATH", "1")  # no process of ours finds a module in the working directory
     from onebox.trust import stored_arguments
 
     try:

@@ -241,6 +241,7 @@ def _megabytes(num_bytes: int) -> str:
 def main() -> None:
     """The console command."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)  # stderr is for errors
+    os.environ.setdefault("PYTHONSAFEPATH", "1")  # no process of ours finds a module in the working directory
     try:
         app()
     except BadInput as error:
