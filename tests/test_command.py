@@ -152,6 +152,12 @@ def test_ctrl_c_leaves_a_run_that_says_interrupted(tmp_path, shapes_root):
     assert not list(record.parent.rglob("*.tmp"))
 
 
+def test_a_directory_whose_name_looks_like_markup_is_printed_as_it_is(tmp_path, shapes_root):
+    done = run(tmp_path, "hydra.run.dir='mine/o[/x]'", *fast(shapes_root))
+    assert done.returncode == 0, done.stderr
+    assert "report   mine/o[/x]/report.html" in done.stdout
+
+
 def test_two_runs_in_one_second_do_not_share_a_directory(tmp_path, shapes_root):
     both = [start(tmp_path, *fast(shapes_root)) for _ in range(2)]
     for process in both:

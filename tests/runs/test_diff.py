@@ -165,6 +165,7 @@ def test_the_command_answers_as_diff_does(make_run, tmp_path):
     assert invoke("latest~2", "latest~1", "--all").exit_code == 0
     assert isinstance(invoke(a, "nowhere").exception, BadInput)
     assert isinstance(invoke(a).exception, BadInput)
+    assert isinstance(invoke(*[a] * 27).exception, BadInput)  # there is a letter for each
     document = json.loads(invoke(a, b, "--json").stdout)
     assert document["config"][0]["key"] == "optimizer.lr" and document["config"][0]["values"] == [0.001, 0.1]
     lines = invoke(a, b, "--markdown").stdout.splitlines()

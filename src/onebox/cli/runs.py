@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Annotated
 
 import typer
@@ -139,6 +140,8 @@ def diff(
 
     if len(names) < 2:
         raise BadInput(f"{names[0]}: name two runs or more, such as latest~1 latest")
+    if len(names) > len(ascii_uppercase):
+        raise BadInput(f"{len(names)} runs: a diff has a letter for each, so it takes at most {len(ascii_uppercase)}")
     if markdown and json_:
         raise BadInput("--json and --markdown: choose one")
     document = compare([find_run(name, outputs) for name in names], outputs, everything=everything)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onebox.errors import BadInput, check
+from onebox.errors import BadInput, check, print_lines
 from onebox.files import read_json, replacing
 from onebox.trust import stored_file
 
@@ -94,8 +94,7 @@ def print_results(run_dir: Path) -> None:
         where = {"balance": balance_line(balance), **where}
     if any(run_dir.rglob("events.out.tfevents.*")):
         where["curves"] = f"tensorboard --logdir {run_dir}"
-    for what, place in where.items():
-        console.print(f"{what:9}{place}", soft_wrap=True, highlight=False)
+    print_lines(([(f"{what:9}{place}", "")] for what, place in where.items()), console)
 
 
 def write_samples(run_dir: Path, indexes: "Mapping[str, Index]", class_names: Sequence[str]) -> bool:
