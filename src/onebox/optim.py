@@ -24,13 +24,9 @@ class ParamGroups:
     """Splits parameters into an optimizer's groups, each with a share of its learning rate and weight decay.
 
     Where no setting differs there is one group, `all`. Otherwise a group is named after its part: backbone, loc_head,
-    cls_head or loss (what a weighting learns), and backbone_1, backbone_2, ... for pieces of a backbone.
-
-    Args:
-        lr_factors: part -> times the optimizer's lr. For the backbone also a list: its stages, in forward order, are
-            cut into so many pieces, as even as they can be; [0.01, 0.1] gives lr/100 and lr/10.
-        weight_decay_factors: part -> times the optimizer's weight_decay.
-        decay_norms_and_biases: whether parameters with less than two dimensions are decayed.
+    cls_head or loss (what a weighting learns), and backbone_1, backbone_2, ... for pieces of a backbone: where
+    `lr_factors` has a list for it, its stages are cut, in forward order, into as many pieces, as even as they can be.
+    Norms and biases are the parameters with less than two dimensions.
     """
 
     def __init__(

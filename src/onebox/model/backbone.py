@@ -14,19 +14,12 @@ from onebox.errors import BadInput, check, is_integer
 
 @dataclass(frozen=True)
 class InputRecord:
-    """The images that a backbone is made for; with pretrained weights, those that the weights were trained on.
+    """The images that a backbone is made for; with pretrained weights, those that the weights were trained on."""
 
-    Args:
-        size: side of the square, px. Other sizes work too: see `image_size`.
-        mean: mean of each channel, for images in [0, 1].
-        std: standard deviation of each channel, for images in [0, 1].
-        interpolation: how they were resized. Others work too: see `interpolation` in `conf/train.yaml`.
-    """
-
-    size: int
-    mean: Sequence[float]
-    std: Sequence[float]
-    interpolation: str
+    size: int  # side of the square, px; other sizes work too, see `image_size` in conf/train.yaml
+    mean: Sequence[float]  # of each channel, for images in [0, 1]
+    std: Sequence[float]  # standard deviation of each channel, for images in [0, 1]
+    interpolation: str  # how they were resized; others work too, see `interpolation` in conf/train.yaml
 
     def __post_init__(self) -> None:
         given = "model.backbone.input"
