@@ -21,12 +21,7 @@ PACKAGES = {"onebox", "torch", "torchvision", "lightning", "albumentations"}  # 
 NEVER = ("onebox.train", "hydra_plugins")  # targets of Hydra's own part of the config
 WRITERS = ("callbacks", "logger", "trainer")  # groups whose paths are written to
 WRITTEN = ("path", "folder", "dirpath", "filename", "save_dir", "default_root_dir")  # by these arguments
-LOCAL = (
-    "data.cache_dir",
-    "data_dir",
-    "data.download",
-    "trust",
-)  # for whoever runs it to decide, not for the run directory
+LOCAL = ("data.cache_dir", "data_dir", "data.download", "trust")  # for the user to decide, not the run directory
 stored_in: list[Path] = []  # the file of a run directory that this process has its arguments from, with resume=FOLDER
 _TARGET = re.compile(r"_target_:\s*([\w.]+)")
 _RESOLVER = re.compile(r"\$\{[^}]*:")
