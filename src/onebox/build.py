@@ -8,7 +8,7 @@ import ctypes
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -262,12 +262,17 @@ def _waits_in_vain(cfg: DictConfig, module: LocalizationModule) -> bool:
     return any(parameter.requires_grad and parameter.grad is None for parameter in trial.parameters())
 
 
-def run_trainer(trainer: Trainer, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-    """Call fit or test; a Ctrl-C, which Lightning turns into an exit with code 1, stays a Ctrl-C."""
+@contextlib.contextmanager
+def lightnings_errors(trainer: Trainer) -> Iterator[None]:
+    """Around fit and test: a Ctrl-C, which Lightning turns into an exit with code 1, stays a Ctrl-C.
+
+    Raises:
+        BadInput: Lightning refuses how it is configured.
+    """
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     try:
-        function(*args, **kwargs)
+        yield
     except MisconfigurationException as error:
         raise BadInput(str(error)) from error
     except SystemExit:

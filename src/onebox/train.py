@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from onebox.build import Built, build, read_data, run_trainer, use_threads
+from onebox.build import Built, build, lightnings_errors, read_data, use_threads
 from onebox.errors import (
     EXIT_FAULT,
     EXIT_INTERRUPTED,
@@ -224,7 +224,8 @@ def _fit(cfg: DictConfig, run: RunRecord, built: Built) -> None:
     parts: Any = {"backbone": cfg.model.backbone, "augment": cfg.augment}
     plain: Any = {name: OmegaConf.to_container(part, resolve=True) for name, part in parts.items()}
     store_features(trainer, module, data, checkpoint=checkpoint, **plain)
-    run_trainer(trainer, trainer.fit, module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    with lightnings_errors(trainer):
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     run.add(final_weights=weights_hash(module))
     stopped = stopped_early(trainer)
     if stopped is not None:
@@ -250,7 +251,8 @@ def _test(run: RunRecord, built: Built) -> tuple[dict[str, float], dict[str, flo
     best = run.folder / "checkpoints" / "best.ckpt"
     if best.exists():  # callbacks.checkpoint_best=null: the last weights
         load_weights(module, best)  # Lightning, under averaging, would test the weights that were not averaged
-    run_trainer(trainer, trainer.test, module, datamodule=data, verbose=False)
+    with lightnings_errors(trainer):
+        trainer.test(module, datamodule=data, verbose=False)
     test = {tag.removeprefix("test/"): value.item() for tag, value in trainer.callback_metrics.items()}
     num_tested = int(sum(row["images"] for row in module.test_per_class.values()))
     return test, floor_metrics(data.indexes["train"], data.indexes["test"], data.class_names, num_tested)

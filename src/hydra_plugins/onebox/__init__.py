@@ -10,7 +10,6 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from onebox.errors import BadInput
-from onebox.sweep import sweeper
 
 
 def _build(config: dict[str, Any], known: dict[str, Any]) -> dict[str, str]:
@@ -19,10 +18,21 @@ def _build(config: dict[str, Any], known: dict[str, Any]) -> dict[str, str]:
     return build_job(config, known)
 
 
-class GridSweeper(sweeper.GridSweeper):
-    """See `onebox.sweep.sweeper`."""
+class GridSweeper(Sweeper):
+    """See `onebox.sweep.sweeper`, which is imported when a sweep begins."""
 
-    build = staticmethod(_build)
+    def __init__(self, **settings: Any) -> None:
+        from onebox.sweep.sweeper import GridSweeper
+
+        self._sweeper = GridSweeper(build=_build, **settings)
+
+    def setup(self, **context: Any) -> None:
+        """See Hydra's Sweeper."""
+        self._sweeper.setup(**context)
+
+    def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
+        """See `onebox.sweep.sweeper.GridSweeper.sweep`."""
+        return self._sweeper.sweep(arguments)
 
 
 class HermeticLauncher(Launcher):

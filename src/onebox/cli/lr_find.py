@@ -84,7 +84,7 @@ def range_test(cfg: "DictConfig", min_lr: float, max_lr: float, steps: int, pict
     import lightning.pytorch as L
     from omegaconf import open_dict
 
-    from onebox.build import build_module, build_trainer, fill_in, quieten, read_data, run_trainer, use_threads
+    from onebox.build import build_module, build_trainer, fill_in, lightnings_errors, quieten, read_data, use_threads
     from onebox.callbacks.lr_range import LrRange
 
     quieten()
@@ -99,7 +99,9 @@ def range_test(cfg: "DictConfig", min_lr: float, max_lr: float, steps: int, pict
     test = LrRange(min_lr=min_lr, max_lr=max_lr, num_steps=steps, lr=cfg.optimizer.lr)
     trainer = build_trainer(cfg)
     trainer.callbacks.append(test)  # type: ignore[attr-defined]  # Lightning sets it without declaring it
-    run_trainer(trainer, trainer.fit, build_module(cfg, data), datamodule=data)
+    module = build_module(cfg, data)
+    with lightnings_errors(trainer):
+        trainer.fit(module, datamodule=data)
     smoothed, suggested = test.curve()
     _draw(test, smoothed, suggested, picture)
     return suggested

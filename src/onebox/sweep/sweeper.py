@@ -37,12 +37,11 @@ class GridSweeper(Sweeper):
 
     Args:
         params: key -> values as the command line writes them, such as `1,3,10`; the command line wins.
+        build: builds a job, which this layer does not know how to.
     """
 
-    build: Build  # set by the class that Hydra makes, as this layer does not know how a run is built
-
-    def __init__(self, params: dict[str, str] | None) -> None:
-        self._params = dict(params or {})
+    def __init__(self, params: dict[str, str] | None, build: Build) -> None:
+        self._params, self._build = dict(params or {}), build
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """See Hydra's Sweeper."""
@@ -67,7 +66,7 @@ class GridSweeper(Sweeper):
             OmegaConf.save(self.config, temporary)
         plan = partial(write_plan, folder, jobs, objective=objectives(self.config), source=source_fingerprint())
         plan(data_fingerprints={})
-        with Checks(jobs, type(self).build) as checks:
+        with Checks(jobs, self._build) as checks:
             if any((job.folder / "run.json").exists() for job in jobs):
                 checks.wait()  # whether what is done is of these data
             returns, to_run = self._kept(jobs, checks.data_fingerprints)
