@@ -150,8 +150,9 @@ def fill_in(cfg: DictConfig, data: VocDataModule) -> None:
 def _made(config: DictConfig, **arguments: Any) -> Any:
     missing = sorted(OmegaConf.missing_keys(config))
     check(not missing, f"{', '.join(missing)} must be given (KEY=VALUE)")
-    plain = with_new_names(OmegaConf.to_container(config, resolve=True))  # a private config may have old names
-    return hydra.utils.instantiate(plain, _convert_="all", **arguments)
+    plain = OmegaConf.to_container(config, resolve=True)
+    renamed = with_new_names(plain)  # a private config may have old names; others keep their place for messages
+    return hydra.utils.instantiate(config if renamed == plain else renamed, _convert_="all", **arguments)
 
 
 def build_data(cfg: DictConfig) -> VocDataModule:

@@ -30,7 +30,7 @@ def test_a_file_sets_its_name_and_says_how_to_run_it(file):
 @pytest.mark.parametrize("file", NUM_JOBS)
 def test_all_jobs_of_a_file_compose_and_can_be_built(sweeper, file):
     found = sweeper(f"sweep={file}", *NEEDS.get(file, []))
-    jobs = found._plan(found.arguments)
+    jobs = found._sweeper._plan(found.arguments)
     assert len(jobs) == NUM_JOBS[file]
     known = {}
     for job in jobs:
@@ -55,7 +55,7 @@ def test_the_ends_of_what_tpe_searches_can_be_built(sweeper, monkeypatch):
 
 def test_a_file_combines_with_an_experiment_and_other_axes(sweeper):
     found = sweeper("sweep=loss_weights", "experiment=baseline", "data.limit=20", "seed=0,1")
-    jobs = found._plan(found.arguments)
+    jobs = found._sweeper._plan(found.arguments)
     assert len(jobs) == 8
     assert {job.config["name"] for job in jobs} == {"loss_weights"}
     assert {job.choices["optimizer"] for job in jobs} == {"adamw"}  # the experiment's
@@ -64,8 +64,8 @@ def test_a_file_combines_with_an_experiment_and_other_axes(sweeper):
 
 def test_the_command_line_wins_over_a_file(sweeper):
     found = sweeper("sweep=seeds", "name=mine", "seed=5,6")
-    assert [job.config["seed"] for job in found._plan(found.arguments)] == [5, 6]
-    assert found.config.name == "mine"
+    assert [job.config["seed"] for job in found._sweeper._plan(found.arguments)] == [5, 6]
+    assert found._sweeper.config.name == "mine"
 
 
 def test_a_sweep_of_real_runs(nursery, data, tmp_path):
