@@ -329,7 +329,7 @@ REASONS = {
     "no_image": ("no_image.jpg", "no such image"),
     "no_jpeg": ("no_jpeg.jpg", "not a readable image"),
     "cut": ("cut.jpg", "not a readable image (cut short or corrupt)"),
-    "wrong_box": ("wrong_box.xml", "is outside the image"),
+    "wrong_box": ("wrong_box.xml", "outside the image"),
     "unknown_class": ("unknown_class.xml", "class 'unicorn' is not in data.classes"),
     "wrong_size": ("wrong_size.jpg", "the image is 40x60 px but its annotation says 60x40"),
 }

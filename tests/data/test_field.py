@@ -81,7 +81,7 @@ def test_what_numbers_mean_is_found_from_all_of_them_and_told(data_of, tree, box
 @pytest.mark.parametrize(
     ("how", "kept", "told"),
     [
-        ("refuse", None, r"junk\.xml: box xmin=10 ymin=9 xmax=10 ymax=-3: ymax < ymin, is outside .*data\.boxes=clip"),
+        ("refuse", None, r"junk\.xml: box xmin=10 ymin=9 xmax=10 ymax=-3: ymax < ymin, outside .*data\.boxes=clip"),
         ("clip", {"both": [0, 0, 60, 40], "good": [0, 0, 30, 20], "over": [10, 8, 60, 20]},
          "1 boxes cut at the edge, 2 boxes without area left out"),
         ("drop", {"both": [0, 0, 60, 40], "good": [0, 0, 30, 20]}, "3 wrong boxes left out"),

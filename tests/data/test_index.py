@@ -242,8 +242,8 @@ def test_an_open_index_takes_less_than_a_kilobyte_a_file(tmp_path):
     ("spoil", "words"),
     [
         (lambda text: text.replace("<xmin>1<", "<xmin>-inf<"), "<bndbox/xmin> is '-inf', not a number"),
-        (lambda text: text.replace("<xmin>1<", "<xmin>-3<"), "box xmin=-3 .* is outside"),
-        (lambda text: text.replace("<xmax>30<", "<xmax>1e300<"), "box .* xmax=1e[+]300 .* is outside"),
+        (lambda text: text.replace("<xmin>1<", "<xmin>-3<"), "box xmin=-3 .* outside"),
+        (lambda text: text.replace("<xmax>30<", "<xmax>1e300<"), "box .* xmax=1e[+]300 .* outside"),
         (lambda text: text.replace("<xmin>1</xmin>", "<xmin>1</xmin>" * 2), "<bndbox/xmin> is there 2 times"),
         (lambda text: text.replace("annotation>", "notes>"), "not a readable VOC annotation"),
         (

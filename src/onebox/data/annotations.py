@@ -164,9 +164,9 @@ def _wrong_box(corners: Any, edges: Columns, size: tuple[int, int], remedy: str)
     ways = {
         "xmax < xmin": corners[2] < corners[0],
         "ymax < ymin": corners[3] < corners[1],
-        "has no width": corners[2] >= corners[0] and x2 <= x1,
-        "has no height": corners[3] >= corners[1] and y2 <= y1,
-        f"is outside the image of {size[0]}x{size[1]}": min(x1, y1, x2, y2) < 0
+        "no width": corners[2] >= corners[0] and x2 <= x1,
+        "no height": corners[3] >= corners[1] and y2 <= y1,
+        f"outside the image of {size[0]}x{size[1]}": min(x1, y1, x2, y2) < 0
         or max(x1, x2) > size[0]
         or max(y1, y2) > size[1],
     }

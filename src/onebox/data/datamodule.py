@@ -234,11 +234,8 @@ class VocDataModule(LightningDataModule):
     def replace_datasets(self, make: Callable[[OneBoxDataset, str, int, Path], Any]) -> None:
         """Let the loaders of train and val take their batches from other datasets, such as stored features.
 
-        Tests and pictures keep to the images, so what they say holds for the network as it is.
-
-        Args:
-            make: gives the dataset in the place of a split's own; called with that, the split's name, its number of
-                views and the cache folder.
+        Tests and pictures keep to the images, so what they say holds for the network as it is. `make` gives the dataset
+        in the place of a split's own, from that, the split's name, its number of views and the cache folder.
         """
         for split, views in (("train", self.views), ("val", 1)):
             assert views is not None, "without data.views every epoch has views of its own"
