@@ -41,6 +41,7 @@ def test_rerun_decides_what_becomes_of_a_job(status, rerun, stale, step):
     [
         (DONE, {"train": "1"}, False),
         (DONE, {"train": "2"}, True),
+        (DONE, {"train": "1", "files": "x"}, False),  # a part that older runs do not know
         (DONE, None, False),
         (DONE | {"source": "old"}, {"train": "1"}, True),
         (DONE | {"attempts": [{"source": "old"}]}, {"train": "1"}, True),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from onebox.runs.fingerprint import changed_parts
 from onebox.runs.reading.changes import Change, compare, without_harmless
 from onebox.runs.reading.find import MISSING, Run
 from onebox.runs.reading.noise import SAME, band, judge, other_seeds
@@ -147,7 +148,7 @@ def _data(runs: Sequence[Run]) -> Document:
     prints = [run.record.get("data_fingerprint") or {} for run in runs]
     weights = [run.record.get("weights_fingerprint") for run in runs]
     names = list(dict.fromkeys(name for one in prints for name in one))
-    parts_of = [[name for name in names if one.get(name) != prints[0].get(name)] for one in prints[1:]]
+    parts_of = [changed_parts(prints[0], one) for one in prints[1:]]  # runs of before know fewer parts
     parts = [name for name in names if any(name in other for other in parts_of)]
     found: Document = {
         "same": not parts and len(set(weights)) == 1,

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from onebox.errors import BadInput, Line, duration
+from onebox.runs.fingerprint import changed_parts
 from onebox.runs.provenance import source_fingerprint
 from onebox.runs.reading.changes import compare
 from onebox.runs.reading.find import MISSING, Run, find_runs, near_keys
@@ -186,7 +187,7 @@ def _stale(record: Mapping[str, Any], planned: Mapping[str, Any], source: str) -
     now, before = planned.get("data_fingerprint") or {}, record.get("data_fingerprint") or {}
     if not is_stale(record, source, lambda: now or None):
         return ""
-    return f"other data ({', '.join(part for part, value in now.items() if before.get(part) != value)})"
+    return f"other data ({', '.join(changed_parts(before, now))})"
 
 
 def _mode(plan: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
