@@ -139,11 +139,12 @@ def test_an_error_in_another_process_is_raised_in_this_one():
 
 
 def test_a_script_without_a_main_guard_reads_alone(tmp_path):
+    write_annotations(tmp_path / "tree", 2100)
     script = tmp_path / "script.py"
-    line = "print(sum(process_map(str.__len__, ['ab'] * 4000, description='')))"
-    script.write_text(f"from onebox.data.processes import process_map\n{line}\n")
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
-    assert done.stdout == "8000\n"
+    script.write_text(BUILD)
+    command = [sys.executable, str(script), tmp_path / "tree", tmp_path / "cache"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "2100 42\n"
 
 
 BUILD = """

@@ -127,7 +127,14 @@ def test_other_seeds_of_the_same_config_and_code_give_the_noise(make_run, tmp_pa
 
 
 def test_metrics_on_other_images_are_not_judged(make_run, tmp_path):
-    prints = {"classes": "c", "pixels": "p", "train": "t", "val": "v", "test": "changed", "files": "new"}  # older runs have none
+    prints = {
+        "classes": "c",
+        "pixels": "p",
+        "train": "t",
+        "val": "v",
+        "test": "changed",
+        "files": "new",
+    }  # older runs have none
     a = make_run("a", metrics={"acc": 0.5})
     b = make_run("b", metrics={"acc": 0.9}, data_fingerprint=prints)
     document, shown = text(a, b, outputs=tmp_path)

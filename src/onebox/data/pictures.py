@@ -38,9 +38,12 @@ def read_pictures(files: Sequence[str], path: Path) -> list[Picture]:
     new = [number for number, key in enumerate(keys) if key not in known]
     looked: dict[int, Picture] = {}
     if new:
-        with ThreadPoolExecutor(num_cores()) as pool:  # reading and hashing let go of the interpreter
+        pool = ThreadPoolExecutor(num_cores())  # reading and hashing let go of the interpreter
+        try:
             pictures = pool.map(_look, [files[number] for number in new])
             looked = dict(zip(new, progress(pictures, total=len(new), description="looking at images"), strict=True))
+        finally:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C is not to wait for all the others
         sound = {keys[number]: picture for number, picture in looked.items() if not isinstance(picture.header, str)}
         _save(path, known | sound)
     return [looked[number] if number in looked else known[key] for number, key in enumerate(keys)]

@@ -38,6 +38,16 @@ def process_map(function: Callable[[Item], Result], items: Sequence[Item], *, de
     yield from progress(_in_pool(function, items, workers), total=len(items), description=description)
 
 
+def check_is_main() -> None:
+    """End an interpreter that only helps, and runs a script without `if __name__ == "__main__"` a second time.
+
+    It would wait for what its parent holds while that waits for it.
+    """
+    # Set while a new interpreter imports the main module, which is how multiprocessing tells this itself.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError('put what the script does below `if __name__ == "__main__":`')
+
+
 def _in_pool(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_follow_parent)
     done = 0
