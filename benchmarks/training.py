@@ -83,11 +83,11 @@ class ByHand:
 
     def step(self, batches: Iterator[Batch]) -> None:
         batch = next(batches)
-        losses = self.loss(self.model(batch.images), self.model.encode(batch.boxes, batch.labels))
+        total, _ = self.loss(self.model(batch.images), self.model.encode(batch.boxes, batch.labels))
         self.optimizer.zero_grad()
-        losses.total.backward()
+        total.backward()
         self.optimizer.step()
-        self.totals.append(losses.total.detach() * len(batch))
+        self.totals.append(total.detach() * len(batch))
 
     def loss_sum(self) -> float:
         total = float(torch.stack(self.totals).sum())
