@@ -138,7 +138,16 @@ def test_an_error_in_another_process_is_raised_in_this_one():
         list(process_map(len, [1] * 4000, description=""))
 
 
-def test_a_script_without_a_main_guard_reads_alone(tmp_path):
+@pytest.mark.parametrize("python", ["false", "no-such-program"])
+def test_without_other_processes_this_one_reads_alone(monkeypatch, caplog, python):
+    monkeypatch.setattr(sys, "executable", python)
+    assert list(process_map(str, range(4000), description="")) == [str(number) for number in range(4000)]
+    assert [record.message for record in caplog.records] == [
+        "worker processes cannot be used; this process reads the rest alone"
+    ]
+
+
+def test_a_script_without_a_main_guard_reads_once(tmp_path):
     write_annotations(tmp_path / "tree", 2100)
     script = tmp_path / "script.py"
     script.write_text(BUILD)

@@ -2,15 +2,13 @@
 
 import contextlib
 import logging
-import multiprocessing
 import os
-import signal
-import threading
+import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +22,8 @@ WORTH_IT = 2000  # items; below, starting processes takes longer than the work
 def process_map(function: Callable[[Item], Result], items: Sequence[Item], *, description: str) -> Iterator[Result]:
     """`map(function, items)` with a progress bar, on all cores that this process may use.
 
-    The processes are new interpreters, not forks: safe beside threads.
+    The processes are new interpreters, not forks: safe beside threads. Unlike those of `multiprocessing`, they do not
+    import the main module, which takes longer than all they do.
 
     Args:
         function: of the top level of a module, so that it has a name everywhere.
@@ -32,48 +31,49 @@ def process_map(function: Callable[[Item], Result], items: Sequence[Item], *, de
         description: what the progress bar says.
     """
     workers = min(num_cores(), len(items) // (WORTH_IT // 2))
-    if workers < 2:
-        yield from progress(map(function, items), total=len(items), description=description)
-        return
-    yield from progress(_in_pool(function, items, workers), total=len(items), description=description)
+    done = map(function, items) if workers < 2 else _in_processes(function, items, workers)
+    yield from progress(done, total=len(items), description=description)
 
 
-def check_is_main() -> None:
-    """End an interpreter that only helps, and runs a script without `if __name__ == "__main__"` a second time.
-
-    It would wait for what its parent holds while that waits for it.
-    """
-    # Set while a new interpreter imports the main module, which is how multiprocessing tells this itself.
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise RuntimeError('put what the script does below `if __name__ == "__main__":`')
-
-
-def _in_pool(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_follow_parent)
+def _in_processes(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
+    chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
+    start = f"import sys; sys.path[:] = {sys.path!r}; from onebox.data.processes import _serve; _serve()"
+    # A group of their own: Ctrl-C is for the parent.
+    options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "process_group": 0}
+    children: list[subprocess.Popen[bytes]] = []
     done = 0
     try:
-        for result in pool.map(function, items, chunksize=CHUNK):
-            done += 1
-            yield result
-    except BrokenProcessPool:
-        # A script without `if __name__ == "__main__"` runs again in each new interpreter, which then gives up.
-        log.warning("worker processes cannot be started; this process reads alone")
+        children.extend(subprocess.Popen([sys.executable, "-c", start], **options) for _ in range(workers))
+        for number in range(len(chunks) + workers):
+            child = children[number % workers]
+            assert child.stdin
+            assert child.stdout
+            if number < workers:
+                pickle.dump(function, child.stdin)
+            else:  # a child has one chunk at a time, so none waits for a full pipe
+                results = pickle.load(child.stdout)  # from our own process
+                done += len(results)
+                yield from results
+            if number < len(chunks):
+                pickle.dump(chunks[number], child.stdin)
+                child.stdin.flush()
+    except (EOFError, OSError, pickle.UnpicklingError):
+        log.warning("worker processes cannot be used; this process reads the rest alone")
         yield from map(function, items[done:])
     finally:
-        pool.shutdown(cancel_futures=True)
+        for child in children:
+            child.kill()
+            child.communicate()
 
 
-def _follow_parent() -> None:
-    """Leave Ctrl-C to the parent, and end when it has been killed: a pool's process would wait for it forever."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+def _serve() -> None:
+    """What a child does: a function and chunks in, results out, until its parent is done, or gone."""
+    with contextlib.suppress(EOFError, BrokenPipeError, pickle.UnpicklingError):
+        function = pickle.load(sys.stdin.buffer)
+        while True:
+            pickle.dump(list(map(function, pickle.load(sys.stdin.buffer))), sys.stdout.buffer)
+            sys.stdout.flush()
+    os._exit(0)  # without another try to write
 
 
 def num_cores() -> int:

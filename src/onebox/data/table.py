@@ -14,7 +14,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from onebox.data.processes import check_is_main, process_map
+from onebox.data.processes import process_map
 from onebox.data.tree import VocTree
 from onebox.data.voc import Record, read_record
 from onebox.files import alone, remove_unfinished, replacing
@@ -155,7 +155,6 @@ def read_table(tree: VocTree, cache_dir: Path) -> Table:
     Several processes may call this at once; one parses, the others wait. A folder that cannot be written costs a
     warning and the time to parse.
     """
-    check_is_main()
     path = table_path(tree, cache_dir)
     ids = sorted(tree.annotations.paths)
     files = [tree.annotations.paths[name] for name in ids]

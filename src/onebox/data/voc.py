@@ -1,6 +1,7 @@
 """PASCAL VOC's XML: what one file says, as plain numbers. The only place that knows the format."""
 
 import math
+import os
 import re
 from xml.etree.ElementTree import Element, ParseError, TreeBuilder
 from xml.parsers.expat import ExpatError, ParserCreate
@@ -24,8 +25,9 @@ def read_record(path: str) -> Record | str:
     """
     try:
         with open(path, "rb", buffering=0) as file:
-            data = file.read(MAX_BYTES + 1)
-        root = _parse(data)
+            if os.fstat(file.fileno()).st_size > MAX_BYTES:
+                raise ValueError(f"it has more than {MAX_BYTES >> 20} MB")
+            root = _parse(file.read())
         if root.tag.lower() != "annotation":
             raise ValueError(f"its first tag is <{root.tag[:40]}>, not <annotation>")
     except OSError as error:
@@ -46,8 +48,6 @@ def _parse(data: bytes) -> Element:
     Raises:
         ExpatError, ParseError, ValueError, LookupError: it is no such file.
     """
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"it has more than {MAX_BYTES >> 20} MB")
     declared = _ENCODING.match(data)
     if declared and declared[1].decode().lower() not in _EXPATS_OWN:  # such as gb2312, which expat does not know
         if b"escape" in declared[1].lower():
@@ -59,13 +59,15 @@ def _parse(data: bytes) -> Element:
 
     builder, parser = TreeBuilder(), ParserCreate()
     parser.buffer_text = True
-    # A prefix is a namespace, which says nothing here.
-    parser.StartElementHandler = lambda tag, attributes: builder.start(tag.rpartition(":")[2], attributes)
-    parser.EndElementHandler = lambda tag: builder.end(tag.rpartition(":")[2])
+    parser.StartElementHandler, parser.EndElementHandler = builder.start, builder.end
     parser.CharacterDataHandler = builder.data
     parser.EntityDeclHandler = parser.SkippedEntityHandler = parser.ExternalEntityRefHandler = refuse_entity
     parser.Parse(data, True)
-    return builder.close()
+    root: Element = builder.close()
+    if b":" in data:
+        for element in root.iter():
+            element.tag = element.tag.rpartition(":")[2]  # a prefix is a namespace, which says nothing here
+    return root
 
 
 class _Wrong(Exception):
