@@ -12,7 +12,6 @@ from PIL import Image
 from tests.conftest import OBJECT_XML, VOC_XML
 
 from onebox.build import build_data
-from onebox.data import table as tables
 from onebox.data.listed import Listed
 from onebox.data.processes import process_map
 from onebox.data.table import Table, read_table, table_path
@@ -51,7 +50,7 @@ def parsed(monkeypatch):
         names.append(Path(path).stem)
         return read_record(path)
 
-    monkeypatch.setattr(tables, "read_record", spy)
+    monkeypatch.setattr(VocTree, "read", staticmethod(spy))
     return names
 
 

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from tests.conftest import OBJECT_XML, VOC_XML
 
-from onebox.data.tree import Folders, VocTree, find_trees
+from onebox.data.layout import Layout
+from onebox.data.tree import VocTree, find_trees
 from onebox.errors import BadInput
 
 
@@ -41,7 +42,7 @@ def test_two_images_of_one_id_are_refused_unless_the_first_will_do(tree):
     with pytest.raises(BadInput, match=r"a\.jpg: a\.PNG has the same id; keep one of the two"):
         VocTree(tree.folder)
     voc = VocTree(tree.folder, strict=False)
-    assert voc.image_file("a").endswith("a.PNG")
+    assert voc.images.file("a").endswith("a.PNG")
     assert [path.name for path in voc.images.ambiguous["a"]] == ["a.PNG", "a.jpg"]
 
 
@@ -95,9 +96,9 @@ def test_other_folders_are_named_in_the_message_and_taken_when_they_are_set(tree
     (tree.folder / "Annotations").rename(tree.folder / "my boxes")
     with pytest.raises(BadInput, match=r"set data\.annotations=my boxes and data\.images=my photos"):
         VocTree(tree.folder)
-    assert VocTree(tree.folder, Folders("my photos", "my boxes")).ids("*") == (["a"], 0)
+    assert VocTree(tree.folder, Layout("voc", "my photos", "my boxes")).ids("*") == (["a"], 0)
     with pytest.raises(BadInput, match=r"nowhere: no such folder; correct data\.images"):
-        VocTree(tree.folder, Folders("nowhere", "my boxes"))
+        VocTree(tree.folder, Layout("voc", "nowhere", "my boxes"))
 
 
 def test_one_folder_may_hold_both(tmp_path):
@@ -105,7 +106,7 @@ def test_one_folder_may_hold_both(tmp_path):
         write(tmp_path / name)
     tree = VocTree(tmp_path)
     assert tree.ids("*") == (["test/c", "train/a", "valid/b"], 0)
-    assert tree.folders_of_splits == {"train": "train", "val": "valid", "test": "test"}
+    assert "data.splits={test:[test/*],train:[train/*],val:[valid/*]}" in str(tree.remarks)
     assert VocTree(tmp_path / "train").ids("*") == (["a"], 0)
 
 

@@ -140,7 +140,7 @@ def test_the_file_name_in_the_annotation_is_not_followed(tree, name):
     path = tree.folder / "Annotations/a.xml"
     path.write_text(path.read_text().replace("a.jpg", name))
     assert read_annotation(path).corners.tolist() == [[0, 0, 30, 20]]
-    assert VocTree(tree.folder).image_file("a") == str(tree.folder / "JPEGImages/a.jpg")
+    assert VocTree(tree.folder).images.file("a") == str(tree.folder / "JPEGImages/a.jpg")
 
 
 def test_an_unknown_class_is_refused_with_the_known_ones(tree):

@@ -9,7 +9,7 @@ import os
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -139,7 +139,7 @@ def check(
     from onebox.data import check_report
     from onebox.data.annotations import Conventions
     from onebox.data.check import check as check_data
-    from onebox.data.tree import Folders
+    from onebox.data.layout import Layout
 
     overrides = [text for text in arguments or [] if "=" in text and not Path(text).exists()]
     roots = [text for text in arguments or [] if text not in overrides]
@@ -150,12 +150,12 @@ def check(
     try:
         survey = check_data(
             Path(roots[0] if roots else str(cfg.root)).expanduser(),
-            conventions=Conventions(**{item.name: cfg[item.name] for item in fields(Conventions)}),
+            conventions=_part(Conventions, cfg),
             classes=_class_names(classes, voc) or (list(map(str, cfg.classes)) if data and cfg.classes else None),
             voc_classes=voc,
             has_background=cfg.background_class,
             splits={split: list(lists) for split, lists in cfg.splits.items()} if data else None,
-            folders=Folders(cfg.images, cfg.annotations),
+            layout=_part(Layout, cfg),
         )
         if montage is not None:
             from onebox.files import replacing
@@ -185,6 +185,52 @@ def _class_names(option: str | None, voc: list[str]) -> list[str] | None:
             f"--classes {option}: neither a file nor a list of names; give voc, a file, or a list such as cat,dog"
         )
     return names
+
+
+@data_app.command(epilog=EPILOG)
+def convert(
+    root: Annotated[Path, typer.Argument(help="A folder of images and annotations.", show_default=False)],
+    to: Annotated[Literal["voc", "coco", "yolo", "csv"], typer.Option(help="The new form.", show_default=False)],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="The new folder.", show_default=False)],
+    overrides: Overrides = None,
+    data: Annotated[
+        str, typer.Option(metavar="OPTION", help="How ROOT is read: folder, coco, yolo or csv.")
+    ] = "folder",
+) -> None:
+    """Write images and annotations to a new folder in another form: VOC, COCO, YOLO or CSV.
+
+    Boxes are written by the conventions of the new form, to a hundredth of a pixel; images are copied, lists kept.
+    What is wrong is refused, or with data.on_error=skip left out and said.
+
+    \b
+    Examples
+      onebox data convert my_voc --to coco --out my_coco
+      onebox data convert my_yolo --data yolo --to voc --out my_voc
+      onebox data convert my_folder data.box_origin=0 data.boxes=clip --to csv --out my_csv
+    """
+    from onebox.data.annotations import Conventions
+    from onebox.data.convert import convert as convert_data
+    from onebox.data.layout import Layout
+
+    cfg = _compose(f"data={data}", f"data.root='{root}'", *(overrides or [])).data
+    try:
+        lists, left_out = convert_data(
+            root.expanduser(),
+            out.expanduser(),
+            to,
+            layout=_part(Layout, cfg),
+            conventions=_part(Conventions, cfg),
+            classes=list(map(str, cfg.classes)) if cfg.classes else None,
+            skip=cfg.on_error == "skip",
+            cache_dir=Path(cfg.cache_dir),
+        )
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C; nothing is written", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    for text in left_out:
+        print(f"left out: {printable(text)}")
+    counts = ", ".join(f"{printable(name)} {len(images):,}" for name, images in lists.items())
+    print(f"{sum(map(len, lists.values())):,} images in {printable(str(out))} ({counts})")
 
 
 @data_app.command(epilog=EPILOG)
@@ -232,6 +278,15 @@ def _compose(*overrides: str) -> "DictConfig":
 
     with told_as_bad_input(overrides), initialize_config_module("onebox.conf", version_base="1.3"):
         return compose("train", overrides=list(overrides))
+
+
+def _part(kind: Any, cfg: "DictConfig") -> Any:
+    """A part of the data module from the keys that are its fields."""
+    from omegaconf import OmegaConf
+
+    values = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(values, dict)
+    return kind(**{item.name: values[item.name] for item in fields(kind)})
 
 
 def _megabytes(num_bytes: int) -> str:

@@ -64,7 +64,10 @@ class Conventions:
         x1, y1, x2, y2 = corners
         if self.box_units != "pixels":
             whole = UNITS[self.box_units]
-            return x1 / whole * width, y1 / whole * height, x2 / whole * width, y2 / whole * height
+            # Files keep some six digits: what was a whole pixel is one again, and the image's edge is met.
+            x1, x2 = (np.round(x / whole * width, 2) for x in (x1, x2))
+            y1, y2 = (np.round(y / whole * height, 2) for y in (y1, y2))
+            return x1, y1, x2, y2
         is_inclusive = self.box_end == "inclusive" or (self.box_end is None and self.box_origin == 1)
         end = self.box_origin - 1 if is_inclusive else self.box_origin
         return x1 - self.box_origin, y1 - self.box_origin, x2 - end, y2 - end
@@ -125,7 +128,8 @@ def understand(table: Table, conventions: Conventions) -> Understood:
         slips["wrong boxes left out"] = is_wrong
     kept = has_numbers & has_size & ~is_wrong
     counts = {what: np.bincount(owners[at], minlength=len(table)) for what, at in slips.items() if at.any()}
-    edges = np.stack([x1, y1, x2, y2], axis=1) if len(owners) else table.corners
+    # Adding 0 makes 0 of -0, which would be another fingerprint.
+    edges = np.stack([x1, y1, x2, y2], axis=1) + 0.0 if len(owners) else table.corners
     renamed = {str(old): str(new) for old, new in (conventions.rename or {}).items()}
     names = table.names[kept]
     if renamed:
@@ -213,7 +217,7 @@ def _notes(
     if conventions.box_units == "pixels" and is_large.any() and float(corners[is_large].max()) <= 100:
         text = "boxes have no number above 100: if they are percent of the image, set data.box_units=percent"
         notes.append((text, is_large, owners))
-    if conventions.box_units == "pixels":
+    if conventions.box_units == "pixels" and conventions.box_origin == 1:  # edges counted from 0 may be anywhere
         notes.append(("boxes have fractions of pixels", (corners % 1 != 0).any(axis=1), owners))
     x1, y1, x2, y2 = found.corners.T
     is_small = (np.minimum(x2 - x1, y2 - y1) < SMALL) & (x2 > x1) & (y2 > y1)

@@ -17,12 +17,14 @@ import numpy as np
 import PIL.Image
 
 from onebox.data.annotations import BACKGROUND, Conventions, odd_classes
+from onebox.data.forms import open_tree
 from onebox.data.image import Header, read_image
 from onebox.data.index import annotation_problems
+from onebox.data.layout import Layout, Tree
 from onebox.data.listed import Listed
 from onebox.data.processes import num_cores, progress
-from onebox.data.table import Ints, read_table
-from onebox.data.tree import Folders, VocTree, find_trees
+from onebox.data.table import Ints
+from onebox.data.tree import VOC, find_trees
 from onebox.errors import BadInput
 from onebox.errors import check as require
 
@@ -87,7 +89,7 @@ def check(
     voc_classes: Sequence[str],
     has_background: bool = False,
     splits: Mapping[str, Sequence[str]] | None = None,
-    folders: Folders = Folders(),  # noqa: B008  it is frozen
+    layout: Layout = VOC,
 ) -> Survey:
     """Read every image and annotation below `root`.
 
@@ -98,12 +100,12 @@ def check(
         voc_classes: the names of VOC.
         has_background: whether training puts a class "background" before them.
         splits: the lists of each split, as `data.splits`; None takes all lists that there are, but those of a class.
-        folders: of images and annotations of a tree, where they have no usual name.
+        layout: the form of the trees, and their parts where they have no usual name.
 
     Raises:
         BadInput: there is no tree, or nothing in it, or the conventions do not fit.
     """
-    trees = _trees(root, splits, folders)
+    trees = _trees(root, splits, layout)
     problems: list[Problem] = []
     members: dict[str, list[tuple[str, str]]] = {}
     images: list[tuple[str, str]] = []
@@ -139,14 +141,14 @@ def check(
     return Survey(root, listed, rows, hashes, [problem.relative_to(root) for problem in problems])
 
 
-def _trees(root: Path, splits: Mapping[str, Sequence[str]] | None, folders: Folders) -> dict[str, VocTree]:
+def _trees(root: Path, splits: Mapping[str, Sequence[str]] | None, layout: Layout) -> dict[str, Tree]:
     if splits is not None:
         places = {name: root / name for name in sorted({tree for tree, _ in _wanted(splits)})}
-    elif folders != Folders():
+    elif layout != VOC:
         places = {"": root}
     else:
         places = {"" if path == root else path.name: path for path in find_trees(root)}
-    return {name: VocTree(path, folders, strict=False) for name, path in places.items()}
+    return {name: open_tree(path, layout, None, strict=False) for name, path in places.items()}
 
 
 def _wanted(splits: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
@@ -156,7 +158,7 @@ def _wanted(splits: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
 
 
 def _read_lists(
-    tree: VocTree, tree_name: str, splits: Mapping[str, Sequence[str]] | None
+    tree: Tree, tree_name: str, splits: Mapping[str, Sequence[str]] | None
 ) -> tuple[dict[str, list[str]], list[Problem]]:
     """The lists of a tree that `splits` names, or all but those of one class each (dog_train); and what is wrong."""
     problems = []
@@ -166,14 +168,10 @@ def _read_lists(
     names = [name for where, name in _wanted(splits or {}) if where == tree_name]
     if splits is None:
         order = {name: place for place, name in enumerate((*SPLITS, "trainval"))}
-        there = sorted(path.stem for path in tree.lists.glob("*.txt"))
-        names = sorted(there, key=lambda name: order.get(name, len(order)))
-        with tempfile.TemporaryDirectory() as nothing_is_kept:
-            classes = set(read_table(tree, Path(nothing_is_kept)).names.tolist())
-        names = [name for name in names if name.rpartition("_")[0] not in classes]
+        names = sorted(tree.list_names(), key=lambda name: order.get(name, len(order)))
     lists = {}
     for name in names:
-        path = tree.lists / f"{name}.txt"
+        path = tree.list_file(name)
         try:
             ids = lists[name] = tree.ids(name)[0]
         except BadInput as error:
@@ -308,7 +306,7 @@ def _shared_ids(listed: Listed, lists: Mapping[str, Ints]) -> Iterator[Problem]:
             first = owner.setdefault(image_id, name)
             if _split_of(first) != _split_of(name):
                 message = f"{image_id} is in {first} and in {name}"
-                file = listed.tree(row).lists / f"{name.rpartition('/')[2]}.txt"
+                file = listed.tree(row).list_file(name.rpartition("/")[2])
                 yield Problem("error", "id in two splits", file, message, "take it out of one of the two lists")
 
 

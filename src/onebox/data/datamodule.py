@@ -15,12 +15,13 @@ from torch.utils.data import DataLoader
 from onebox.data.annotations import BACKGROUND, Conventions, odd_classes
 from onebox.data.augment import Transform
 from onebox.data.dataset import Batch, Cache, OneBoxDataset, pixel_source
+from onebox.data.forms import open_tree
 from onebox.data.index import Index, build_index, class_names, usable_rows
+from onebox.data.layout import Layout, Tree
 from onebox.data.listed import Listed
 from onebox.data.loading import Loading, make_loader
 from onebox.data.selection import SPLITS, Selection, Splits, check_disjoint
 from onebox.data.table import Ints
-from onebox.data.tree import Folders, VocTree
 from onebox.errors import BadInput, check, is_integer
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class VocDataModule(LightningDataModule):
         views_seed: seed of these views; `seed` says which of them an epoch shows.
         features: `auto` computes what a frozen part of the network gives for each view once, `off` in every epoch; see
             `onebox.frozen_features`.
-        parts: the fields of `Folders`, `Splits`, `Selection`, `Conventions` and `Loading`.
+        parts: the fields of `Layout`, `Splits`, `Selection`, `Conventions` and `Loading`.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class VocDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         parts.setdefault("split_seed", seed)  # as in runs that were stored before it had a key
-        self._folders = _part(Folders, parts)
+        self._layout = _part(Layout, parts)
         self._splits = _part(Splits, parts)
         self._selection = _part(Selection, parts)
         self._conventions = _part(Conventions, parts)
@@ -103,7 +104,7 @@ class VocDataModule(LightningDataModule):
         self._views_seed = seed if views is None else views_seed
         self.views = views if transform.is_random else 1
         self.features = features
-        self._trees: dict[str, VocTree] = {}
+        self._trees: dict[str, Tree] = {}
         self._left_out = 0  # lines of lists
         self._undecodable: dict[int, str] = {}  # by row of the listed images
         self._datasets: dict[str, OneBoxDataset] = {}
@@ -150,11 +151,8 @@ class VocDataModule(LightningDataModule):
             notes.update(index.notes)
         if self._left_out:
             notes["lines of the lists have -1 behind the image: left out, as the class is not in it"] = self._left_out
-        for name, tree in self._trees.items():
-            folders = {split: f"[{name}/{top}/*]".replace("[/", "[") for split, top in tree.folders_of_splits.items()}
-            if folders and self._splits.lists("train") == [f"{name}/*".lstrip("/")]:
-                pairs = ",".join(f"{split}:{place}" for split, place in folders.items())
-                notes[f"folders are called like splits; to take them so, set data.splits={{{pairs}}}"] = len(folders)
+        if "" in self._trees and self._splits.lists("train") == ["*"]:
+            notes.update(self._trees[""].remarks)
         if text := odd_classes(self._classes or []):
             notes[text] = len(self._classes or [])
         return dict(notes)
@@ -289,7 +287,7 @@ class VocDataModule(LightningDataModule):
             for item in self._splits.lists(split):
                 name, _, list_name = str(item).rpartition("/")
                 if name not in trees:
-                    trees[name] = VocTree(self._root / name, self._folders)
+                    trees[name] = open_tree(self._root / name, self._layout, self._cache_dir)
                 ids, left_out = trees[name].ids(list_name)
                 self._left_out += left_out
                 images = [(name, image_id) for image_id in ids]

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from onebox.data.annotations import Conventions, Understood, understand
 from onebox.data.image import Header
+from onebox.data.layout import Tree
 from onebox.data.pictures import Picture, read_pictures
-from onebox.data.table import Table, join, read_table
-from onebox.data.tree import VocTree
+from onebox.data.table import Table, join
 from onebox.errors import BadInput
 
 
@@ -22,7 +22,7 @@ class Listed:
     Args:
         trees: where the images are, by name.
         images: [N] tree and id of each.
-        cache_dir: folder that keeps what was read; see `read_table` and `read_pictures`.
+        cache_dir: folder that keeps what was read of image files; see `read_pictures`.
         conventions: how the annotations are to be understood.
 
     Attributes:
@@ -38,7 +38,7 @@ class Listed:
 
     def __init__(
         self,
-        trees: Mapping[str, VocTree],
+        trees: Mapping[str, Tree],
         images: Sequence[tuple[str, str]],
         cache_dir: Path,
         conventions: Conventions = Conventions(),  # noqa: B008  it is frozen
@@ -51,7 +51,7 @@ class Listed:
         self.is_annotated = np.char.str_len(table.ids) > 0 if len(table) else np.zeros(0, bool)
         no_size = (table.sizes == 0).any(axis=1) & self.is_annotated
         no_size[list(table.problems)] = False
-        self.without_size = no_size
+        self.without_size = no_size & np.array([tree.has_sizes for tree in self._trees], dtype=bool)
         rows = [row for row in np.flatnonzero(no_size).tolist() if self.has_image(row)]
         sizes, problems = table.sizes.copy(), dict(table.problems)
         for row, (_, _, header) in zip(rows, self.pictures(rows), strict=True):
@@ -66,11 +66,11 @@ class Listed:
             raise BadInput(f"{', '.join(str(tree.folder) for tree in trees.values())}: {error}") from error
         self.table = self.understood.table
 
-    def _raw_table(self, trees: Mapping[str, VocTree], names: NDArray[np.str_]) -> Table:
+    def _raw_table(self, trees: Mapping[str, Tree], names: NDArray[np.str_]) -> Table:
         absent = Table.from_records([""], np.zeros((1, 3), np.int64), [(0, 0, [])])
         tables, places = [absent.take(np.zeros(0, np.int64))], [np.zeros(0, np.int64)]
         for name, tree in trees.items():
-            table = join([read_table(tree, self._cache_dir), absent])
+            table = join([tree.table(), absent])
             row_of = {annotation_id: row for row, annotation_id in enumerate(table.ids[:-1].tolist())}
             mine = np.flatnonzero(names == name)
             ids = [tree.annotation_id(image_id) for image_id in self.ids[mine].tolist()]
@@ -82,21 +82,21 @@ class Listed:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def tree(self, row: int) -> VocTree:
+    def tree(self, row: int) -> Tree:
         """The tree of one row."""
         return self._trees[row]
 
     def annotation_file(self, row: int) -> str:
-        """The XML file of one row, or where it would be."""
+        """Where the annotation of one row stands, or would."""
         return self._trees[row].annotation_file(str(self.ids[row]))
 
     def image_file(self, row: int) -> str:
         """The image file of one row, or where it would be."""
-        return self._trees[row].image_file(str(self.ids[row]))
+        return self._trees[row].images.file(str(self.ids[row]))
 
     def has_image(self, row: int) -> bool:
         """Whether there is an image file for this row."""
-        return self._trees[row].has_image(str(self.ids[row]))
+        return str(self.ids[row]) in self._trees[row].images
 
     def pictures(self, rows: Sequence[int]) -> list[Picture]:
         """What the image files of some rows are."""

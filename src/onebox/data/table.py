@@ -6,17 +6,17 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onebox.data.processes import process_map
-from onebox.data.tree import VocTree
-from onebox.data.voc import Record, read_record
+from onebox.data.voc import Record
+from onebox.data.walk import Files
 from onebox.files import alone, remove_unfinished, replacing
 
 log = logging.getLogger(__name__)
@@ -144,35 +144,91 @@ def join(tables: Sequence[Table]) -> Table:
     )
 
 
-def table_path(tree: VocTree, cache_dir: Path) -> Path:
+class FileEach(Protocol):
+    """A tree with an annotation file for each image.
+
+    Attributes:
+        folder: where it is.
+        annotations: these files.
+    """
+
+    folder: Path
+    annotations: Files
+
+    def read(self, path: str, /) -> Record | str:
+        """What one of these files says, or what is wrong with it."""
+
+
+def table_path(tree: FileEach, cache_dir: Path) -> Path:
     """The file that keeps a tree's table."""
-    return cache_dir / "index" / f"{hashlib.sha256(os.fsencode(tree.folder.resolve())).hexdigest()[:16]}.npz"
+    return _path_in(cache_dir, tree.folder, tree.read)
 
 
-def read_table(tree: VocTree, cache_dir: Path) -> Table:
-    """All annotations of a tree, sorted by id. XML files are parsed when they are new or changed since the last time.
+def _path_in(cache_dir: Path, source: Path, read: Callable[[Any], object]) -> Path:
+    options = getattr(read, "keywords", "")  # of a partial
+    key = os.fsencode(source.resolve()) + str(options).encode()
+    return cache_dir / "index" / f"{hashlib.sha256(key).hexdigest()[:16]}.npz"
+
+
+def read_table(tree: FileEach, cache_dir: Path | None) -> Table:
+    """All annotations of a tree, sorted by id. Files are parsed when they are new or changed since the last time.
 
     Several processes may call this at once; one parses, the others wait. A folder that cannot be written costs a
-    warning and the time to parse.
+    warning and the time to parse. None keeps nothing.
     """
-    path = table_path(tree, cache_dir)
     ids = sorted(tree.annotations.paths)
     files = [tree.annotations.paths[name] for name in ids]
     stamps = np.array([_stamp(file) for file in files], dtype=np.int64).reshape(-1, 3)
+    if cache_dir is None:
+        return _read_changed(None, ids, files, stamps, tree.read)
+    return _kept(
+        table_path(tree, cache_dir),
+        tree.folder,
+        lambda table: table.ids.tolist() == ids and np.array_equal(table.stamps, stamps),
+        lambda table: _read_changed(table, ids, files, stamps, tree.read),
+    )
+
+
+def kept_table(
+    path: Path, read: Callable[[Path], tuple[list[str], list[Record | str]]], cache_dir: Path | None
+) -> Table:
+    """What one file says of many images, in its order. It is read when it changed.
+
+    Args:
+        path: the file.
+        read: names of images, and what the file says of each or what is wrong.
+        cache_dir: folder that keeps the table; None keeps nothing.
+    """
+    stamp = np.array(_stamp(str(path)), dtype=np.int64)
+
+    def make(_: Table | None) -> Table:
+        names, records = read(path)
+        return Table.from_records(names, np.tile(stamp, (len(names), 1)), records)
+
+    def is_current(table: Table) -> bool:
+        return len(table) > 0 and bool((table.stamps == stamp).all())
+
+    return make(None) if cache_dir is None else _kept(_path_in(cache_dir, path, read), path, is_current, make)
+
+
+def _kept(
+    path: Path, source: Path, is_current: Callable[[Table], bool], make: Callable[[Table | None], Table]
+) -> Table:
+    """The table in a file, or a new one made from what is in it, which takes its place."""
     table = Table.load(path)
-    if _is_current(table, ids, stamps):
+    if table is not None and is_current(table):
         return table
     try:
-        with alone(path.with_suffix(".lock"), waiting=f"Waiting for another process that reads {tree.folder}"):
+        with alone(path.with_suffix(".lock"), waiting=f"Waiting for another process that reads {source}"):
             table = Table.load(path)
-            if not _is_current(table, ids, stamps):
+            if table is None or not is_current(table):
                 remove_unfinished(path)
-                table = _read_changed(table, ids, files, stamps)
-                table.save(path, folder=str(tree.folder.resolve()))
+                table = make(table)
+                table.save(path, folder=str(source.resolve()))
     except (OSError, NotImplementedError) as error:  # filelock raises the second where a folder cannot be locked
         log.warning("%s: the index cannot be stored (%s); free some space or set data.cache_dir", path, error)
-        if not _is_current(table, ids, stamps):
-            table = _read_changed(table, ids, files, stamps)
+        if table is None or not is_current(table):
+            table = make(table)
     return table
 
 
@@ -184,11 +240,9 @@ def _stamp(file: str) -> tuple[int, int, int]:
     return state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
-def _is_current(table: Table | None, ids: list[str], stamps: Ints) -> TypeGuard[Table]:
-    return table is not None and table.ids.tolist() == ids and np.array_equal(table.stamps, stamps)
-
-
-def _read_changed(table: Table | None, ids: list[str], files: list[str], stamps: Ints) -> Table:
+def _read_changed(
+    table: Table | None, ids: list[str], files: list[str], stamps: Ints, read: Callable[[str], Record | str]
+) -> Table:
     """A table of these files, in which the rows of `table` that did not change are taken over."""
     known = (
         {}
@@ -198,7 +252,7 @@ def _read_changed(table: Table | None, ids: list[str], files: list[str], stamps:
     old = np.array([known.get(key, -1) for key in zip(ids, map(bytes, stamps), strict=True)], dtype=np.int64)
     new = np.flatnonzero(old < 0)
     names = [files[row] for row in new.tolist()]
-    records = list(process_map(read_record, names, description="reading annotations"))
+    records = list(process_map(read, names, description="reading annotations"))
     parsed = Table.from_records([ids[row] for row in new.tolist()], stamps[new], records)
     if table is None:
         return parsed

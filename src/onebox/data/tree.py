@@ -1,82 +1,21 @@
-"""Images and their annotations on disk: VOC's layout, ILSVRC's, and the layouts that people make of them.
+"""Images and their VOC annotations on disk: VOC's layout, ILSVRC's, and the layouts that people make of them."""
 
-An id is the path of an image below its folder, without the suffix: `000028`, `n01440764/n01440764_10026`. It is only
-ever looked up among the files that are there, so a list cannot point outside the tree.
-"""
-
-import os
 import re
-import unicodedata
+import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
+from onebox.data.layout import IMAGE_FOLDERS, Labelled, Layout, Lists, called_like_splits, decimal, put
+from onebox.data.table import Table, read_table
+from onebox.data.voc import read_record
+from onebox.data.walk import IMAGE_SUFFIXES, Files, walk, without_suffix
 from onebox.errors import BadInput, check
 
-# In any case. The last ones are not read, but a picture that is there is not to be called missing.
-IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "tif", "tiff", "gif", "heic", "avif"})
 ANNOTATION_FOLDERS = ("annotations", "annotation", "annots", "xmls", "xml", "labels", "label", "bboxes")  # in any case
-IMAGE_FOLDERS = ("jpegimages", "images", "image", "imgs", "img", "pictures", "photos", "jpgs")
+VOC = Layout()
 MAX_LOOKED_AT = 20_000  # files, when a tree has none of these layouts
-
-
-class Files:
-    """The files of certain suffixes below some folders, by id. Names that begin with a dot are no data.
-
-    Attributes:
-        paths: id (in Unicode's NFC) -> file.
-        ambiguous: id -> the files of that id, sorted, where there are several; the first is in `paths`.
-
-    Raises:
-        BadInput: a folder cannot be read.
-    """
-
-    def __init__(self, folders: Sequence[Path], suffixes: Collection[str]) -> None:
-        self.folders = folders
-        self.paths: dict[str, str] = {}
-        several: dict[str, set[str]] = {}
-        for folder in folders:
-            for name, path in _walk(folder, suffixes):
-                first = self.paths.setdefault(name, path)
-                if first != path:
-                    several.setdefault(name, {first}).add(path)
-        self.ambiguous = {name: sorted(map(Path, several[name])) for name in sorted(several)}
-        self.paths |= {name: str(files[0]) for name, files in self.ambiguous.items()}
-
-    @cached_property
-    def by_stem(self) -> dict[str, str]:
-        """Last part of the ids -> id, where only one has it."""
-        stems = Counter(name.rpartition("/")[2] for name in self.paths)
-        return {stem: name for name in self.paths if stems[stem := name.rpartition("/")[2]] == 1}
-
-    def find(self, text: str) -> str | None:
-        """The id that a text means: an id, a file's name, the end of a path, or a name that only one folder has."""
-        if text in self.paths:
-            return text
-        text = unicodedata.normalize("NFC", text.replace("\\", "/"))
-        stem = without_suffix(text)
-        for name in dict.fromkeys([text, stem]):
-            parts = name.split("/")
-            for start in range(len(parts)):
-                if (end := "/".join(parts[start:])) in self.paths:
-                    return end
-        return self.by_stem.get(stem.rpartition("/")[2])
-
-
-def without_suffix(name: str) -> str:
-    """A file's name without the suffix of an image or an annotation; other dots stay."""
-    stem, _, suffix = name.rpartition(".")
-    return stem if stem and (suffix.lower() in IMAGE_SUFFIXES or suffix.lower() == "xml") else name
-
-
-@dataclass(frozen=True)
-class Folders:
-    """Folders below a tree's: of its images, and of its annotations; None looks for one of the usual names."""
-
-    images: str | None = None
-    annotations: str | None = None
 
 
 class VocTree:
@@ -86,35 +25,51 @@ class VocTree:
 
     Args:
         folder: where it is.
-        folders: its folders of images and annotations, where they have no usual name.
+        layout: its folders of images and annotations, where they have no usual name.
+        cache_dir: folder that keeps what was read; None keeps nothing.
         strict: whether two images of one id are refused; otherwise the first by name is taken.
 
     Attributes:
         images: the image files by id.
         annotations: the XML files by id; an image's has the same id, or the same last part where only one has it.
-        lists: the folder of its lists.
 
     Raises:
         BadInput: there are no such folders, one cannot be read, or two images have one id.
     """
 
-    def __init__(self, folder: Path, folders: Folders = Folders(), *, strict: bool = True) -> None:
+    has_sizes = True
+    read = staticmethod(read_record)
+
+    def __init__(
+        self, folder: Path, layout: Layout = VOC, *, cache_dir: Path | None = None, strict: bool = True
+    ) -> None:
         self.folder = folder
-        image_folders, annotation_folders = _find_folders(folder, folders)
+        image_folders, annotation_folders = _find_folders(folder, layout)
         self.images = Files(image_folders, IMAGE_SUFFIXES)
         self.annotations = Files(annotation_folders, {"xml"})
-        for one, other, *_ in self.images.ambiguous.values() if strict else ():
-            raise BadInput(f"{other}: {one.name} has the same id; keep one of the two")
+        self._cache_dir = cache_dir
+        if not self.annotations.paths and (other := _other_form(folder)):
+            raise BadInput(f"{folder}: no XML file in {annotation_folders[0].name}/; {other}")
+        if strict:
+            self.images.check_unique()
         places = [folder / "ImageSets" / "CLS-LOC", folder / "ImageSets" / "Main", folder / "ImageSets"]
-        self.lists = next((place for place in places if place.is_dir()), folder)
-
-    @property
-    def folders_of_splits(self) -> dict[str, str]:
-        """Split -> the folder at the top of the ids that is called like it, where train and another are there."""
+        self._lists = next((place for place in places if place.is_dir()), folder)
         tops = {name.partition("/")[0] for name in self.images.paths if "/" in name}
-        usual = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-        found = {usual[top]: top for top in sorted(tops) if top in usual}
-        return found if "train" in found and len(found) > 1 else {}
+        self.remarks = called_like_splits({top: f"{top}/*" for top in tops})
+
+    def table(self) -> Table:
+        """All XML files, sorted by id."""
+        return read_table(self, self._cache_dir)
+
+    def list_names(self) -> list[str]:
+        """The lists that there are, but those of one class each (dog_train)."""
+        names = sorted(path.stem for path in self._lists.glob("[!.]*.txt"))
+        classes = set(self.table().names.tolist()) if any("_" in name for name in names) else set()
+        return [name for name in names if name.rpartition("_")[0] not in classes]
+
+    def list_file(self, name: str) -> Path:
+        """The file of a list, or where it would be."""
+        return self._lists / f"{name}.txt"
 
     def ids(self, list_name: str) -> tuple[list[str], int]:
         """Ids that the list `<list_name>.txt` names, in its order; for `*` those of all images and annotations here.
@@ -128,7 +83,7 @@ class VocTree:
         if list_name == "*":
             used = {self.annotation_id(name) for name in self.images.paths}
             return sorted({*self.images.paths, *(name for name in self.annotations.paths if name not in used)}), 0
-        path = self.lists / f"{list_name}.txt"
+        path = self.list_file(list_name)
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError:
@@ -172,16 +127,7 @@ class VocTree:
 
     def annotation_file(self, image_id: str) -> str:
         """The XML file of an image, or where it would be."""
-        name = self.annotation_id(image_id)
-        return self.annotations.paths[name] if name else f"{self.annotations.folders[0]}/{image_id}.xml"
-
-    def has_image(self, image_id: str) -> bool:
-        """Whether there are pixels for this id."""
-        return image_id in self.images.paths
-
-    def image_file(self, image_id: str) -> str:
-        """Where the pixels of one image are, or would be; as a string, which is quicker than a path."""
-        return self.images.paths.get(image_id) or f"{self.images.folders[0]}/{image_id}.jpg"
+        return self.annotations.file(self.annotation_id(image_id) or image_id)
 
 
 def find_trees(root: Path) -> list[Path]:
@@ -191,7 +137,7 @@ def find_trees(root: Path) -> list[Path]:
         BadInput: there is none.
     """
     check(root.is_dir(), f"{root}: no such folder; name one with annotations and images, or one of such folders")
-    found = [root] if _layout(root, Folders()) is not None else _trees_below(root)
+    found = [root] if _folders(root, VOC) is not None else _trees_below(root)
     if not found:
         raise BadInput(_nothing_fits(root))
     return found
@@ -200,42 +146,42 @@ def find_trees(root: Path) -> list[Path]:
 def _trees_below(root: Path) -> list[Path]:
     for folder in (root / "VOCdevkit", root):
         below = sorted(path for path in folder.glob("[!.]*") if path.is_dir()) if folder.is_dir() else []
-        if trees := [path for path in below if _layout(path, Folders()) is not None]:
+        if trees := [path for path in below if _folders(path, VOC) is not None]:
             return trees
     return []
 
 
-def _find_folders(folder: Path, folders: Folders) -> tuple[list[Path], list[Path]]:
+def _find_folders(folder: Path, layout: Layout) -> tuple[list[Path], list[Path]]:
     check(
         folder.is_dir(),
         f"{folder}: no such folder; point data.root (or ONEBOX_VOC_ROOT, the folder that holds VOCdevkit) at a tree "
         "with Annotations/ and JPEGImages/",
     )
-    found = _layout(folder, folders)
+    found = _folders(folder, layout)
     if found is None:
         raise BadInput(_nothing_fits(folder))
-    for key, place in (("images", folders.images), ("annotations", folders.annotations)):
+    for key, place in (("images", layout.images), ("annotations", layout.annotations)):
         check(place is None or (folder / place).is_dir(), f"{folder / str(place)}: no such folder; correct data.{key}")
     return found
 
 
-def _layout(folder: Path, folders: Folders) -> tuple[list[Path], list[Path]] | None:
+def _folders(folder: Path, layout: Layout) -> tuple[list[Path], list[Path]] | None:
     """The folders of images and of annotations; None where they are of no usual layout."""
-    if (folder / "Annotations" / "CLS-LOC").is_dir() and folders == Folders():
+    if (folder / "Annotations" / "CLS-LOC").is_dir() and layout == VOC:
         parts = ("train", "val", "test")
         image_folders = [folder / "Data" / "CLS-LOC" / part for part in parts]
         return image_folders, [folder / "Annotations" / "CLS-LOC" / part for part in parts]
     below = {path.name.casefold(): path for path in sorted(folder.iterdir(), reverse=True) if path.is_dir()}
     found = []
-    for place, usual in ((folders.images, IMAGE_FOLDERS), (folders.annotations, ANNOTATION_FOLDERS)):
+    for place, usual in ((layout.images, IMAGE_FOLDERS), (layout.annotations, ANNOTATION_FOLDERS)):
         named = folder / place if place else next((below[name] for name in usual if name in below), None)
         found.append(named)
     if found[0] and found[1]:
         return [found[0]], [found[1]]
     # One folder for both: nearly each XML file lies beside its image.
     both = found[0] or found[1] or folder
-    names = {name for name, _ in _walk(both, {"xml"})}
-    if names and len(names & {name for name, _ in _walk(both, IMAGE_SUFFIXES)}) >= 0.8 * len(names):
+    names = {name for name, _ in walk(both, {"xml"})}
+    if names and len(names & {name for name, _ in walk(both, IMAGE_SUFFIXES)}) >= 0.8 * len(names):
         return [both], [both]
     return None
 
@@ -245,8 +191,10 @@ def _nothing_fits(folder: Path) -> str:
     if trees := _trees_below(folder):
         others = f" (or {', '.join(map(str, trees[1:4]))})" if len(trees) > 1 else ""
         return f"{folder}: has no annotations and images itself; set data.root={trees[0]}{others}"
+    if other := _other_form(folder):
+        return f"{folder}: {other}"
     counts: dict[str, Counter[str]] = {"annotations": Counter(), "images": Counter()}
-    for number, (name, path) in enumerate(_walk(folder, IMAGE_SUFFIXES | {"xml"})):
+    for number, (name, path) in enumerate(walk(folder, IMAGE_SUFFIXES | {"xml"})):
         if number > MAX_LOOKED_AT:
             break
         kind = "annotations" if path.lower().endswith(".xml") else "images"
@@ -261,26 +209,45 @@ def _nothing_fits(folder: Path) -> str:
     )
 
 
-def _walk(folder: Path, suffixes: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Id and path of all files below a folder that end so; each folder once, wherever links lead."""
-    pending, seen = [""], set()
-    while pending:
-        below = pending.pop()
-        try:
-            state = os.stat(folder / below)
-            if (state.st_dev, state.st_ino) in seen:
-                continue
-            seen.add((state.st_dev, state.st_ino))
-            with os.scandir(folder / below) as entries:
-                for entry in entries:
-                    stem, _, suffix = entry.name.rpartition(".")
-                    if entry.name.startswith("."):
-                        continue
-                    if stem and suffix.lower() in suffixes and entry.is_file():
-                        yield unicodedata.normalize("NFC", below + stem), entry.path
-                    elif entry.is_dir():
-                        pending.append(f"{below}{entry.name}/")
-        except FileNotFoundError:
-            continue  # of ILSVRC's folders one may be missing
-        except OSError as error:
-            raise BadInput(f"{folder / below}: cannot be read ({error.strerror}); make it readable") from error
+def _other_form(folder: Path) -> str | None:
+    """What to say of a folder whose annotations have another form than VOC's; None if it does not look so."""
+    files = list(islice(walk(folder, IMAGE_SUFFIXES | {"txt", "json", "csv"}), MAX_LOOKED_AT))
+    by_suffix: dict[str, set[str]] = {"txt": set(), "json": set(), "csv": set(), "": set()}
+    for name, path in files:
+        suffix = path.rpartition(".")[2].lower()
+        by_suffix[suffix if suffix in by_suffix else ""].add(name.rpartition("/")[2])
+    if not by_suffix[""]:
+        return None
+    forms = {"yolo": by_suffix["txt"] & by_suffix[""], "coco": by_suffix["json"], "csv": by_suffix["csv"]}
+    found = [form for form, names in forms.items() if names]
+    if not found:
+        return None
+    names = " or ".join(form.upper() for form in found)
+    return f"there are files as of {names}; set data={found[0]} (in `onebox data`: --data {found[0]})"
+
+
+def write_voc(folder: Path, lists: Lists, classes: Sequence[str]) -> None:
+    """Write `Annotations/ID.xml` and `ImageSets/Main/LIST.txt`; the images are in `JPEGImages/`."""
+    for list_name, images in lists.items():
+        put(folder / "ImageSets" / "Main" / f"{list_name}.txt", "".join(f"{image.id}\n" for image in images))
+        for image in images:
+            if image.objects is not None:
+                put(folder / "Annotations" / f"{image.id}.xml", _xml(image))
+
+
+def _xml(image: Labelled) -> str:
+    root = ET.Element("annotation")
+    ET.SubElement(root, "filename").text = image.name
+    size = ET.SubElement(root, "size")
+    for tag, side in (("width", image.width), ("height", image.height), ("depth", 3)):
+        ET.SubElement(size, tag).text = str(side)
+    for name, difficult, x1, y1, x2, y2 in image.objects or ():
+        item = ET.SubElement(root, "object")
+        ET.SubElement(item, "name").text = name
+        ET.SubElement(item, "difficult").text = str(int(difficult))
+        box = ET.SubElement(item, "bndbox")
+        # VOC's pixels count from 1, and the last one is inside.
+        for tag, edge in (("xmin", x1 + 1), ("ymin", y1 + 1), ("xmax", x2), ("ymax", y2)):
+            ET.SubElement(box, tag).text = decimal(edge)
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode") + "\n"

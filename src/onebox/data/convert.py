@@ -1,0 +1,117 @@
+"""From one form of annotations to another: a new folder with the same images, boxes, classes and lists."""
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from onebox.data.annotations import Conventions
+from onebox.data.coco import write_coco
+from onebox.data.csv_file import write_csv
+from onebox.data.forms import open_tree
+from onebox.data.index import annotation_problems, class_names
+from onebox.data.layout import Labelled, Layout
+from onebox.data.listed import Listed
+from onebox.data.processes import progress
+from onebox.data.tree import write_voc
+from onebox.data.yolo import write_yolo
+from onebox.errors import BadInput, check
+
+WRITERS = {"voc": write_voc, "coco": write_coco, "yolo": write_yolo, "csv": write_csv}
+FIRST = ("train", "val", "valid", "validation", "test")  # of lists that share images the first is written
+REST = "unlisted"  # the list of the images that are in no other
+
+
+def convert(
+    root: Path,
+    out: Path,
+    to: str,
+    *,
+    layout: Layout,
+    conventions: Conventions,
+    classes: Sequence[str] | None,
+    skip: bool,
+    cache_dir: Path,
+) -> tuple[Mapping[str, Sequence[Labelled]], list[str]]:
+    """Write the images and annotations of a tree to a new folder, in another form.
+
+    Args:
+        root: the tree.
+        out: the new folder, which is complete when it appears.
+        to: `voc`, `coco`, `yolo` or `csv`.
+        layout: of the tree.
+        conventions: what its annotations mean. What is written follows the conventions of its own form.
+        classes: the classes in their order; None takes those that are there, sorted.
+        skip: whether images that cannot be used are left out; otherwise the first is an error.
+        cache_dir: folder that keeps what was read of the images.
+
+    Returns:
+        The lists that were written, and what was left out and why.
+
+    Raises:
+        BadInput: `out` is not empty, or the tree or one of its images cannot be used.
+    """
+    check(not out.exists() or (out.is_dir() and not any(out.iterdir())), f"{out}: is there already; name a new folder")
+    tree = open_tree(root, layout, None)
+    all_ids = tree.ids("*")[0]
+    listed = Listed({"": tree}, [("", image_id) for image_id in all_ids], cache_dir, conventions)
+    classes = list(classes or class_names(listed))
+    images, left_out = _usable(listed, classes)
+    if left_out and not skip:
+        raise BadInput(f"{left_out[0]}; correct it, or set data.on_error=skip to leave such images out")
+    names = sorted(tree.list_names(), key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+    members: dict[str, list[str]] = {}
+    taken: set[str] = set()
+    for name in names:
+        ids = list(dict.fromkeys(tree.ids(name)[0]))
+        if taken.isdisjoint(ids):
+            members[name] = ids
+            taken |= {*ids}
+        else:
+            left_out.append(f"the list {name}, as some of its images are in another list")
+    members.setdefault(REST, []).extend(image_id for image_id in all_ids if image_id not in taken)
+    chosen = {name: [images[one] for one in ids if one in images] for name, ids in members.items()}
+    lists = {name: some for name, some in chosen.items() if some}
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        places = temporary / ("JPEGImages" if to == "voc" else "images")
+        for image_id, image in progress(images.items(), total=len(images), description="copying images"):
+            (places / image.name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(tree.images.paths[image_id], places / image.name)
+        WRITERS[to](temporary, lists, classes)
+        temporary.replace(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return lists, left_out
+
+
+def _usable(listed: Listed, classes: Sequence[str]) -> tuple[dict[str, Labelled], list[str]]:
+    """The images that can be used by their ids, and what is wrong with the others."""
+    images: dict[str, Labelled] = {}
+    table = listed.table
+    problems = annotation_problems(table, label_of=dict.fromkeys(classes, 0))
+    rows = [row for row in range(len(listed)) if listed.has_image(row)]
+    wrong = [
+        f"{listed.annotation_file(row)}: {problems.get(row, 'there is no such image')}"
+        for row in range(len(listed))
+        if row in problems or not listed.has_image(row)
+    ]
+    for row, (_, _, header) in zip(rows, listed.pictures(rows), strict=True):
+        problem = listed.image_problem(row, header)
+        if problem is not None or isinstance(header, str):
+            wrong.append(f"{listed.image_file(row)}: {problem}")
+        elif row not in problems:
+            objects = range(table.first[row], table.first[row + 1])
+            shown, image_id = listed.shown(header), str(listed.ids[row])
+            images[image_id] = Labelled(
+                image_id + Path(listed.image_file(row)).suffix,
+                shown.width,
+                shown.height,
+                [(str(table.names[o]), bool(table.difficult[o]), *map(float, table.corners[o])) for o in objects]  # type: ignore[misc]  # corners are four
+                if listed.is_annotated[row]
+                else None,
+            )
+    check(bool(np.any(listed.is_annotated)), "no image has an annotation; see `onebox data check`")
+    return images, wrong

@@ -1,0 +1,147 @@
+"""Images whose annotations stand in files for many images each: COCO's JSON, and tables of text."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from onebox.data.layout import Layout, OtherForm, called_like_splits
+from onebox.data.table import Table, join, kept_table
+from onebox.data.voc import Record
+from onebox.data.walk import IMAGE_SUFFIXES, Files, without_suffix
+from onebox.errors import check
+
+Read = Callable[[Path], tuple[list[str], list[Record | str]]]
+
+
+class ManifestTree:
+    """Images, and files that each list many of them with their annotations: these files are its lists.
+
+    A list is called like its file, without the suffix, or like the file's folder where several files are called alike.
+    An image is looked for beside the file that names it, below the tree's folder of images, and by its name alone.
+
+    Args:
+        folder: where it is.
+        layout: its folder of images, and the file of annotations or the folder of such files.
+        read: what one of these files says; it raises `OtherForm` for a file that is none.
+        suffix: how such files end.
+        cache_dir: folder that keeps what was read; None keeps nothing.
+        strict: whether two images of one id are refused; otherwise the first by name is taken.
+
+    Raises:
+        BadInput: there is no such folder or file, or one cannot be read.
+    """
+
+    has_sizes = False  # COCO's does, most tables do not; that of the image is as good
+
+    def __init__(
+        self,
+        folder: Path,
+        layout: Layout,
+        *,
+        read: Read,
+        suffix: str,
+        cache_dir: Path | None = None,
+        strict: bool = True,
+    ) -> None:
+        self.folder = folder
+        self._read = read
+        self._cache_dir = cache_dir
+        self.images = Files([layout.image_folder(folder)], IMAGE_SUFFIXES, short=True)
+        if strict:
+            self.images.check_unique()
+        place = layout.annotation_place(folder)
+        self._files = _named([place] if place.is_file() else sorted(map(Path, Files([place], {suffix}).paths.values())))
+        self._tables: dict[str, Table] = {}
+        self._list_of: dict[str, str] = {}
+        check(
+            bool(self._files), f"{place}: no .{suffix} file with annotations; name it or its folder in data.annotations"
+        )
+        self.remarks = called_like_splits({name: name for name in self._files})
+
+    def list_names(self) -> list[str]:
+        """Those of its files."""
+        return sorted(self._files)
+
+    def list_file(self, name: str) -> Path:
+        """The file of a list, or where it would be."""
+        return self._files.get(name, self.folder / name)
+
+    def ids(self, list_name: str) -> tuple[list[str], int]:
+        """The images that a list names, in its order; for `*` all images, sorted.
+
+        Raises:
+            BadInput: there is no such list, or an image is in two lists.
+        """
+        if list_name != "*":
+            there = ", ".join(self._files)
+            message = f"{self.folder}: no list {list_name} (there are: {there}); name another one in data.splits"
+            check(list_name in self._files, message)
+            return list(self._load(list_name).ids.tolist()), 0
+        others = []
+        for name in self._files:
+            try:
+                self._load(name)
+            except OtherForm as error:
+                others.append(error)
+        if not self._tables:
+            raise others[0]
+        return sorted({*self.images.paths, *self._list_of}), 0
+
+    def annotation_id(self, image_id: str) -> str | None:
+        """The image's own id; None when no list that was read names it."""
+        return image_id if image_id in self._list_of else None
+
+    def annotation_file(self, image_id: str) -> str:
+        """The file that names an image, with the image."""
+        name = self._list_of.get(image_id, "")
+        return f"{self.list_file(name)}: {image_id}"
+
+    def table(self) -> Table:
+        """What the lists that were read say, sorted by id."""
+        table = join(list(self._tables.values()))
+        return table.take(np.argsort(table.ids, kind="stable"))
+
+    def _load(self, name: str) -> Table:
+        """What a list says, its images by their ids; read at the first call."""
+        if name not in self._tables:
+            path = self._files[name]
+            table = kept_table(path, self._read, self._cache_dir)
+            ids = [self._id(text, path) for text in table.ids.tolist()]
+            for image_id, count in Counter(ids).items():
+                check(count == 1, f"{path}: names {image_id} {count} times; leave one")
+                other = self._list_of.setdefault(image_id, name)
+                check(
+                    other == name,
+                    f"{path}: {image_id} is also in {self._files[other].name}; name the lists to use in data.splits "
+                    f"(there are: {', '.join(self._files)}), or one file in data.annotations",
+                )
+            self._tables[name] = replace(table, ids=np.array(ids, dtype=np.str_))
+        return self._tables[name]
+
+    def _id(self, text: str, path: Path) -> str:
+        """The id of an image that a file names."""
+        near = path.parent.relative_to(self.folder) if path.is_relative_to(self.folder) else Path()
+        if found := self.images.find(f"{near}/{text}") or self.images.find(text):
+            return found
+        name = without_suffix(text.replace("\\", "/")).rpartition("/")[2]
+        alike = [other for other in self.images.paths if other.rpartition("/")[2] == name]
+        meant = [other for other in alike if other.split("/")[-2] in path.stem]  # train2017 of instances_train2017
+        if len(meant) == 1:
+            return meant[0]
+        files = ", ".join(self.images.paths[other] for other in alike[:3])
+        check(not alike, f"{path}: '{text}' may be any of {files}; set data.images to the folder of the images")
+        return without_suffix(text)
+
+
+def _named(files: list[Path]) -> dict[str, Path]:
+    """Files by their stems; those that are called alike by their folders."""
+    stems = Counter(path.name.partition(".")[0] for path in files)
+    named: dict[str, Path] = {}
+    for path in files:
+        stem = path.name.partition(".")[0]
+        name = stem if stems[stem] == 1 else path.parent.name
+        named[name if name not in named else "_".join(path.with_suffix("").parts[-3:])] = path
+    return named
