@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 log = logging.getLogger(__name__)
 
 
@@ -63,6 +61,8 @@ def alone(lock: Path, *, waiting: str | None) -> Iterator[None]:
     Raises:
         Timeout: another process has it, and `waiting` is None.
     """
+    from filelock import FileLock, Timeout
+
     lock.parent.mkdir(parents=True, exist_ok=True)
     held = FileLock(lock)
     try:

@@ -40,8 +40,8 @@ def test_a_notebook_gets_one_table(outputs, tmp_path):
     ("ascending", "expected"), [(False, ["0", "second", "first", "1"]), (True, ["first", "second", "0", "1"])]
 )
 def test_sorting_puts_what_is_unknown_last(outputs, ascending, expected):
-    frame = list_runs(outputs, **ALL | {"sort": "val/joint_acc", "ascending": ascending}).frame
-    assert [path.rpartition("/")[2] for path in frame["run"]] == expected
+    columns = list_runs(outputs, **ALL | {"sort": "val/joint_acc", "ascending": ascending}).columns
+    assert [path.rpartition("/")[2] for path in columns["run"]] == expected
 
 
 def test_all_formats_have_the_same_rows(outputs, tmp_path):
@@ -91,11 +91,14 @@ def test_what_others_have_written_does_not_steer_the_terminal(make_run, tmp_path
 def test_what_is_done_with_records_imports_nothing_heavy(outputs):
     (outputs / "x.py").write_text(
         "import atexit, sys; from onebox.cli import main\n"
-        "heavy = {'torch', 'lightning', 'torchvision', 'albumentations', 'matplotlib', 'cv2', 'scipy', 'hydra'}\n"
+        "heavy = {'torch', 'lightning', 'torchvision', 'albumentations', 'matplotlib', 'cv2', 'scipy', 'hydra', 'pandas'}\n"
         "atexit.register(lambda: print('HEAVY', heavy & set(sys.modules)))\n"
-        "assert 'pandas' not in sys.modules\n"
         "main()"
     )
-    for arguments in (["runs", "--where", "seed == 1", "--outputs", outputs], ["sweep", outputs / "sweeps" / "x"]):
+    for arguments, used in (
+        (["runs", "--where", "seed == 1", "--outputs", outputs], "set()"),
+        (["diff", "latest~1", "latest", "--outputs", outputs], "set()"),
+        (["sweep", outputs / "sweeps" / "x"], "{'pandas'}"),
+    ):
         done = subprocess.run([sys.executable, outputs / "x.py", *arguments], capture_output=True, text=True)
-        assert done.stdout.splitlines()[-1] == "HEAVY set()", done.stderr
+        assert done.stdout.splitlines()[-1] == f"HEAVY {used}", done.stderr

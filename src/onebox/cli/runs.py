@@ -1,5 +1,6 @@
 """`onebox runs`, `sweep`, `diff` and `explain`: they only read. Nothing heavy is imported at the top."""
 
+import gc
 import json
 from pathlib import Path
 from string import ascii_uppercase
@@ -53,8 +54,9 @@ def runs(
     """
     from onebox.runs.reading.table import list_runs
 
+    gc.disable()  # of thousands of records none is dropped: looking for garbage would take a quarter of the time
     found = list_runs(outputs, where=where, sort=sort, ascending=ascending, limit=limit, metrics=metric or [])
-    if found.frame.empty and not (json_ or csv or markdown):
+    if not found.columns["run"] and not (json_ or csv or markdown):
         print(f"no run in {outputs.resolve()}" + (f" matches {where}" if where else ""))
     else:
         found.print(csv=csv, markdown=markdown, as_json=json_)
@@ -91,6 +93,7 @@ def sweep(
     """
     from onebox.sweep.reading.table import list_sweep, read_sweep
 
+    gc.disable()  # see runs
     found = list_sweep(read_sweep(_sweep_folder(name, outputs)), metrics=metric or [], seeds=seeds, sort=sort)
     found.print(csv=csv, markdown=markdown, as_json=json_)
 
@@ -138,6 +141,7 @@ def diff(
     from onebox.runs.reading.diff import diff as compare
     from onebox.runs.reading.find import find_run
 
+    gc.disable()  # see runs
     if len(names) < 2:
         raise BadInput(f"{names[0]}: name two runs or more, such as latest~1 latest")
     if len(names) > len(ascii_uppercase):
@@ -179,6 +183,7 @@ def explain(
     from onebox.runs.reading.explain import lines
     from onebox.runs.reading.find import find_all
 
+    gc.disable()  # see runs
     document = explain_runs(find_all(names, outputs), metric or [])
     if json_:
         print(json.dumps(document, indent=2, ensure_ascii=False))

@@ -5,7 +5,6 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -201,6 +200,8 @@ def _has(config: Mapping[str, Any], key: str) -> bool:
 
 def _sets(group: str, option: str) -> dict[str, list[str]] | None:
     """The keys and groups that an option sets elsewhere than below its group's name, as an experiment does."""
+    from importlib.resources import files
+
     from omegaconf import OmegaConf
 
     path = files("onebox.conf").joinpath(group, f"{option}.yaml")

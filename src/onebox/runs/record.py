@@ -19,7 +19,6 @@ from typing import Any, Self, TextIO
 
 from onebox.errors import BadInput, Preempted, check
 from onebox.files import read_json, remove_unfinished, write_json
-from onebox.runs.provenance import provenance
 
 log = logging.getLogger(__name__)
 
@@ -165,6 +164,8 @@ class RunRecord:
         self._facts = read_json(self.folder / "run.json")
 
     def __enter__(self) -> Self:
+        from onebox.runs.provenance import provenance  # of no use to what only reads runs
+
         try:
             self.add(started=_text(datetime.now(UTC)), command=sys.argv, **provenance(self.folder))
         except BaseException:  # whatever it is, the directory must not stay claimed

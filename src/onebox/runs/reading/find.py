@@ -1,7 +1,6 @@
 """Run directories: found below a folder, and named by path, time or fingerprint."""
 
 import difflib
-import gc
 import json
 import logging
 import os
@@ -97,11 +96,7 @@ def find_runs(folder: Path) -> list[Run]:
 
     A run.json that cannot be read, or holds something other than a run writes, is logged and left out.
     """
-    gc.disable()  # of thousands of records none is dropped: looking for garbage would take a quarter of the time
-    try:
-        records = [(path, _record(path)) for path in _directories(folder)]
-    finally:
-        gc.enable()
+    records = ((path, _record(path)) for path in _directories(folder))
     runs = [Run(Path(path), record) for path, record in records if record is not None]
     return sorted(runs, key=lambda run: (run.record.get("started", ""), str(run.path)), reverse=True)
 

@@ -1,14 +1,14 @@
-"""Runs as a pandas table; and how such a table is shown to people and given to programs."""
+"""Runs as a pandas table; and how tables are shown to people and given to programs."""
 
+import csv
+import io
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import pandas as pd
 
 from onebox.errors import BadInput, Line, check, duration, print_lines, printable
 from onebox.files import write_text
@@ -17,6 +17,7 @@ from onebox.runs.reading.find import MISSING, Run, find_runs, near_keys
 from onebox.runs.reading.where import select
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.console import Console
 
 SCHEMA = 2
@@ -29,7 +30,7 @@ STYLES = {
 PLACES = ("run_dir=", "hydra", "data_dir=")  # overrides that say where a run lies, not what it is
 
 
-def runs(folder: str | Path = "outputs") -> pd.DataFrame:
+def runs(folder: str | Path = "outputs") -> "pd.DataFrame":
     """All runs below a folder as a table, the newest first.
 
     Returns:
@@ -38,6 +39,8 @@ def runs(folder: str | Path = "outputs") -> pd.DataFrame:
         metrics of the best epoch and of the test (`val/joint_acc`, `test/iou`), and the floor of the latter
         (`floor/iou`). What a run does not have is missing.
     """
+    import pandas as pd  # which takes longer than to read a thousand runs
+
     rows = {
         str(run.path): {key: run.record.get(key) for key in FACTS}
         | {key: scalar(value) for key, value in flatten(dict(run.config)) if key not in FACTS}
@@ -72,8 +75,11 @@ def list_runs(
         if every and all(run.value(sort) is MISSING for run in every):
             raise BadInput(f"--sort: {near_keys(sort, every)}")
         keys = list(dict.fromkeys([*keys, sort]))
-        values = sortable(pd.Series([scalar(run.value(sort)) for run in found], dtype=object))
-        found = [found[place] for place in values.sort_values(ascending=ascending, kind="stable").index]
+        values = sortable([scalar(run.value(sort)) for run in found])
+        known = [pair for pair in zip(values, found, strict=True) if pair[0] is not None]
+        known.sort(key=lambda pair: pair[0], reverse=not ascending)
+        unknown = [run for value, run in zip(values, found, strict=True) if value is None]
+        found = [run for _, run in known] + unknown
     elif ascending:
         found = found[::-1]
     total, found = len(found), found[: limit or None]
@@ -83,10 +89,10 @@ def list_runs(
     columns |= {key: [scalar(run.value(key)) for run in found] for key in keys if key not in (*columns, *tags)}
     typed = [[text for text in run.record.get("overrides", []) if not text.startswith(PLACES)] for run in found]
     columns["overrides"] = [" ".join(texts) for texts in typed]
-    results = pd.DataFrame([[run.tags.get(tag, math.nan) for tag in tags] for run in found], columns=tags, dtype=float)
+    columns |= {tag: [run.tags.get(tag, math.nan) for run in found] for tag in tags}
     more: Line = [(f"{total - len(found):,} more (--limit 0 shows all {total:,})", "")]
     return Listing(
-        pd.DataFrame(columns, dtype=object).join(results),
+        columns,
         shown=list(dict.fromkeys(["run", "started", "status", "fingerprint", *tags, *keys, "overrides"])),
         metrics=tags,
         notes=[more] if len(found) < total else [],
@@ -112,8 +118,8 @@ class Listing:
     """A table to be printed.
 
     Attributes:
-        frame: all values, for programs. Beside a metric there may be `TAG_interval` and `floor/NAME`; rows are printed
-            in bold where `best` is true.
+        columns: name -> all values, for programs. Beside a metric there may be `TAG_interval` and `floor/NAME`; rows
+            are printed in bold where `best` is true.
         shown: the columns for people, in order.
         metrics: those of them that are metrics.
         title: stands above it on a terminal.
@@ -121,7 +127,7 @@ class Listing:
         facts: what JSON says beside the rows.
     """
 
-    frame: pd.DataFrame
+    columns: Mapping[str, Sequence[Any]]
     shown: Sequence[str]
     metrics: Sequence[str]
     title: str = ""
@@ -141,7 +147,7 @@ class Listing:
         """
         check((csv is not None) + markdown + as_json <= 1, "--csv, --markdown and --json: choose one")
         if as_json:
-            rows = self.frame.astype(object).where(self.frame.notna(), None).to_dict("records")
+            rows = [dict(zip(self.columns, row, strict=True)) for row in self._rows()]
             print(json.dumps({"schema": SCHEMA, **self.facts, "rows": rows}, indent=2, ensure_ascii=False))
         elif markdown:
             print(self.markdown())
@@ -156,8 +162,19 @@ class Listing:
 
     def csv(self, delimiter: str) -> str:
         """A line for each row, with all digits."""
-        texts = self.frame.map(lambda value: value if isinstance(value, int | float) else printable(str(value)))
-        return texts.where(self.frame.notna()).to_csv(sep=delimiter, index=False, lineterminator="\n")
+        file = io.StringIO()
+        writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+        writer.writerow(self.columns)
+        for row in self._rows():
+            writer.writerow(
+                [printable(str(value)) if not isinstance(value, int | float | None) else value for value in row]
+            )
+        return file.getvalue()
+
+    def _rows(self) -> Iterator[list[Any]]:
+        """All values, None for what is missing."""
+        for row in zip(*self.columns.values(), strict=True):
+            yield [None if value != value else value for value in row]
 
     def markdown(self) -> str:
         """The table and its notes as Markdown."""
@@ -183,7 +200,9 @@ class Listing:
                 min_width=max(map(len, title.split("\n"))) if name in self.metrics else None,
                 overflow="fold",
             )
-        weights = ["bold" if best else "" for best in self.frame.get("best", [False] * len(self.frame))]
+        weights = [
+            "bold" if best else "" for best in self.columns.get("best", [False] * len(self.columns[self.shown[0]]))
+        ]
         for number, row in enumerate(self._texts()):
             # Of several statuses the last one is the worst.
             styles = [
@@ -195,7 +214,7 @@ class Listing:
         print_lines(self.notes, console)
 
     def _is_number(self, name: str) -> bool:
-        return name in self.metrics or pd.api.types.is_numeric_dtype(self.frame[name])
+        return name in self.metrics or all(isinstance(value, int | float) for value in self.columns[name])
 
     def _texts(self) -> list[list[str]]:
         """The rows for people, and if any metric of the test has a floor a last row with it."""
@@ -210,14 +229,13 @@ class Listing:
     def _floor(self, name: str) -> str:
         """The floor of a metric, or its range where the rows have different data."""
         key = name.replace("test/", "floor/")
-        if key == name or key not in self.frame:
-            return ""
-        return " to ".join(dict.fromkeys(f"{value:.3f}" for value in self.frame[key].agg(["min", "max"])))
+        known = [value for value in self.columns.get(key, ()) if not math.isnan(value)] if key != name else []
+        return " to ".join(dict.fromkeys(f"{value:.3f}" for value in (min(known), max(known)))) if known else ""
 
     def _column(self, name: str) -> list[str]:
-        values = self.frame[name]
+        values = self.columns[name]
         if name in self.metrics:
-            halves = self.frame.get(f"{name}_interval", [math.nan] * len(values))
+            halves = self.columns.get(f"{name}_interval", [math.nan] * len(values))
             intervals = ["" if math.isnan(half) else f" ± {half:.3f}" for half in halves]
             return [
                 "-" if math.isnan(mean) else f"{mean:.3f}" + half for mean, half in zip(values, intervals, strict=True)
@@ -229,10 +247,13 @@ class Listing:
         return ["●" if value else "" for value in values] if name == "best" else [cell(value) for value in values]
 
 
-def sortable(values: "pd.Series[Any]") -> "pd.Series[Any]":
-    """The same as numbers, or else as texts; what is missing stays missing."""
-    numbers = pd.to_numeric(values, errors="coerce")
-    return numbers if numbers.notna().equals(values.notna()) else values.map(str, na_action="ignore")
+def sortable(values: Sequence[Any]) -> list[Any]:
+    """The same as numbers, or else as texts; None for what is missing."""
+    known = [None if value != value else value for value in values]
+    try:
+        return [None if value is None else float(value) for value in known]
+    except ValueError:
+        return [None if value is None else str(value) for value in known]
 
 
 def scalar(value: Any) -> Any:

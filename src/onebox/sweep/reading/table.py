@@ -108,7 +108,7 @@ def list_sweep(sweep: Sweep, *, metrics: Sequence[str] = (), seeds: bool = False
     total = len(sweep.jobs)
     totals = f"{total:,} job{'s'[: total != 1]}: {_counted(sweep.jobs['status'])}"
     return Listing(
-        rows,
+        {str(name): values.tolist() for name, values in rows.items()},
         shown=[*sweep.varied, *counted, *status, *front, *tags, "seconds", *([] if several else ["fingerprint"])],
         metrics=tags,
         title=str(sweep.folder),
@@ -238,7 +238,7 @@ def _order(sweep: Sweep, rows: pd.DataFrame, sort: str | None) -> list[int]:
     if key == "status":  # the worst first
         values = rows[key].map(lambda text: -_badness(text.rpartition(" ")[2]))
     else:
-        values = sortable(rows["seconds" if key == "time" else key])
+        values = pd.Series(sortable(rows["seconds" if key == "time" else key].tolist()), rows.index)
     is_metric = f"{key}_interval" in rows
     if is_metric and sweep.mode.get(key, "min" if lower_is_better(key) else "max") == "max":
         values = -values
