@@ -1,5 +1,6 @@
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from PIL import Image
 
@@ -117,8 +118,11 @@ def test_bad_data_is_refused_before_training_with_file_and_remedy(folder_data, t
 
 def test_no_image_left_says_what_dropped_them(folder_data, tree):
     tree.add("a", DOG, CAT)
-    with pytest.raises(BadInput, match=r"no training image is left \(0 of 1 images, 1 dropped \(several objects\)\)"):
+    told = r"no training image is left \(0 of 1 images, 1 dropped \(several objects\)\); set data\.select=largest"
+    with pytest.raises(BadInput, match=told):
         folder_data()
+    with pytest.raises(InstantiationException, match=r"data\.splits\.train must be a list, such as \[all\], not all"):
+        folder_data("data.splits={train:all}")
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image"])

@@ -144,7 +144,7 @@ def test_coco_is_read_in_the_layouts_of_its_tools(tmp_path, boxes_of, data_of):
         (lambda path: coco(path, ("a.jpg", "cat", [0, 0, 9])), "a.json: a: annotation 0: its bbox is [0, 0, 9], not four"),
         (lambda path: coco(path, ("a.jpg", "cat", [0, 0, 99, 9])), "outside the image of 60x40; correct it, or set"),
         (lambda path: coco(path, ("a.jpg", "cat", [0, 0, 0.5, 0.5])), "set data.box_units=relative"),
-        (lambda path: coco(path, ("b.jpg", "cat", [0, 0, 9, 9])), "b.jpg: no such image; add it, or take b out"),
+        (lambda path: coco(path, ("b.jpg", "cat", [0, 0, 9, 9])), "b.jpg: no such image; add it, take b out of its list"),
         (lambda path: coco(path, ("../../a.jpg", "cat", [0, 0, 9, 9]), ("a.jpg", "dog", [0, 0, 9, 9])), "names a 2 times"),
         (lambda path: coco(path.with_name("b.json"), ("a.jpg", "cat", [0, 0, 9, 9])), "a is also in a.json; name the lists"),
         (lambda path: coco(path, ("a.jpg", "cat", [0, 0, 9, 9]), size=(40, 60)), "the image is 60x40 px but its"),

@@ -122,6 +122,15 @@ def test_annotations_are_paired_by_a_name_that_only_one_folder_has(tmp_path):
     assert VocTree(tmp_path).annotation_id("dog/a") is None  # it could be that of either
 
 
+def test_annotations_may_have_no_suffix(tree):
+    tree.add("a")
+    (tree.folder / "Annotations/a.xml").rename(tree.folder / "Annotations/a")
+    (tree.folder / "Annotations/LICENSE").touch()
+    assert VocTree(tree.folder).annotation_file("a") == str(tree.folder / "Annotations/a")
+    (tree.folder / "JPEGImages/a.jpg").unlink()
+    assert VocTree(tree.folder).ids("*") == ([], 0)
+
+
 def test_hidden_files_suffixes_in_capitals_and_decomposed_letters(tree):
     for name in ("a", "é"):
         tree.add(name)

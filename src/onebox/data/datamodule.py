@@ -28,6 +28,17 @@ log = logging.getLogger(__name__)
 
 Part = TypeVar("Part")
 
+# When an index is empty, by the reason why most images are not in it.
+WHAT_TO_DO = {
+    "no annotation": "set data.annotations to the folder that has them",
+    "no object": "their annotations have no <object> with a <bndbox> that counts; look at one of them",
+    "several objects": "set data.select=largest to use the largest of each image",
+    "not in data.ids": "name others in data.ids",
+    "bad sample": "see what `onebox data check` says",
+    "over data.limit": "set a larger data.limit",
+    "below augment.min_area": "set a smaller augment.min_area",
+}
+
 
 class Source(Protocol):
     """Where trees come from."""
@@ -320,11 +331,9 @@ class VocDataModule(LightningDataModule):
 
     def _check_training_images(self) -> None:
         train, batch_size = self.indexes["train"], self._loading.batch_size
-        check(
-            len(train) > 0,
-            f"{self._root}: no training image is left ({train}); "
-            "loosen data.select, data.ids or data.limit, or name other lists in data.splits",
-        )
+        why = max((count, reason) for reason, count in train.dropped.items())
+        what = WHAT_TO_DO[why[1]] if why[0] else "name other lists in data.splits"
+        check(len(train) > 0, f"{self._root}: no training image is left ({train}); {what}")
         check(
             not self._loading.drop_last or len(train) >= batch_size,
             f"data.drop_last leaves no batch of {batch_size} from {len(train)} training "

@@ -197,7 +197,8 @@ def _choose(listed: Listed, rows: Ints, selection: Selection, label_of: Mapping[
     problems = annotation_problems(table, label_of=label_of)
     for row in np.flatnonzero(~listed.is_annotated[rows]).tolist():
         if not listed.has_image(int(rows[row])):
-            problems[row] = f"no such annotation, nor an image; take {listed.ids[rows[row]]} out of its list"
+            name = listed.ids[rows[row]]
+            problems[row] = f"no such annotation, nor an image; take {name} out of its list, or set data.on_error=skip"
     is_selected = (counts == 1) | ((counts > 1) & (selection.select == "largest"))
     is_selected[list(problems)] = False
     return _Chosen(table, counts, chosen, problems, is_selected)
@@ -226,7 +227,8 @@ def _usable_images(
             if number in undecodable:
                 problems[row] = undecodable[number]
             elif not listed.has_image(number):
-                problems[row] = f"no such image; add it, or take {listed.ids[number]} out of its list"
+                ways = f"add it, take {listed.ids[number]} out of its list, remove its annotation"
+                problems[row] = f"no such image; {ways}, or set data.on_error=skip"
         taken = [row for row in taken if row not in problems]
         numbers = rows[taken].tolist()
         for row, number, picture in zip(taken, numbers, listed.pictures(numbers), strict=True):

@@ -34,6 +34,9 @@ class Splits:
     def __post_init__(self) -> None:
         unknown = sorted(set(self.splits) - set(SPLITS))
         check(not unknown, f"data.splits has {unknown}, but the splits are train, val and test")
+        for split, names in self.splits.items():
+            is_list = isinstance(names, Sequence) and not isinstance(names, str)
+            check(is_list, f"data.splits.{split} must be a list, such as [{names}], not {names}")
         shares = [self.holdout.get(split, 0.0) for split in ("val", "test")]
         check(
             all(is_number(share, 0, 1) for share in shares) and sum(shares) < 1,

@@ -22,7 +22,7 @@ class Files:
 
     Args:
         folders: where to look; one that does not exist holds none.
-        suffixes: without the dot, in lower case; a file's may be in any case.
+        suffixes: without the dot, in lower case, an empty one for files without; a file's may be in any case.
         short: whether an id is only the last part of the path, where no other file has the same.
 
     Attributes:
@@ -109,8 +109,9 @@ def walk(folder: Path, suffixes: Collection[str]) -> Iterator[tuple[str, str]]:
                     stem, _, suffix = entry.name.rpartition(".")
                     if entry.name.startswith("."):
                         continue
-                    if stem and suffix.lower() in suffixes and entry.is_file():
-                        yield unicodedata.normalize("NFC", below + stem), entry.path
+                    name, suffix = (stem, suffix.lower()) if stem else (entry.name, "")
+                    if suffix in suffixes and entry.is_file():
+                        yield unicodedata.normalize("NFC", below + name), entry.path
                     elif entry.is_dir():
                         pending.append(f"{below}{entry.name}/")
         except FileNotFoundError:
