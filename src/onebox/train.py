@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback as HydraCallback
@@ -48,6 +49,8 @@ USER_ERRORS = (BadInput, HydraException, OmegaConfBaseException)
 EXTRAS = {"hydra_joblib_launcher": "joblib", "hydra_ray_launcher": "ray", "hydra_submitit_launcher": "slurm"}
 # conf/hydra/launcher has the names that users know, which are those of the plugins' schemas too. Also in workers.
 warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
+# Hydra copies its store of schemas for each group that --help lists and each job of a sweep, though no copy is changed.
+ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
 SCHEMA = 1  # of metrics.json
 RESULT_TAGS = [
     f"{split}/{name}"
