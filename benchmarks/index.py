@@ -78,7 +78,7 @@ def seconds_of_plain_parsing(folder: Path) -> float:
 def seconds_of_opening(folder: Path, cache_dir: Path) -> tuple[float, Listed]:
     """What a run does before it selects."""
     start = time.perf_counter()
-    tree = VocTree(folder)
+    tree = VocTree(folder, cache_dir=cache_dir)
     listed = Listed({"": tree}, [("", image_id) for image_id in tree.ids("*")[0]], cache_dir)
     return time.perf_counter() - start, listed
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +47,8 @@ class Listed:
         self.conventions = conventions
         self._cache_dir = cache_dir
         self._trees = [trees[name] for name, _ in images]
-        self.ids = np.array([image_id for _, image_id in images], dtype=np.str_)
-        table = self._raw_table(trees, np.array([name for name, _ in images], dtype=np.str_))
-        self.is_annotated = np.char.str_len(table.ids) > 0 if len(table) else np.zeros(0, bool)
+        self.ids = np.array([image_id for _, image_id in images], dtype=object)
+        table, self.is_annotated = _raw_table(trees, images)
         no_size = (table.sizes == 0).any(axis=1) & self.is_annotated
         no_size[list(table.problems)] = False
         self.without_size = no_size & np.array([tree.has_sizes for tree in self._trees], dtype=bool)
@@ -61,23 +61,12 @@ class Listed:
                 shown = self.shown(header)
                 sizes[row] = shown.height, shown.width
         try:
-            self.understood: Understood = understand(replace(table, sizes=sizes, problems=problems), conventions)
+            self.understood: Understood = understand(
+                replace(table, ids=self.ids, sizes=sizes, problems=problems), conventions
+            )
         except BadInput as error:
             raise BadInput(f"{', '.join(str(tree.folder) for tree in trees.values())}: {error}") from error
         self.table = self.understood.table
-
-    def _raw_table(self, trees: Mapping[str, Tree], names: NDArray[np.str_]) -> Table:
-        absent = Table.from_records([""], np.zeros((1, 3), np.int64), [(0, 0, [])])
-        tables, places = [absent.take(np.zeros(0, np.int64))], [np.zeros(0, np.int64)]
-        for name, tree in trees.items():
-            table = join([tree.table(), absent])
-            row_of = {annotation_id: row for row, annotation_id in enumerate(table.ids[:-1].tolist())}
-            mine = np.flatnonzero(names == name)
-            ids = [tree.annotation_id(image_id) for image_id in self.ids[mine].tolist()]
-            rows = [len(table) - 1 if annotation_id is None else row_of[annotation_id] for annotation_id in ids]
-            tables.append(table.take(np.array(rows, dtype=np.int64)))
-            places.append(mine)
-        return join(tables).take(np.argsort(np.concatenate(places)))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -127,3 +116,19 @@ class Listed:
             agree = f"set data.exif={other}, with which they agree, or rotate its pixels"
             return f"{text} (EXIF orientation {header.turn}); {agree}"
         return f"{text}; correct the <size> of the annotation (and its boxes), or take the image out of its list"
+
+
+def _raw_table(trees: Mapping[str, Tree], images: Sequence[tuple[str, str]]) -> tuple[Table, NDArray[np.bool_]]:
+    """[N] what the annotations of images say, and which have one."""
+    tables: list[Table] = []
+    row_of: dict[str, dict[str | None, int]] = {}
+    num_rows = 0
+    for name, tree in trees.items():
+        tables.append(tree.table())
+        row_of[name] = dict(zip(tables[-1].ids.tolist(), count(num_rows)))
+        num_rows += len(tables[-1])
+    tables.append(Table.from_records([""], np.zeros((1, 3), np.int64), [(0, 0, [])]))  # of an image without one
+    annotation_ids = ((name, trees[name].annotation_id(image_id)) for name, image_id in images)
+    rows = np.array([num_rows if item is None else row_of[name][item] for name, item in annotation_ids], dtype=np.int64)
+    del row_of
+    return join(tables).take(rows), rows < num_rows

@@ -47,9 +47,10 @@ class VocTree:
         image_folders, annotation_folders = _find_folders(folder, layout)
         self.images = Files(image_folders, IMAGE_SUFFIXES)
         self.annotations = Files(annotation_folders, {"xml"})
-        bare = Files(annotation_folders, {""}) if not self.annotations.paths else self.annotations
-        if bare.by_stem.keys() & self.images.by_stem.keys():  # those of Stanford Dogs have no suffix
-            self.annotations = bare
+        if not self.annotations.paths:  # those of Stanford Dogs have no suffix
+            bare = Files(annotation_folders, {""})
+            if bare.by_stem.keys() & self.images.by_stem.keys():
+                self.annotations = bare
         self._cache_dir = cache_dir
         if not self.annotations.paths and (other := _other_form(folder)):
             raise BadInput(f"{folder}: no XML file in {annotation_folders[0].name}/; {other}")

@@ -45,10 +45,10 @@ class Files:
                     several.setdefault(name, {first}).add(path)
         self.ambiguous = {name: sorted(map(Path, several[name])) for name in sorted(several)}
         self.paths |= {name: str(files[0]) for name, files in self.ambiguous.items()}
-        self.by_path = {name: name for name in self.paths}  # path below the folder -> id
+        self._short: dict[str, str] = {}  # path below the folder -> id, where they differ
         if short:
-            self.by_path |= {name: stem for stem, name in self.by_stem.items()}
-            self.paths = {self.by_path[name]: path for name, path in self.paths.items()}
+            self._short = {name: stem for stem, name in self.by_stem.items()}
+            self.paths = {self._short.get(name, name): path for name, path in self.paths.items()}
             del self.by_stem  # it is of the ids
 
     @cached_property
@@ -83,8 +83,9 @@ class Files:
         for name in dict.fromkeys([text, stem]):
             parts = name.split("/")
             for start in range(len(parts)):
-                if (end := "/".join(parts[start:])) in self.by_path:
-                    return self.by_path[end]
+                end = "/".join(parts[start:])
+                if (found := self._short.get(end, end)) in self.paths:
+                    return found
         return self.by_stem.get(stem.rpartition("/")[2])
 
 
@@ -100,11 +101,12 @@ def walk(folder: Path, suffixes: Collection[str]) -> Iterator[tuple[str, str]]:
     while pending:
         below = pending.pop()
         try:
-            state = os.stat(folder / below)
+            place = os.path.join(folder, below)
+            state = os.stat(place)
             if (state.st_dev, state.st_ino) in seen:
                 continue
             seen.add((state.st_dev, state.st_ino))
-            with os.scandir(folder / below) as entries:
+            with os.scandir(place) as entries:
                 for entry in entries:
                     stem, _, suffix = entry.name.rpartition(".")
                     if entry.name.startswith("."):
