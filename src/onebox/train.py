@@ -172,7 +172,7 @@ def train(cfg: DictConfig) -> Value:
     from onebox.runs.fingerprint import run_facts
     from onebox.runs.provenance import source_fingerprint
     from onebox.runs.record import RunRecord, claim, sigterm_raises
-    from onebox.sweep.job import Done, read_plan, stored_objective, take
+    from onebox.sweep.job import Done, check_planned, read_plan, stored_objective, take
 
     run_dir = Path(os.path.relpath(cfg.run_dir))
     facts = run_facts(cfg, HydraConfig.get())
@@ -181,7 +181,9 @@ def train(cfg: DictConfig) -> Value:
         with ranks.as_rank(number, run_dir), sigterm_raises():
             return _experiment(cfg, RunRecord.of_rank(run_dir, number), facts["fingerprint"], capped=True)
     in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
+    plan = read_plan(run_dir.parent) if in_sweep else {}
     if in_sweep:
+        check_planned(run_dir, facts["fingerprint"], source_fingerprint(), plan)
         now: Any = {"source": source_fingerprint(), "data": lambda: read_data(cfg).fingerprint()}
         try:
             earlier = take(run_dir, rerun=cfg.rerun, objective=_objective(cfg), **now)
@@ -191,7 +193,7 @@ def train(cfg: DictConfig) -> Value:
         earlier = claim(run_dir, fingerprint=facts["fingerprint"], resume=cfg.resume)
     with sigterm_raises(), RunRecord(run_dir, earlier, **facts) as run:
         validate(cfg)  # before tensorboard is imported, which takes longer
-        planned = [job["overrides"] for job in read_plan(run_dir.parent).get("jobs", [])] if in_sweep else []
+        planned = [job["overrides"] for job in plan.get("jobs", [])]
         with hparams.session(cfg, facts, planned, RESULT_TAGS):
             if (count := ranks.num_ranks(cfg.trainer)) > 1:
                 try:

@@ -33,6 +33,8 @@ SECRET = (
 _PRIVATE_KEY = re.compile(rb"-----(BEGIN|END) [A-Z ]*PRIVATE KEY-----")
 READING = ("cli", "reading")  # folders of what only looks at runs, and has no part in training
 
+_remembered: dict[str, Any] = {}
+
 # What can change numbers, or say which job it was. Values of other variables are nobody's business.
 VARIABLES = re.compile(
     r"(ONEBOX_\w+|(OMP|MKL|OPENBLAS)_NUM_THREADS|KMP_\w+|CUDA_VISIBLE_DEVICES|CUDA_LAUNCH_BLOCKING|"
@@ -55,6 +57,14 @@ def provenance(run_dir: Path) -> dict[str, Any]:
     }
 
 
+def remember() -> None:
+    """Take source and git's state now, as modules have been imported; processes that are forked from here report these.
+
+    Otherwise a file that is edited while a sweep runs would be taken for the code of the jobs that begin afterwards.
+    """
+    _remembered.update(source=source_fingerprint(), git=_git_now())
+
+
 def repository() -> Path:
     """A folder of the checkout that onebox runs from, or else the current one."""
     source = Path(onebox.__file__).parent
@@ -67,6 +77,15 @@ def git_state(run_dir: Path) -> dict[str, Any] | None:
     The changes of tracked and untracked source, but nothing that git ignores or that looks like a secret, are written
     to `PATCH_FILE` in `run_dir`; `changed` names their files, `left_out` those that are not in it.
     """
+    state, patch = _remembered["git"] if _remembered else _git_now()
+    if patch:
+        with replacing(run_dir / PATCH_FILE) as temporary:
+            temporary.write_bytes(gzip.compress(patch, mtime=0))
+    return state
+
+
+def _git_now() -> tuple[dict[str, Any] | None, bytes]:
+    """What `git_state` gives, and the patch; empty where there is none, or one that is too large."""
     try:
         head = _git(repository(), "rev-parse", "--show-toplevel", "HEAD", "--abbrev-ref", "HEAD").decode().splitlines()
         top = Path(head[0])
@@ -76,12 +95,9 @@ def git_state(run_dir: Path) -> dict[str, Any] | None:
         new = [name for name in kept if changes[name][:1] in b"?A" and (top / name).exists()]
         patch = _patch(top, kept, new) if kept else b""
     except (OSError, subprocess.SubprocessError, IndexError):
-        return None
+        return None, b""
     too_large = len(patch) > MAX_PATCH_BYTES  # one that is cut could not be applied
-    if patch and not too_large:
-        with replacing(run_dir / PATCH_FILE) as temporary:
-            temporary.write_bytes(gzip.compress(patch, mtime=0))
-    return {
+    state = {
         "sha": head[1],
         "branch": head[2],
         "dirty": bool(changes),
@@ -90,6 +106,7 @@ def git_state(run_dir: Path) -> dict[str, Any] | None:
         "patch": hashlib.sha256(patch).hexdigest()[:12] if patch else None,
         "patch_too_large": len(patch) if too_large else None,
     }
+    return state, b"" if too_large else patch
 
 
 def patch(run_dir: Path) -> str | None:
@@ -108,6 +125,8 @@ def source_fingerprint() -> str:
 
     Without the folders of `READING`: a better table of runs does not make older runs another thing.
     """
+    if _remembered:
+        return str(_remembered["source"])
     found = [*_source_files(files("onebox"), "onebox"), *_source_files(files("onebox.conf"), "onebox/conf")]
     digest = hashlib.sha256()
     for name, content in sorted(dict(found).items()):  # in a wheel, conf lies in onebox

@@ -1,6 +1,7 @@
 """What a job of a sweep does before it trains, in whatever process a launcher has put it."""
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,9 @@ Value = float | tuple[float | None, ...] | None
 RERUN = ("none", "failed", "stale", "all")
 PLAN = "sweep.json"  # the plan of a sweep, in its folder
 REPLACED = ".replaced"  # folder beside the jobs that receives what is run again
+
+
+PLANNED_SOURCE = "_ONEBOX_PLANNED_SOURCE"  # environment variable of the jobs of a grid: `source` of its plan
 
 
 class Done(Exception):
@@ -59,6 +63,21 @@ def take(
         _move_away(folder, facts)
         return None
     return facts
+
+
+def check_planned(folder: Path, fingerprint: str, source: str, plan: Mapping[str, Any]) -> None:
+    """Refuse a job of a grid that is not as it was planned, as its result would stand under a planned name.
+
+    Raises:
+        BadInput: its config is not in the `plan`, or its code is not that of the sweep.
+    """
+    planned = os.environ.get(PLANNED_SOURCE)
+    if planned is None:  # of a search, which composes a job when it starts it
+        return
+    again = "; start the sweep again, which keeps what is done"
+    known = {job["fingerprint"] for job in plan.get("jobs", [])}
+    check(fingerprint in known, f"{folder}: not in the plan of its sweep, so its config has changed since{again}")
+    check(source == planned, f"{folder}: the code of onebox has changed since the sweep was planned{again}")
 
 
 def next_step(facts: Mapping[str, Any] | None, *, rerun: str, stale: bool) -> Step:

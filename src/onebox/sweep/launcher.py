@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from onebox.errors import BadInput, JobFailed, Preempted, Stopped
 from onebox.runs.fingerprint import run_facts, without_hydra
 from onebox.runs.record import is_held, record_failure
+from onebox.sweep.compose import Composer
 from onebox.sweep.live import View
 from onebox.sweep.plan import Job
 from onebox.sweep.process import LOG, JobProcess, Order, failed
@@ -57,7 +58,11 @@ class Task:
     @cached_property
     def job(self) -> Job:
         """What the sweep planned, with its run directory."""
-        return Job.of(self._overrides, self.config)
+        return Composer(self._context.config_loader, self._sweep_config)(self._overrides)
+
+    def forget(self) -> None:
+        """Give its config back, which takes megabytes."""
+        del self.config
 
     @property
     def is_composed(self) -> bool:
@@ -265,7 +270,8 @@ class Launch:
         """An attempt is over: the job is done, has failed, or will be retried."""
         if answer.status is JobStatus.COMPLETED:
             task.result = answer
-            return self._view.end(task.number, task.label, "done", seconds, _objectives(task.config, answer))
+            self._view.end(task.number, task.label, "done", seconds, _objectives(task.config, answer))
+            return task.forget()
         error = answer._return_value  # the property raises it
         if isinstance(error, Stopped):
             task.result = answer

@@ -12,12 +12,10 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from onebox.errors import NO_CHDIR, BadInput, check
+from onebox.errors import BadInput, check
 from onebox.files import alone, write_json
-from onebox.runs.fingerprint import choices, fingerprints, without_hydra
 from onebox.runs.reading.find import Run
 from onebox.runs.reading.where import select
 from onebox.sweep.job import PLAN, read_plan
@@ -40,27 +38,6 @@ class Job:
 
     def __str__(self) -> str:
         return " ".join(self.overrides)
-
-    @classmethod
-    def of(cls, overrides: Sequence[str], cfg: DictConfig) -> "Job":
-        """The job of what Hydra has composed.
-
-        Raises:
-            BadInput: it would not run in a directory that is named by its fingerprint, or in another working directory.
-        """
-        subdir = OmegaConf.to_container(cfg.hydra.sweep, resolve=False)["subdir"]  # type: ignore[index,call-overload]  # a dict
-        check(
-            subdir == "${fingerprint:}",
-            f"hydra.sweep.subdir={subdir}: a job's directory is named by its fingerprint, as another name could give "
-            "it the result of another job; leave it, and tell jobs apart by onebox sweep",
-        )
-        check(not cfg.hydra.job.chdir, NO_CHDIR)
-        plain = without_hydra(cfg, run_dir="")
-        prints = fingerprints(plain)
-        folder = Path(cfg.hydra.sweep.dir, prints["fingerprint"])
-        plain.run_dir = str(folder)
-        config: Any = OmegaConf.to_container(plain, resolve=True)
-        return cls(tuple(overrides), config, choices(cfg.hydra), **prints, folder=folder)
 
 
 def combinations(overrides: Iterable[Override], jobs: Sequence[Mapping[str, Any]] | None) -> list[tuple[str, ...]]:
@@ -97,7 +74,7 @@ def as_override(value: Any) -> str:
     return "null" if value is None else str(value).lower()
 
 
-def compose_jobs(combined: Iterable[tuple[str, ...]], compose: Callable[[list[str]], DictConfig]) -> list[Job]:
+def compose_jobs(combined: Iterable[tuple[str, ...]], compose: Callable[[Sequence[str]], Job]) -> list[Job]:
     """Compose each combination, without those that would be the same run as an earlier one.
 
     Raises:
@@ -108,7 +85,7 @@ def compose_jobs(combined: Iterable[tuple[str, ...]], compose: Callable[[list[st
     for overrides in combined:
         try:
             check_options(overrides)
-            job = Job.of(overrides, compose(list(overrides)))
+            job = compose(overrides)
         except (BadInput, HydraException, OmegaConfBaseException) as error:
             problems.setdefault(" ".join(explain(error, overrides).split()), " ".join(overrides))
             continue

@@ -10,6 +10,7 @@ import os
 import pkgutil
 
 import onebox
+from onebox.runs.provenance import remember
 
 # What libraries import only when they are used. The names of our own modules are not listed: all of them are imported
 # but those that only read runs, and the search, which takes Optuna with it.
@@ -48,6 +49,7 @@ def preload() -> None:
             importlib.import_module(name)
     with contextlib.suppress(ImportError):
         importlib.import_module("PIL.Image").preinit()  # its readers of files
+    remember()
     gc.collect()
     gc.freeze()  # the collector of a job passes over what is shared, and so does not copy it
     if os.getppid() != parent:

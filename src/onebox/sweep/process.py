@@ -160,6 +160,7 @@ def _work(order: Order, answers: Connection) -> None:
         answer, code = failed(JobFailed(text) if text else portable(error)), EXIT_FAULT
     sys.stdout.flush()
     sys.stderr.flush()
+    answer.cfg = answer.hydra_cfg = None  # megabytes, which the sweep would keep
     answers.send(answer)
     sys.exit(code)
 

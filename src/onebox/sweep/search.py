@@ -1,6 +1,5 @@
 """A search by Optuna that survives being killed: its study lies in the sweep's folder and is resumed from there."""
 
-import functools
 import logging
 import math
 import os
@@ -34,6 +33,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from onebox.errors import BadInput, SweepFailed, check, is_integer, is_number
 from onebox.files import alone, write_text
 from onebox.sweep.check import Build, Checks
+from onebox.sweep.compose import Composer
 from onebox.sweep.plan import compose_jobs
 from onebox.sweep.process import start_server
 from onebox.sweep.sweeper import objectives, report
@@ -143,7 +143,7 @@ class Search(Sweeper):
         first = {key: values[0] for key, values in ends.items()}
         corners = [first, *(first | {key: value} for key, values in ends.items() for value in values[1:])]
         combined = [(*(f"{key}={value}" for key, value in corner.items()), *fixed) for corner in corners]
-        compose = functools.partial(self._loader.load_sweep_config, self._config)
+        compose = Composer(self._loader, self._config)
         jobs = compose_jobs(combined, compose)
         with Checks(jobs, self.build) as checks:
             checks.refuse_problems()

@@ -1,6 +1,7 @@
 """The sweeper of grids and lists: plans, launches what must run, and says how it ended."""
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -21,7 +22,8 @@ from onebox.files import replacing
 from onebox.runs.provenance import source_fingerprint
 from onebox.runs.reading.find import read_run
 from onebox.sweep.check import Build, Checks
-from onebox.sweep.job import RERUN, is_stale, next_step, stored_objective
+from onebox.sweep.compose import Composer
+from onebox.sweep.job import PLANNED_SOURCE, RERUN, is_stale, next_step, stored_objective
 from onebox.sweep.plan import Job, combinations, compose_jobs, without_excluded, write_plan
 from onebox.sweep.process import start_server
 
@@ -64,7 +66,8 @@ class GridSweeper(Sweeper):
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / "multirun.yaml") as temporary:
             OmegaConf.save(self.config, temporary)
-        plan = partial(write_plan, folder, jobs, objective=objectives(self.config), source=source_fingerprint())
+        source = source_fingerprint()
+        plan = partial(write_plan, folder, jobs, objective=objectives(self.config), source=source)
         plan(data_fingerprints={})
         with Checks(jobs, self._build) as checks:
             if any((job.folder / "run.json").exists() for job in jobs):
@@ -72,9 +75,11 @@ class GridSweeper(Sweeper):
             returns, to_run = self._kept(jobs, checks.data_fingerprints)
             try:
                 if to_run:
+                    os.environ[PLANNED_SOURCE] = source
                     launched = self._launcher.launch([list(job.overrides) for job in to_run], initial_job_idx=0)
                     returns |= {job.fingerprint: back for job, back in zip(to_run, launched, strict=True)}
             finally:
+                os.environ.pop(PLANNED_SOURCE, None)
                 plan(data_fingerprints=checks.data_fingerprints)
                 report(folder)
         _raise_failures([returns[job.fingerprint] for job in jobs])
@@ -93,7 +98,7 @@ class GridSweeper(Sweeper):
         parser = OverridesParser.create(config_loader=context.config_loader)
         combined = combinations(parser.parse_overrides(given), settings["jobs"])
         bar = track(combined, "composing the jobs", transient=True, disable=not Console().is_terminal)
-        jobs = compose_jobs(bar, partial(context.config_loader.load_sweep_config, config))
+        jobs = compose_jobs(bar, Composer(context.config_loader, config))
         if len(jobs) < len(combined):
             log.info("%d of %d combinations are duplicates", len(combined) - len(jobs), len(combined))
         return without_excluded(jobs, settings["exclude"])

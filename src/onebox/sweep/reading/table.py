@@ -241,7 +241,7 @@ def _order(sweep: Sweep, rows: pd.DataFrame, sort: str | None) -> list[int]:
         values = pd.Series(sortable(rows["seconds" if key == "time" else key].tolist()), rows.index)
     is_metric = f"{key}_interval" in rows
     if is_metric and sweep.mode.get(key, "min" if lower_is_better(key) else "max") == "max":
-        values = -values
+        values = -values.astype(float)  # None of all jobs would be no number
     later = ~rows["best"] if len(sweep.mode) > 1 and sort is None else pd.Series(False, rows.index)
     table = pd.DataFrame({"later": later, "value": values, "number": rows["number"]}).reset_index(drop=True)
     return table.sort_values(["later", "value", "number"], na_position="last").index.tolist()

@@ -1,0 +1,151 @@
+"""What Hydra composes for the jobs of a sweep. Files of configs are read once: an edit meanwhile changes no job."""
+
+import copy
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import IConfigRepository
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from onebox.errors import NO_CHDIR, check
+from onebox.runs.fingerprint import choices, fingerprint
+from onebox.sweep.plan import Job
+
+RUN_DIR = "<run_dir>"  # stands in a config for the directory that its own fingerprint names
+
+
+class ReadOnce(IConfigRepository):
+    """Where Hydra's configs come from, each read when it is first asked for."""
+
+    def __init__(self, repository: IConfigRepository, known: dict[Any, bytes] | None = None) -> None:
+        self._repository, self._known = repository, {} if known is None else known
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ReadOnce":
+        # Hydra copies a repository before it adds places to search, and so what is known is known by the places.
+        return ReadOnce(copy.deepcopy(self._repository, memo), self._known)
+
+    def _once(self, method: str, *arguments: Any) -> Any:
+        places = tuple((source.provider, source.path) for source in self._repository.get_sources())
+        key = (places, method, *arguments)
+        if key not in self._known:
+            self._known[key] = pickle.dumps(getattr(self._repository, method)(*arguments))
+        return pickle.loads(self._known[key])  # our own; a copy, as Hydra changes what it is given
+
+    def load_config(self, config_path: str) -> Any:
+        return self._once("load_config", config_path)
+
+    def group_exists(self, config_path: str) -> Any:
+        return self._once("group_exists", config_path)
+
+    def config_exists(self, config_path: str) -> Any:
+        return self._once("config_exists", config_path)
+
+    def get_group_options(self, group_name: str, results_filter: ObjectType | None = ObjectType.CONFIG) -> Any:
+        return self._once("get_group_options", group_name, results_filter)
+
+    def get_schema_source(self) -> Any:
+        return self._repository.get_schema_source()
+
+    def get_sources(self) -> Any:
+        return self._repository.get_sources()
+
+    def initialize_sources(self, config_search_path: Any) -> None:
+        self._repository.initialize_sources(config_search_path)
+
+
+class Composer:
+    """Composes the jobs of a sweep. The choices of options, which take Hydra longest, are composed once.
+
+    Args:
+        loader: Hydra's, which from now on reads each file once, also for those who launch the jobs.
+        sweep_config: what Hydra has composed for the sweep itself.
+    """
+
+    def __init__(self, loader: ConfigLoader, sweep_config: DictConfig) -> None:
+        assert isinstance(loader, ConfigLoaderImpl)  # Hydra has no other
+        if not isinstance(loader.repository, ReadOnce):
+            loader.repository = ReadOnce(loader.repository)  # type: ignore[assignment]  # its interface is all that is used
+        self._loader, self._sweep_config = loader, sweep_config
+        self._parser = OverridesParser.create(config_loader=loader)
+        self._parsed: dict[str, Override] = {}
+        self._composed: dict[tuple[str, ...], tuple[DictConfig, Path, dict[str, str | None]]] = {}
+        self._seedless: dict[frozenset[str], str] = {}
+
+    def __call__(self, overrides: Sequence[str]) -> Job:
+        """The job of some overrides.
+
+        Raises:
+            BadInput: it would not run in a directory that is named by its fingerprint, or in another working directory.
+            HydraException, OmegaConfBaseException: it cannot be composed.
+        """
+        parsed = [self._parse(text) for text in overrides]
+        values = [override for override in parsed if self._is_value(override)]
+        rest = tuple(text for text, override in zip(overrides, parsed, strict=True) if override not in values)
+        if rest not in self._composed:
+            self._composed[rest] = self._compose(rest)
+        base, sweep_dir, chosen = self._composed[rest]
+        cfg = base.copy()
+        ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
+        config: Any = OmegaConf.to_container(cfg, resolve=True)
+        neutral = config.get("fingerprint_neutral") or {}
+        name = fingerprint(config, cfg.fingerprint_ignore, neutral)
+        others = frozenset(text for text in overrides if not text.startswith("seed="))
+        if others not in self._seedless:
+            cfg.seed = None
+            seedless: Any = OmegaConf.to_container(cfg, resolve=True)
+            self._seedless[others] = fingerprint(seedless, cfg.fingerprint_ignore, neutral)
+        folder = sweep_dir / name
+        config = _replaced(config, RUN_DIR, str(folder))
+        return Job(tuple(overrides), config, chosen, name, self._seedless[others], folder)
+
+    def _parse(self, text: str) -> Override:
+        if text not in self._parsed:
+            (self._parsed[text],) = self._parser.parse_overrides([text])
+        return self._parsed[text]
+
+    def _is_value(self, override: Override) -> bool:
+        """Whether an override only changes a value that is there, and has no part in what is composed."""
+        is_change = override.type is OverrideType.CHANGE and override.package is None
+        key = override.key_or_group
+        return is_change and key.partition(".")[0] != "hydra" and not self._loader.repository.group_exists(key)
+
+    def _compose(self, overrides: Sequence[str]) -> tuple[DictConfig, Path, dict[str, str | None]]:
+        """A config without Hydra's part, the folder of the sweep, and the choices."""
+        cfg = self._loader.load_sweep_config(self._sweep_config, list(overrides))
+        check_job(cfg)
+        sweep_dir, chosen = Path(cfg.hydra.sweep.dir), choices(cfg.hydra)
+        with open_dict(cfg):
+            del cfg["hydra"]
+            cfg.run_dir = RUN_DIR
+        return cfg, sweep_dir, chosen
+
+
+def check_job(cfg: DictConfig) -> None:
+    """Refuse a job that would not run where the sweep expects it.
+
+    Raises:
+        BadInput: its directory is not named by its fingerprint, or it has another working directory.
+    """
+    subdir = OmegaConf.to_container(cfg.hydra.sweep, resolve=False)["subdir"]  # type: ignore[index,call-overload]  # a dict
+    check(
+        subdir == "${fingerprint:}",
+        f"hydra.sweep.subdir={subdir}: a job's directory is named by its fingerprint, as another name could give "
+        "it the result of another job; leave it, and tell jobs apart by onebox sweep",
+    )
+    check(not cfg.hydra.job.chdir, NO_CHDIR)
+
+
+def _replaced(value: Any, old: str, new: str) -> Any:
+    """Plain data with a text in place of another."""
+    if isinstance(value, Mapping):
+        return {key: _replaced(item, old, new) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_replaced(item, old, new) for item in value]
+    return value.replace(old, new) if isinstance(value, str) and old in value else value
