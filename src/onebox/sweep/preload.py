@@ -13,7 +13,7 @@ import onebox
 from onebox.runs.provenance import remember
 
 # What libraries import only when they are used. The names of our own modules are not listed: all of them are imported
-# but those that only read runs, and the search, which takes Optuna with it.
+# but those that only read runs, and two that no job of a sweep uses.
 LIBRARIES = (
     "torch",
     "torchvision",
@@ -34,7 +34,10 @@ LIBRARIES = (
     "torch.utils.serialization.config",
     "onebox.runs.reading.report",
 )
-LEFT_OUT = ("onebox.cli", "onebox.conf", "onebox.runs.reading", "onebox.sweep.reading", "onebox.sweep.search", __name__)
+LEFT_OUT = (
+    *("onebox.cli", "onebox.conf", "onebox.runs.reading", "onebox.sweep.reading", __name__),
+    *("onebox.sweep.search", "onebox.callbacks.lr_range"),  # which take Optuna and pandas with them
+)
 
 
 def preload() -> None:
