@@ -38,6 +38,8 @@ from onebox.errors import (
 from onebox.validation import check_options, explain, validate
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
     from onebox.runs.record import RunRecord
     from onebox.sweep.job import Value
 
@@ -218,31 +220,37 @@ def _experiment(cfg: DictConfig, run: RunRecord, fingerprint: str, *, capped: bo
 
 
 def _fit(cfg: DictConfig, run: RunRecord, built: Built) -> None:
-    from onebox.callbacks.balance import Balance
-    from onebox.callbacks.early_stopping import stopped_early
     from onebox.callbacks.freeze import Freeze
-    from onebox.callbacks.nonfinite import NonFiniteLoss
-    from onebox.frozen_features import store_features
     from onebox.model.pretrained import weights_hash
 
     data, module, trainer, checkpoint = built
-    parts: Any = {"backbone": cfg.model.backbone, "augment": cfg.augment}
-    plain: Any = {name: OmegaConf.to_container(part, resolve=True) for name, part in parts.items()}
-    store_features(trainer, module, data, checkpoint=checkpoint, **plain)
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it without declaring it
+    if any(isinstance(callback, Freeze) for callback in callbacks):
+        from onebox.frozen_features import store_features
+
+        parts: Any = {"backbone": cfg.model.backbone, "augment": cfg.augment}
+        plain: Any = {name: OmegaConf.to_container(part, resolve=True) for name, part in parts.items()}
+        store_features(trainer, module, data, checkpoint=checkpoint, **plain)
     with lightnings_errors(trainer):
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     run.add(final_weights=weights_hash(module))
-    stopped = stopped_early(trainer)
+    stopped = _stopped_early(trainer)
     if stopped is not None:
         log.info(stopped)
         run.add(stopped_early=stopped)
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it without declaring it
-        if isinstance(callback, Freeze):
-            run.add(trained_parameters=callback.num_trained(module, trainer.current_epoch))
-        if isinstance(callback, Balance):
-            run.add(balance=callback.summary(module))
-        if isinstance(callback, NonFiniteLoss) and callback.first:
-            run.add(nonfinite=callback.first)
+    for callback in callbacks:
+        if hasattr(callback, "outcome"):
+            run.add(**callback.outcome(module))
+
+
+def _stopped_early(trainer: Trainer) -> str | None:
+    """When and why early stopping ended a fit, also one that resumed from its last checkpoint; None if it did not."""
+    stopping = trainer.early_stopping_callback
+    reason = stopping.stopping_reason_message if stopping is not None else None
+    if reason is None or trainer.current_epoch == trainer.max_epochs:
+        return None
+    reason = reason.removesuffix(". Signaling Trainer to stop.")
+    return f"stopped after epoch {trainer.current_epoch} of {trainer.max_epochs}: {reason}"
 
 
 def _test(run: RunRecord, built: Built) -> tuple[dict[str, float], dict[str, float]]:

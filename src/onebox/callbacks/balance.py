@@ -69,7 +69,11 @@ class Balance(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(dict(zip(TAGS, row, strict=True)), step=trainer.global_step)
 
-    def summary(self, module: LocalizationModule) -> dict[str, Any]:
+    def outcome(self, module: LocalizationModule) -> dict[str, Any]:
+        """What run.json is to say."""
+        return {"balance": self._summary(module)}
+
+    def _summary(self, module: LocalizationModule) -> dict[str, Any]:
         """Mean of the cosine, and the weights of the box: as configured, and suggested.
 
         With the suggested one, given with its quartiles over steps, the median step pulls alike for box and class, the

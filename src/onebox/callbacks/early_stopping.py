@@ -11,13 +11,3 @@ class EarlyStopping(LightningEarlyStopping):
         has_validated = (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
         if has_validated or self.monitor.startswith("train/"):
             super().on_train_epoch_end(trainer, pl_module)
-
-
-def stopped_early(trainer: Trainer) -> str | None:
-    """When and why early stopping ended a fit, also one that resumed from its last checkpoint; None if it did not."""
-    stopping = trainer.early_stopping_callback
-    reason = stopping.stopping_reason_message if stopping is not None else None
-    if reason is None or trainer.current_epoch == trainer.max_epochs:
-        return None
-    reason = reason.removesuffix(". Signaling Trainer to stop.")
-    return f"stopped after epoch {trainer.current_epoch} of {trainer.max_epochs}: {reason}"

@@ -59,6 +59,10 @@ class Freeze(Callback):
         kept = [item for name, item in backbone.named_parameters() if frozen and backbone.stage_of(name) in frozen]
         return sum(item.numel() for item in module.parameters()) - sum(item.numel() for item in kept)
 
+    def outcome(self, module: Any) -> dict[str, int]:
+        """What run.json is to say."""
+        return {"trained_parameters": self.num_trained(module, module.current_epoch)}
+
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Freeze before the strategy looks at what is trained.
 

@@ -30,6 +30,10 @@ class NonFiniteLoss(Callback):
         self._pending: list[tuple[int, Tensor]] = []  # batch, its loss
         self.first: dict[str, Any] | None = None
 
+    def outcome(self, module: LightningModule) -> dict[str, Any]:
+        """What run.json is to say."""
+        return {"nonfinite": self.first} if self.first else {}
+
     def state_dict(self) -> dict[str, Any]:
         return {"first": self.first}
 

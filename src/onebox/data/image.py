@@ -1,8 +1,15 @@
-"""An image file as pixels. Whatever lies under the name, the answer is an array of known size or a `BadInput`."""
+"""Image files: their pixels, and what is known of them without decoding, remembered until a file changes.
 
+Whatever lies under a name, the pixels are an array of known size or a `BadInput`.
+"""
+
+import hashlib
 import io
+import logging
+import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +23,11 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from onebox.data.processes import num_cores, progress
 from onebox.errors import BadInput
+from onebox.files import alone, replacing
+
+log = logging.getLogger(__name__)
 
 Image = NDArray[np.uint8]  # [H, W, 3], RGB
 
@@ -24,6 +35,8 @@ MAX_PIXELS = 100_000_000  # 300 MB decoded; the largest photograph of VOC has 0.
 ORIENTATION = 0x0112  # the EXIF tag
 DEEP = ("I", "F")  # how Pillow's modes of more than 8 bits a channel begin
 FORMATS = "JPEG, PNG, WebP, BMP or TIFF"
+DIGEST_BYTES = 16
+FACT = np.dtype([("file", f"V{DIGEST_BYTES}"), ("digest", f"V{DIGEST_BYTES}"), ("length", "<i8"), ("header", "<i4", 4)])
 
 JPEG, BMP = b"\xff\xd8", b"BM"
 HEADERS: Mapping[bytes, Callable[[io.BytesIO], ImageFile]] = {
@@ -119,3 +132,74 @@ def read_header(data: bytes) -> Header | str:
             "shrink the image (and its boxes), or take it out of its list"
         )
     return found
+
+
+class Picture(NamedTuple):
+    """An image file: hash of its content, 16 bytes, and its length; what its header says, or what is wrong with it."""
+
+    digest: bytes
+    length: int
+    header: Header | str
+
+
+def read_pictures(files: Sequence[str], path: Path) -> list[Picture]:
+    """Look at image files; those that `path` remembers, and that have not changed since, are not opened.
+
+    A folder that cannot be written costs a warning and the time to look again.
+    """
+    keys = list(map(_key, files))
+    known = _load(path)
+    new = [number for number, key in enumerate(keys) if key not in known]
+    looked: dict[int, Picture] = {}
+    if new:
+        pool = ThreadPoolExecutor(num_cores())  # reading and hashing let go of the interpreter
+        try:
+            pictures = pool.map(_look, [files[number] for number in new])
+            looked = dict(zip(new, progress(pictures, total=len(new), description="looking at images"), strict=True))
+        finally:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C is not to wait for all the others
+        sound = {keys[number]: picture for number, picture in looked.items() if not isinstance(picture.header, str)}
+        _save(path, known | sound)
+    return [looked[number] if number in looked else known[key] for number, key in enumerate(keys)]
+
+
+def _key(file: str) -> bytes:
+    """A hash of the file's path, size, times and inode: with another content at least one of them is another."""
+    try:
+        state = os.stat(file)
+    except OSError:
+        return b""  # is said when it is read
+    stamp = (file, state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino, state.st_dev)
+    return hashlib.blake2b(repr(stamp).encode("utf-8", "surrogateescape"), digest_size=DIGEST_BYTES).digest()
+
+
+def _look(file: str) -> Picture:
+    try:
+        data = Path(file).read_bytes()
+    except OSError as error:
+        return Picture(b"", 0, f"cannot be read ({error.strerror}); restore the file")
+    return Picture(hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest(), len(data), read_header(data))
+
+
+def _load(path: Path) -> dict[bytes, Picture]:
+    try:
+        facts = np.fromfile(path, FACT)
+    except OSError:  # not there yet
+        return {}
+    columns = (facts[name].tolist() for name in ("file", "digest", "length", "header"))
+    return {
+        key: Picture(digest, length, Header(width, height, turn, bool(deep)))
+        for key, digest, length, (width, height, turn, deep) in zip(*columns, strict=True)
+    }
+
+
+def _save(path: Path, known: Mapping[bytes, Picture]) -> None:
+    facts = np.array([(key, *picture) for key, picture in known.items() if key], FACT)
+    try:
+        with (
+            alone(path.with_suffix(".lock"), waiting=f"Waiting for another process that writes {path}"),
+            replacing(path) as temporary,
+        ):
+            facts.tofile(temporary)
+    except (OSError, NotImplementedError) as error:  # filelock raises the second where a folder cannot be locked
+        log.warning("%s: cannot be kept (%s); free some space or set data.cache_dir", path, error)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from onebox.data.image import Picture
 from onebox.data.listed import Listed
-from onebox.data.pictures import Picture
 from onebox.data.selection import Selection
 from onebox.data.table import Ints, Table
 from onebox.errors import BadInput

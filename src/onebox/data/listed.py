@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebox.data.annotations import Conventions, Understood, understand
-from onebox.data.image import Header
+from onebox.data.image import Header, Picture, read_pictures
 from onebox.data.layout import Tree
-from onebox.data.pictures import Picture, read_pictures
 from onebox.data.table import Table, join
 from onebox.errors import BadInput
 
