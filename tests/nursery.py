@@ -93,6 +93,18 @@ def watch(path: str, hit_at: int | None, hit_by: int) -> None:
     os.fsync, Path.replace = watched_sync, watched_replace
 
 
+def left(folder: Path) -> list[str]:
+    """Command lines of the processes that are still there."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if (path / "cwd").resolve() == folder:
+                found.append((path / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found
+
+
 class Nursery:
     """The other end."""
 

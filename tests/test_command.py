@@ -2,23 +2,25 @@
 
 import json
 import os
+import pty
 import re
-import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from tests.nursery import left
 
 COMMAND = Path(sys.executable).parent / "onebox-train"
 
 
-def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+def start(folder: Path, *arguments: str, output=subprocess.PIPE, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [str(COMMAND), *arguments],
         cwd=folder,
         env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
+        stdout=output,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -136,20 +138,35 @@ def test_a_sweep_gives_each_job_a_directory_and_a_new_key_at_its_neutral_value_o
     assert {path: path.read_text() for path in tmp_path.glob("outputs/sweeps/loss_weights/*/run.json")} == before
 
 
-def test_ctrl_c_leaves_a_run_that_says_interrupted(tmp_path, shapes_root):
-    data = [f"data.root={shapes_root}", "data.source=null", "callbacks/progress=lines"]
+@pytest.mark.parametrize(("how", "code", "told"), [("Ctrl-C", 130, "Ctrl-C"), ("closed terminal", 75, "SIGHUP")])
+def test_stopped_by_hand_a_run_says_interrupted_and_leaves_no_worker(tmp_path, shapes_root, how, code, told):
+    data = [
+        f"data.root={shapes_root}",
+        "data.source=null",
+        "callbacks/progress=lines",
+        "data.num_workers=1",
+        "image_size=32",
+    ]
     endless = ["trainer.max_epochs=100000", "callbacks.checkpoint_last.epoch_seconds=0"]
-    process = start(tmp_path, *data, *endless, PYTHONUNBUFFERED="1")
-    for line in process.stdout:
-        if line.startswith("Epoch 2/"):
-            break
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode == 130
+    master, slave = pty.openpty()
+    # setsid makes the terminal that of the command and of all that it starts.
+    command = ["setsid", "--ctty", "--wait", str(COMMAND), *data, *endless]
+    process = subprocess.Popen(command, cwd=tmp_path, stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
+    with open(master, closefd=False) as terminal:
+        next(line for line in terminal if line.startswith("Epoch 2/"))
+        if how == "Ctrl-C":
+            os.write(master, b"\x03")
+            with suppress(OSError):  # EIO, when nobody has the other end any longer
+                terminal.read()
+    os.close(master)
+    assert process.wait(timeout=60) == code
     (record,) = tmp_path.glob("outputs/default/*/run.json")
-    assert json.loads(record.read_text())["status"] == "interrupted"
+    facts = json.loads(record.read_text())
+    assert (facts["status"], facts["error"]["message"]) == ("interrupted", f"stopped by {told}")
     assert (record.parent / "checkpoints" / "last.ckpt").exists()
     assert not list(record.parent.rglob("*.tmp"))
+    assert not left(tmp_path)
 
 
 def test_a_directory_whose_name_looks_like_markup_is_printed_as_it_is(tmp_path, shapes_root):
@@ -158,12 +175,18 @@ def test_a_directory_whose_name_looks_like_markup_is_printed_as_it_is(tmp_path, 
     assert "report   mine/o[/x]/report.html" in done.stdout
 
 
-def test_two_runs_in_one_second_do_not_share_a_directory(tmp_path, shapes_root):
-    both = [start(tmp_path, *fast(shapes_root)) for _ in range(2)]
-    for process in both:
-        process.communicate(timeout=240)
-    assert [process.returncode for process in both] == [0, 0]
-    assert len(list((tmp_path / "outputs/default").iterdir())) == 2
+def test_two_runs_in_one_second_share_no_directory_and_complete_though_they_cannot_print(tmp_path, shapes_root):
+    first = start(tmp_path, *fast(shapes_root), LC_ALL="C", PYTHONIOENCODING="ascii", TERM="dumb", HOME="/nowhere")
+    with open("/dev/full", "w") as full:
+        second = start(tmp_path, *fast(shapes_root), output=full)
+    with first, second:
+        first.stdout.readline()
+        first.stdout.close()  # as `head -1` does
+        assert first.stderr.read() == ""
+        assert second.stderr.read() == "onebox-train: what it prints cannot be written: No space left on device\n"
+    assert [first.returncode, second.returncode] == [0, 1]
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/default/*/run.json")]
+    assert [record["status"] for record in records] == ["completed"] * 2
 
 
 def test_a_run_directory_that_is_taken_is_refused(tmp_path, shapes_root):

@@ -12,6 +12,7 @@ SOURCE = ROOT / "src" / "onebox"
 LAYERS = {
     "errors": 0,
     "files": 0,
+    "streams": 1,
     "trust": 1,
     "boxes": 0,
     "trainer_options": 0,

@@ -265,7 +265,7 @@ def _waits_in_vain(cfg: DictConfig, module: LocalizationModule) -> bool:
 
 @contextlib.contextmanager
 def lightnings_errors(trainer: Trainer) -> Iterator[None]:
-    """Around fit and test: a Ctrl-C, which Lightning turns into an exit with code 1, stays a Ctrl-C.
+    """Around fit and test: a Ctrl-C, which Lightning turns into an exit with code 1, stays a Ctrl-C; no worker is left.
 
     Raises:
         BadInput: Lightning refuses how it is configured.
@@ -280,6 +280,10 @@ def lightnings_errors(trainer: Trainer) -> Iterator[None]:
         if trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
+    finally:
+        # Stopped in validation, Lightning forgets the workers of training, for which the process would wait at its end.
+        if (fetcher := trainer.fit_loop._data_fetcher) is not None:
+            fetcher.teardown()
 
 
 def use_threads(cfg: DictConfig, *, capped: bool) -> None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 RUN_ID = "onebox-"  # how the launcher's run id begins; then comes the id of the process that has the run directory
 # Schedulers send these to all processes of a job, but only one is to obey.
-STOP = (signal.SIGTERM, signal.SIGINT)
+STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 TIME_IS_OVER = (signal.SIGUSR1, signal.SIGUSR2)
 IN_PROCESS = ("spawn", "fork", "notebook")  # strategies that start ranks by themselves
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -170,7 +170,7 @@ def _error_of(failure: "ProcessFailure", who: str, where: str) -> BaseException:
     """What is to be raised here for the end of a rank."""
     code, report = failure.exitcode, failure.error_file_data
     if code == EXIT_PREEMPTED:
-        return Preempted("stopped by SIGTERM")
+        return Preempted(report["message"])
     if code == EXIT_INTERRUPTED:
         return KeyboardInterrupt()
     if "time" in report:

@@ -35,6 +35,7 @@ from onebox.errors import (
     check,
     exit_with,
 )
+from onebox.streams import command_line
 from onebox.validation import check_options, explain, validate
 
 if TYPE_CHECKING:
@@ -62,16 +63,17 @@ RESULT_TAGS = [
 
 
 def main() -> None:
-    """The console command. Exit codes: 0 done, 1 a fault, 2 bad input, 75 stopped by SIGTERM, 130 by hand."""
+    """The console command. Exit codes: 0 done, 1 a fault, 2 bad input, 75 stopped by SIGTERM or SIGHUP, 130 by hand."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here instead of being printed by Hydra
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # no process of ours finds a module in the working directory
     from onebox.trust import stored_arguments
 
     try:
-        register_plugins()
-        sys.argv[1:] = [new for argument in sys.argv[1:] for new in stored_arguments(argument)]
-        check_options(sys.argv[1:])
-        _app()
+        with command_line("onebox-train"):
+            register_plugins()
+            sys.argv[1:] = [new for argument in sys.argv[1:] for new in stored_arguments(argument)]
+            check_options(sys.argv[1:])
+            _app()
     except USER_ERRORS as error:
         _exit_with(error)
     except OSError as error:

@@ -17,6 +17,7 @@ from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobStatus, setup_globals
 from hydra.types import HydraContext, RunMode
+from tests.nursery import left
 
 import onebox
 from onebox.errors import BadInput, JobFailed, Preempted, Stopped
@@ -202,18 +203,6 @@ def test_the_first_signal_asks_the_jobs_to_stop_the_second_kills_them(launch, jo
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def left(folder: Path) -> list[str]:
-    """Command lines of the processes that are still there."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if (path / "cwd").resolve() == folder:
-                found.append((path / "cmdline").read_text().replace("\0", " "))
-        except OSError:
-            continue
-    return found
-
-
 @pytest.fixture
 def sweep(tmp_path, shapes_root):
     """A sweep of two long trainings, started as a user does, when the first of them trains."""
@@ -246,10 +235,13 @@ def sweep(tmp_path, shapes_root):
     process.communicate()
 
 
-@pytest.mark.parametrize("how", ["Ctrl-C", "SIGKILL"])
+@pytest.mark.parametrize("how", ["Ctrl-C", "hang-up", "SIGKILL"])
 def test_a_sweep_that_is_stopped_leaves_a_checkpoint_and_no_process(sweep, tmp_path, how):
     if how == "Ctrl-C":
         os.killpg(sweep.pid, signal.SIGINT)
+    elif how == "hang-up":
+        for _ in range(2):  # a shell and the system each send one
+            os.killpg(sweep.pid, signal.SIGHUP)
     else:
         sweep.kill()
     out, err = sweep.communicate(timeout=60)
@@ -260,7 +252,7 @@ def test_a_sweep_that_is_stopped_leaves_a_checkpoint_and_no_process(sweep, tmp_p
     (record,) = tmp_path.glob("outputs/sweeps/default/*/run.json")
     assert json.loads(record.read_text())["status"] == "interrupted"
     assert (record.parent / "checkpoints" / "last.ckpt").exists()
-    assert sweep.returncode == {"Ctrl-C": 130, "SIGKILL": -signal.SIGKILL}[how]
+    assert sweep.returncode == {"Ctrl-C": 130, "hang-up": 75, "SIGKILL": -signal.SIGKILL}[how]
     if how == "SIGKILL":
         assert not err
     else:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from onebox.cli import lr_find, reproduce, runs
-from onebox.errors import EXIT_FAULT, EXIT_INTERRUPTED, BadInput, exit_with, printable
+from onebox.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_PREEMPTED, BadInput, Preempted, exit_with, printable
+from onebox.streams import command_line
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -298,9 +299,13 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)  # stderr is for errors
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # no process of ours finds a module in the working directory
     try:
-        app()
+        with command_line("onebox"):
+            app()
     except BadInput as error:
         exit_with(error, printable(str(error)), "onebox")
+    except Preempted as error:
+        print(error, file=sys.stderr)
+        sys.exit(EXIT_PREEMPTED)
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def make_loader(
         num_workers=loading.num_workers,
         persistent_workers=loading.num_workers > 0,
         collate_fn=_as_is,  # __getitems__ gives whole batches
-        worker_init_fn=_ignore_sigterm,
+        worker_init_fn=_ignore_signals,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(seed),  # workers must not draw from the global generator
     )
@@ -98,9 +98,11 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _ignore_sigterm(worker: int) -> None:
-    # Schedulers send it to all processes of a job; the main process still needs batches until it has stored its state.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _ignore_signals(worker: int) -> None:
+    # Schedulers and terminals send them to all processes of a job; the main process still needs batches until it has
+    # stored its state.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class EpochSampler(Sampler[Key]):

@@ -27,6 +27,7 @@ from onebox.sweep.process import LOG, JobProcess, Order, failed
 from onebox.sweep.slots import LaunchOptions, device_slots, thread_share
 
 TICK_S = 0.2  # how soon a signal and the time are noticed
+STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOOK_AGAIN_S = 1.0  # for jobs that another sweep is running
 
 
@@ -111,7 +112,7 @@ class Launch:
 
         Raises:
             KeyboardInterrupt: Ctrl-C; what ran has stopped at a checkpoint.
-            Preempted: SIGTERM; likewise.
+            Preempted: SIGTERM or SIGHUP; likewise.
         """
         with self._signals_noted(), self._view:
             try:
@@ -139,7 +140,8 @@ class Launch:
             if not self._running:
                 raise self._stopped()  # nothing to end; the server may still be importing
 
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [number for number in STOP if signal.getsignal(number) is not signal.SIG_IGN]  # nohup
+        before = {number: signal.signal(number, note) for number in numbers}
         try:
             yield
         finally:
@@ -148,15 +150,15 @@ class Launch:
 
     def _stopped(self) -> BaseException:
         done = sum(task.result is not None and task.result.status is JobStatus.COMPLETED for task in self._tasks)
-        how, kind = (
-            ("by SIGTERM", Preempted) if self._signals[0] == signal.SIGTERM else ("by Ctrl-C", KeyboardInterrupt)
-        )
-        return kind(f"sweep stopped {how}, {done} of {len(self._tasks)} jobs done; the same command resumes it")
+        name = signal.Signals(self._signals[0]).name
+        how, kind = ("Ctrl-C", KeyboardInterrupt) if name == "SIGINT" else (name, Preempted)
+        return kind(f"sweep stopped by {how}, {done} of {len(self._tasks)} jobs done; the same command resumes it")
 
     def _obey_signals(self) -> None:
         if self._signals and not self._is_stopping:
             self._stop("the sweep is stopped")
-        if len(self._signals) > 1:
+        # Whatever else ends a session also closes its terminal.
+        if len([number for number in self._signals if number != signal.SIGHUP]) > 1:
             for running in self._running:
                 running.process.kill()
 

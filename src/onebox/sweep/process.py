@@ -24,6 +24,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from onebox.errors import EXIT_FAULT, EXIT_PREEMPTED, JobFailed, Preempted, Stopped, own_complaint
+from onebox.streams import open_streams
 
 LOG = "job.log"  # what a job prints, in its run directory
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -193,7 +194,7 @@ def _redirect(log: Path) -> None:
     for number in (1, 2):
         os.dup2(file, number)
     os.close(file)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # TextIO only when somebody replaced it
+    open_streams(line_buffering=True)
 
 
 def _end_with_parent(grace_s: float) -> None:

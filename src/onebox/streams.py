@@ -1,0 +1,77 @@
+"""What a command prints: lost where nobody can receive it, which ends no run."""
+
+import errno
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from onebox.errors import EXIT_FAULT, BadInput
+
+GONE = (errno.EPIPE, errno.EIO)  # a reader that has had enough, a terminal that was closed
+
+
+class _Stream(io.FileIO):
+    """Standard output or standard error. What cannot be written is dropped; `error` is the reason of the last time."""
+
+    error: OSError | None = None
+
+    def write(self, data) -> int:  # type: ignore[no-untyped-def]  # typeshed's buffers are not there when it runs
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = error
+            return len(data)
+
+
+def open_streams(*, line_buffering: bool | None = None) -> list[_Stream]:
+    """Let standard output and error of this process drop what they cannot write, and print any character somehow.
+
+    By default lines are buffered as before.
+    """
+    # What was closed by `>&-` would be the number of the next file to be opened, which would receive what is printed.
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    streams = []
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        old = getattr(sys, name)
+        if old is not getattr(sys, f"__{name}__"):
+            continue  # somebody's who looks at what is printed
+        if old is not None:
+            old.flush()
+        raw = _Stream(number, "w", closefd=False)
+        unbuffered = getattr(old, "write_through", False)  # PYTHONUNBUFFERED
+        stream = io.TextIOWrapper(
+            raw if unbuffered else io.BufferedWriter(raw),
+            encoding=getattr(old, "encoding", "utf-8"),
+            errors="backslashreplace",
+            line_buffering=getattr(old, "line_buffering", False) if line_buffering is None else line_buffering,
+            write_through=unbuffered,
+        )
+        setattr(sys, name, stream)
+        streams.append(raw)
+    return streams
+
+
+@contextmanager
+def command_line(program: str) -> Iterator[None]:
+    """Around a console command; leaves with an error when what was printed has filled a disk.
+
+    Raises:
+        BadInput: the working directory is gone.
+    """
+    streams = open_streams()
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise BadInput("the working directory has been deleted; change to one that exists") from error
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        for lost in (stream.error for stream in streams):
+            if lost is not None and lost.errno not in GONE:
+                print(f"{program}: what it prints cannot be written: {lost.strerror}", file=sys.stderr)
+                sys.exit(EXIT_FAULT)
