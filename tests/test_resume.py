@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -168,24 +167,6 @@ def test_sigterm_stores_what_there_is_and_the_same_command_resumes(nursery, data
         assert run(name) == 0, (tmp_path / f"{name}.log").read_text()
         assert_same(tmp_path / name, tmp_path / "straight")
         assert [attempt["status"] for attempt in facts(tmp_path / name)["attempts"]] == ["interrupted"]
-
-
-def test_a_run_that_is_stopped_in_validation_waits_for_no_worker(nursery, data, tmp_path):
-    arguments = [*data, "data.num_workers=1", EACH_STEP, "trainer.max_epochs=1"]
-
-    def start(name, **options):
-        return nursery.start(*arguments, f"hydra.run.dir={tmp_path / name}", log=tmp_path / f"{name}.log", **options)
-
-    assert nursery.wait(start("straight")) == 0
-    moments = (tmp_path / "straight.log.moments").read_text().splitlines()
-    saves = [moment for moment, passed in enumerate(moments, 1) if passed == "before new.ckpt"]
-    process = start("run", hit_at=saves[4], hit_by=signal.SIGHUP)  # that of validation, after those of steps 1 to 4
-    overdue = threading.Timer(60, os.kill, [process, signal.SIGKILL])
-    overdue.start()
-    code = nursery.wait(process)
-    overdue.cancel()
-    assert code == 75
-    assert facts(tmp_path / "run")["error"]["message"] == "stopped by SIGHUP"
 
 
 def test_sigterm_within_an_epoch_loses_no_step(nursery, data, tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import multiprocessing
 import re
 import shutil
 import statistics
@@ -17,7 +18,7 @@ from torchvision.ops import box_convert
 
 from onebox.build import build_data, build_module
 from onebox.data.datamodule import VocDataModule
-from onebox.errors import BadInput
+from onebox.errors import BadInput, Preempted
 from onebox.module import LocalizationModule
 from onebox.train import train
 
@@ -191,6 +192,17 @@ def test_early_stopping_says_why_also_after_a_test_that_was_interrupted(run, mon
     assert f"{read(folder, 'metrics.json')['best']['val/joint_acc']:.3f}" in line
     assert len((folder / "metrics.csv").read_text().splitlines()) == 1 + 3
     assert line in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize("stop", [Preempted("stopped by SIGTERM"), KeyboardInterrupt(), ValueError("a fault")])
+def test_a_fit_that_ends_in_validation_leaves_no_worker_for_which_the_process_would_wait(run, monkeypatch, stop):
+    def validation_step(module, batch, number):
+        raise stop
+
+    monkeypatch.setattr(LocalizationModule, "validation_step", validation_step)
+    with pytest.raises(type(stop)) as _:  # keeps what the frames refer to
+        run("run", "data.num_workers=1", PICTURES_OFF)
+    assert not multiprocessing.active_children()
 
 
 def test_a_fit_that_ends_with_its_last_epoch_was_not_stopped(run):
