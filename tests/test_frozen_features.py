@@ -295,7 +295,7 @@ def test_a_damaged_store_is_made_again(make, tmp_path, caplog, damage):
         else:
             np.save(path, np.zeros((2, 2), np.float16))
     after = batches(make(), 0)
-    assert caplog.text.count("is damaged; it is built again") == 4  # three views of train, one of val
+    assert caplog.text.count("is damaged; it is made again") == 4  # three views of train, one of val
     assert all(torch.equal(a.state[0], b.state[0]) for a, b in zip(before, after, strict=True))
 
 

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 # albumentations asks the network for its newest version at import unless this is set beforehand.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
+# OpenCV may follow another size in an image file than the one that was looked at; see onebox.data.image.MAX_PIXELS.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "100000000")
+
 __version__ = "0.1.0"
 
 

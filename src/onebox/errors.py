@@ -74,6 +74,11 @@ def is_number(value: object, low: float = -math.inf, high: float = math.inf) -> 
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
+def is_finite(value: object) -> bool:
+    """Whether `value` is a number that can be computed with; an integer in JSON may have thousands of digits."""
+    return is_number(value, -1e300, 1e300)
+
+
 def is_integer(value: object, low: int, high: float = math.inf) -> bool:
     """Whether `value` is a whole number, not a truth value, in [low, high]."""
     return isinstance(value, int) and is_number(value, low, high)

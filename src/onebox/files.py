@@ -1,15 +1,175 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and the one way in which files that others may have made are read."""
 
+import errno
 import json
 import logging
 import math
 import os
-from collections.abc import Iterator
+import stat
+import textwrap
+import zipfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+from onebox.errors import BadInput
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+MAX_BYTES = 64 << 20  # of a file, where its reader knows no other limit
+MAX_LONG = 4 << 30  # of what grows with the steps of a run or the images of a tree
+MAX_YAML = 4 << 20  # its parser takes ten seconds for it
+MAX_DEPTH = 50  # of lists and dicts in each other
+_JSON = json.JSONDecoder(parse_constant=lambda name: None)  # we write null for what is no finite number
+
+
+@contextmanager
+def opened(path: str | Path, max_bytes: int | None = MAX_BYTES) -> Iterator[IO[bytes]]:
+    """Open a regular file for reading: a pipe is not waited for, a device is not read, nor a file that is too large.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        state = os.fstat(file.fileno())
+        if not stat.S_ISREG(state.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if max_bytes is not None and state.st_size > max_bytes:
+            raise OSError(errno.EFBIG, f"{state.st_size:,} bytes are more than the limit of {max_bytes:,}", str(path))
+        yield file
+
+
+def read_bytes(path: str | Path, max_bytes: int = MAX_BYTES) -> bytes:
+    """The content of a regular file, see `opened`."""
+    with opened(path, max_bytes) as file:
+        return file.read(os.fstat(file.fileno()).st_size)  # no more, as some files of /proc never end
+
+
+def read_file(
+    path: str | Path, parse: Callable[[IO[bytes]], T], *, remedy: str, max_bytes: int | None = MAX_BYTES
+) -> T:
+    """What `parse` makes of a file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        BadInput: it cannot be read, or `parse` raises anything; `remedy` says what to do.
+    """
+    try:
+        with opened(path, max_bytes) as file:
+            return parse(file)
+    except (FileNotFoundError, BadInput):
+        raise
+    except NotADirectoryError as error:
+        raise FileNotFoundError(error.errno, error.strerror, str(path)) from error
+    except Exception as error:  # parsers raise anything on a damaged file
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        reason = textwrap.shorten(reason, 200, placeholder=" ...")
+        raise BadInput(f"{path}: cannot be read ({reason}); {remedy}") from error
+
+
+def read_json(path: str | Path, *, shape: Any = object, remedy: str = "restore the file or remove it") -> Any:
+    """What a JSON file holds, which must be of a `shape`, see `misfit`; NaN and infinite numbers become None.
+
+    Raises:
+        FileNotFoundError, BadInput: see `read_file`.
+    """
+
+    def parse(file: IO[bytes]) -> Any:
+        value = _JSON.decode(file.read().decode("utf-8-sig"))
+        if _is_deep(value):
+            raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+        if (key := misfit(value, shape)) is not None:
+            raise ValueError(f"{key or 'it'} is not what onebox writes")
+        return value
+
+    return read_file(path, parse, remedy=remedy)
+
+
+def misfit(value: Any, shape: Any) -> str | None:
+    """The dotted key of what in plain data is not of a shape; None when all is.
+
+    A shape is a type, a function that says whether a value is right, a list with the shape of all items, or a dict with
+    the shapes of values: by their key, or of all by `*`. A value in a dict may be None, whatever its shape.
+    """
+    if isinstance(shape, type | UnionType):
+        return None if isinstance(value, shape) else ""
+    if callable(shape):
+        return None if shape(value) else ""
+    if not isinstance(value, type(shape)):
+        return ""
+    if isinstance(shape, list):
+        parts = [(str(number), item, shape[0]) for number, item in enumerate(value)]
+    else:
+        shapes = dict.fromkeys(value, shape["*"]) if "*" in shape else shape
+        parts = [(key, value[key], part) for key, part in shapes.items() if value.get(key) is not None]
+    for key, item, part in parts:
+        if (found := misfit(item, part)) is not None:
+            return f"{key}.{found}".rstrip(".")
+    return None
+
+
+def _is_deep(value: Any, depth: int = MAX_DEPTH) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    items = value.values() if isinstance(value, dict) else value
+    return not depth or any(_is_deep(item, depth - 1) for item in items)
+
+
+def read_text(path: str | Path, *, remedy: str, max_bytes: int = MAX_BYTES) -> str:
+    """A text in UTF-8.
+
+    Raises:
+        FileNotFoundError, BadInput: see `read_file`.
+    """
+
+    def parse(file: IO[bytes]) -> str:
+        try:
+            return file.read().decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise ValueError("not a text in UTF-8") from None
+
+    return read_file(path, parse, remedy=remedy, max_bytes=max_bytes)
+
+
+def read_yaml(path: str | Path, *, remedy: str, load: Callable[[str], Any] | None = None) -> Any:
+    """What a YAML file holds, as plain data, by `load` or else as YAML 1.1 has it.
+
+    Raises:
+        FileNotFoundError, BadInput: see `read_file`.
+    """
+    import yaml  # type: ignore[import-untyped]  # PyYAML has no types
+
+    def parse(file: IO[bytes]) -> Any:
+        text, depth = file.read().decode("utf-8-sig"), 0
+        for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("it has aliases, of which a short file makes a huge one")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+        return (load or yaml.safe_load)(text)
+
+    return read_file(path, parse, remedy=remedy, max_bytes=MAX_YAML)
+
+
+def npz_columns(file: IO[bytes], max_bytes: int = MAX_LONG) -> "dict[str, NDArray[Any]]":
+    """The arrays of an `.npz` file, whose check sums NumPy compares only where it happens to read to the end."""
+    import numpy as np
+
+    with zipfile.ZipFile(file) as packed:
+        if (size := sum(item.file_size for item in packed.infolist())) > max_bytes:
+            raise ValueError(f"it unpacks to {size:,} bytes, more than the limit of {max_bytes:,}")
+        if damaged := packed.testzip():
+            raise ValueError(f"{damaged} in it is damaged")
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as columns:
+        return dict(columns.items())
 
 
 @contextmanager
@@ -39,11 +199,6 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all; what is not a finite number becomes null."""
     write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def _finite(value: Any) -> Any:

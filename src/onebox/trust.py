@@ -13,9 +13,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from yaml import YAMLError  # type: ignore[import-untyped]  # PyYAML has no types
-
-from onebox.errors import BadInput, check
+from onebox.errors import check
+from onebox.files import read_yaml
 
 PACKAGES = {"onebox", "torch", "torchvision", "lightning", "albumentations"}  # whose import does nothing else
 NEVER = ("onebox.train", "hydra_plugins")  # targets of Hydra's own part of the config
@@ -27,18 +26,30 @@ _TARGET = re.compile(r"_target_:\s*([\w.]+)")
 _RESOLVER = re.compile(r"\$\{[^}]*:")
 
 
-def stored_file(folder: Path, name: str, max_bytes: int | None = 64 * 2**20) -> Path:
+def stored_file(folder: Path, name: str) -> Path:
     """The path of a file that lies in a run directory itself.
 
     Raises:
-        BadInput: it is a link to somewhere else, no regular file (a pipe would never end), or larger than `max_bytes`.
+        BadInput: it is a link to somewhere else, or no regular file.
     """
     path = folder / name
     check(path.is_file(), f"{path}: no such file; name the directory of a run")
     check(path.resolve().is_relative_to(folder.resolve()), f"{path}: is a link that leads out of the run directory")
-    size = path.stat().st_size
-    check(max_bytes is None or size <= max_bytes, f"{path}: has {size:,} bytes, too many for a file of a run")
     return path
+
+
+def stored_yaml(folder: Path, name: str, remedy: str) -> Any:
+    """What a YAML file of a run directory holds, as plain data; nothing is resolved.
+
+    Raises:
+        BadInput: see `stored_file`, and `onebox.files.read_yaml`.
+    """
+    from omegaconf import OmegaConf
+
+    def load(text: str) -> Any:
+        return OmegaConf.to_container(OmegaConf.create(text or "{}"))
+
+    return read_yaml(stored_file(folder, name), remedy=remedy, load=load)
 
 
 def check_config(config: Any, where: Path | str, trust: Sequence[str] = ()) -> None:
@@ -114,13 +125,9 @@ def stored_arguments(argument: str) -> list[str]:
     key, _, value = argument.partition("=")
     if key != "resume" or value in ("auto", "never", ""):
         return [argument]
-    from omegaconf import OmegaConf
-
-    path = stored_file(Path(value), ".hydra/overrides.yaml")
-    try:
-        overrides: Any = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, ValueError, YAMLError) as error:
-        raise BadInput(f"{path}: cannot be read; resume=FOLDER takes the folder of a run") from error
+    path = Path(value, ".hydra/overrides.yaml")
+    overrides = stored_yaml(Path(value), ".hydra/overrides.yaml", "resume=FOLDER takes the folder of a run")
+    check(isinstance(overrides, list), f"{path}: is no list of overrides; resume=FOLDER takes the folder of a run")
     folder = value.replace("\\", "\\\\").replace("'", "\\'")
     stored_in.append(path)
     # A job of a sweep is resumed alone.

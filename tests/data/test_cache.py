@@ -15,7 +15,7 @@ from PIL import Image
 from tests.conftest import Tree
 
 from onebox.build import build_data
-from onebox.data import cache, dataset
+from onebox.data import cache, dataset, image, table
 from onebox.errors import BadInput
 
 DOG = ("dog", (1, 1, 30, 20))
@@ -125,6 +125,43 @@ def test_a_corrected_size_of_an_annotation_is_held_against_pixels_that_are_there
     path.write_text(path.read_text().replace("<height>40<", "<height>41<"))
     with pytest.raises(BadInput, match=r"a\.jpg: the image is 60x40 px but its annotation says 60x41"):
         folder_data().decode()
+
+
+@pytest.mark.parametrize("kind", ["rows", "npz", "pictures", "npy"])
+def test_a_flipped_bit_in_what_describes_a_cache_gives_nothing_wrong(folder_data, tree, tmp_path, caplog, kind):
+    """900 flips of each; what was not noticed gives the same, and what was is made again with a warning."""
+    for name in "abc":
+        tree.add(name, DOG)
+    expected = images(folder_data())
+    columns = np.dtype([("state 0", np.float16, (2,)), ("boxes", np.float32, (4,))])
+    options = {"shape": (5,), "dtype": lambda: columns, "fill": lambda array: array.fill(1), "about": {"data": "x"}}
+    features = tmp_path / "cache" / "features" / "x.npy"
+    cache.open_array(features, **options, doing=None)
+    (path,) = (tmp_path / "cache").glob(f"*/*.{kind}")
+    sound, size = path.read_bytes(), min(path.stat().st_size, 1024 if kind != "npy" else np.load(path, "r").offset)
+    for place in np.random.default_rng(0).integers(0, 8 * size, 900).tolist():
+        damaged = bytearray(sound)
+        damaged[place // 8] ^= 1 << place % 8
+        path.unlink()
+        path.write_bytes(damaged)
+        if kind == "npy":
+            array = cache._map(path, (5,))
+            assert array is None or np.array_equal(array, np.ones(5, columns)), place
+        elif kind == "rows":
+            rows = cache._stored_rows(path.with_suffix(".pixels"), 100 * 100 * 3)
+            assert not rows or sorted(rows.values()) == [0, 1, 2], place
+        elif kind == "pictures":
+            assert len(image._load(path)) in (0, 3), place
+        else:
+            assert (found := table.Table.load(path)) is None or found.ids.tolist() == ["a", "b", "c"], place
+    path.write_bytes(b"x" + sound[1:])
+    caplog.clear()
+    assert torch.equal(images(folder_data()), expected)
+    again = cache.open_array(features, **options, doing=None)
+    assert np.array_equal(again, np.ones(5, columns))
+    assert f"{path}" in caplog.text and "it is made again" in caplog.text
+    caplog.clear()
+    assert torch.equal(images(folder_data()), expected) and "made again" not in caplog.text
 
 
 @pytest.mark.parametrize("file", ["pixels", "rows"])

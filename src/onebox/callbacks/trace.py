@@ -1,14 +1,14 @@
 """trace.csv: the losses of every training step, to the last bit."""
 
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from onebox.errors import Preempted, check
-from onebox.files import write_text
+from onebox.files import MAX_LONG, read_file, write_text
 
 
 class StepTrace(Callback):
@@ -38,14 +38,18 @@ class StepTrace(Callback):
         """Keep the header and the rows of the steps that the checkpoint has seen.
 
         Raises:
-            BadInput: the file is a link, which may lead out of the run directory.
+            BadInput: the file cannot be read, or is a link, which may lead out of the run directory.
         """
         check(not self._path.is_symlink(), f"{self._path}: is a link, which is not written through; remove it")
         if trainer.is_global_zero and self._path.exists():
-            # Without a last row that a kill has torn.
-            header, *rows = self._path.read_text(encoding="utf-8").rpartition("\n")[0].split("\n")
-            kept = [row for row in rows if int(row.partition(",")[0]) < self._steps]
+            remedy = "move it away: the trace then begins where the run resumes"
+            header, *kept = read_file(self._path, self._rows_to_keep, remedy=remedy, max_bytes=MAX_LONG)
             write_text(self._path, "".join(f"{line}\n" for line in [header, *kept]) if kept else "")
+
+    def _rows_to_keep(self, file: IO[bytes]) -> list[str]:
+        # Without a last row that a kill has torn.
+        header, *rows = file.read().decode().rpartition("\n")[0].split("\n")
+        return [header, *(row for row in rows if int(row.partition(",")[0]) < self._steps)]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._pending.append((self._steps, trainer.current_epoch, pl_module.last_step[0]))

@@ -15,6 +15,7 @@ import typer
 
 from onebox.cli import lr_find, reproduce, runs
 from onebox.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_PREEMPTED, BadInput, Preempted, exit_with, printable
+from onebox.files import read_text
 from onebox.streams import command_line
 
 if TYPE_CHECKING:
@@ -178,8 +179,10 @@ def check(
 def _class_names(option: str | None, voc: list[str]) -> list[str] | None:
     if option is None or option == "voc":
         return voc if option else None
-    file = Path(option)
-    names = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else option.split(",")
+    names = option.split(",")
+    if os.path.exists(option) and not os.path.isdir(option):
+        remedy = "give a text file with one class per line"
+        names = read_text(option, remedy=remedy).splitlines()
     names = [name.strip() for name in names if name.strip()]
     if not names or any(os.sep in name for name in names):
         raise BadInput(
@@ -268,7 +271,7 @@ def cache(
         px = "x".join(str(side) for side in reversed(entry.size))
         used = entry.last_use.astimezone().strftime("%Y-%m-%d %H:%M")
         size = _megabytes(entry.num_bytes)
-        print(f"{entry.kind:8} {size:>10} {entry.images:>9,} {px:>9}  {used}  {entry.data}")
+        print(f"{entry.kind:8} {size:>10} {entry.images:>9,} {px:>9}  {used}  {printable(entry.data)}")
     print(f"{_megabytes(sum(entry.num_bytes for entry in entries))} in {folder.resolve()}")
 
 

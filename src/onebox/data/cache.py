@@ -4,6 +4,7 @@ A cache folder holds `index/` (see `onebox.data.table`), `pixels/` (decoded imag
 (see `onebox.frozen_features`). Beside an array a `.json` file says what it is; its time of change is the last use.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -18,11 +19,23 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from onebox.files import alone, read_json, remove_unfinished, replacing, write_json
+from onebox.errors import BadInput
+from onebox.files import (
+    alone,
+    npz_columns,
+    opened,
+    read_file,
+    read_json,
+    remove_unfinished,
+    replacing,
+    write_json,
+)
 
 log = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]  # [N, H, W, 3], RGB
+ABOUT = {"data": str, **dict.fromkeys(("size", "images", "image_size"), int)}
+MADE_AGAIN = "it is made again"
 KEY_BYTES = 16  # of the hash that stands for an image file's content
 KINDS = {"index": (".npz",), "pixels": (".pixels", ".npy"), "features": (".npy",)}  # .npy: of earlier versions
 
@@ -81,12 +94,16 @@ def stored_pixels(
 
 def _stored_rows(path: Path, size: int) -> dict[bytes, int]:
     """Row of each key; `size` is that of an image in bytes."""
+    rows = path.with_suffix(".rows")
     try:
-        keys = path.with_suffix(".rows").read_bytes()
-        count = min(len(keys) // KEY_BYTES, path.stat().st_size // size)
+        keys = read_file(rows, lambda file: npz_columns(file)["keys"].tolist(), remedy=MADE_AGAIN, max_bytes=None)
+        count = min(len(keys), path.stat().st_size // size)
     except FileNotFoundError:
         return {}
-    return {keys[row * KEY_BYTES : (row + 1) * KEY_BYTES]: row for row in range(count)}
+    except BadInput as error:
+        log.warning("%s", error)
+        return {}
+    return {key: row for row, key in enumerate(keys[:count])}
 
 
 def _append(
@@ -102,6 +119,8 @@ def _append(
     """
     start = len(row_of)
     size = int(np.prod(shape))
+    if not start:
+        path.unlink(missing_ok=True)  # damaged, or no file of ours; processes that have it open keep it
     with path.open("r+b" if path.exists() else "w+b") as file:
         try:
             file.truncate(start * size)
@@ -116,8 +135,8 @@ def _append(
             new.flush()
         finally:
             file.truncate(len(row_of) * size)
-    with replacing(path.with_suffix(".rows")) as temporary:
-        temporary.write_bytes(b"".join(row_of))
+    with replacing(path.with_suffix(".rows")) as temporary, temporary.open("wb") as file:
+        np.savez(file, keys=np.array(list(row_of), f"V{KEY_BYTES}"))
     return {key: bad[number] for key, number in missing.items() if number in bad}
 
 
@@ -153,16 +172,16 @@ def open_array(
         with alone(path.with_suffix(".lock"), waiting=waiting):
             array = _map(path, shape)
             if array is None:
-                if path.exists():
-                    log.warning("%s is damaged; it is built again", path)
+                if os.path.lexists(path):
+                    log.warning("%s is damaged; %s", path, MADE_AGAIN)
                 remove_unfinished(path)
                 with replacing(path) as temporary:
                     _make(temporary, shape, dtype())
                     array = np.lib.format.open_memmap(temporary, mode="r+")
                     fill(array)
                     array.flush()
+                    write_json(path.with_suffix(".json"), {**about, "header": _header(temporary, array)})
                     del array
-                write_json(path.with_suffix(".json"), about)
                 array = _map(path, shape)
     if array is None:
         raise OSError(f"{path} vanished while it was opened")
@@ -173,10 +192,19 @@ def open_array(
 
 def _map(path: Path, shape: tuple[int, ...]) -> NDArray[Any] | None:
     try:
-        array = np.load(path, mmap_mode="c").view(np.ndarray)
-    except (FileNotFoundError, ValueError, EOFError):
+        with opened(path, None):
+            array = np.load(path, mmap_mode="c")
+        # A header with a flipped bit may still be one, of other numbers.
+        is_whole = read_json(path.with_suffix(".json"))["header"] == _header(path, array)
+    except Exception:  # there is none, or a damaged one, which raises anything
         return None
-    return array if array.shape == shape else None
+    return array.view(np.ndarray) if is_whole and array.shape == shape else None
+
+
+def _header(path: Path, array: Any) -> str:
+    """A hash of what stands before the items of a mapped array."""
+    with opened(path, None) as file:
+        return hashlib.sha256(file.read(array.offset)).hexdigest()
 
 
 def _make(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
@@ -227,7 +255,7 @@ def entries(cache_dir: Path) -> list[Entry]:
     found = []
     for kind, suffixes in KINDS.items():
         for path in (cache_dir / kind).glob("[!.]*"):
-            if path.suffix in suffixes:
+            if path.suffix in suffixes and path.is_file():
                 used = path.with_suffix(".json") if path.with_suffix(".json").exists() else path
                 last_use = datetime.fromtimestamp(used.stat().st_mtime, UTC)
                 found.append(Entry(path, kind, *_describe(path), num_bytes=path.stat().st_size, last_use=last_use))
@@ -238,12 +266,12 @@ def _describe(path: Path) -> tuple[str, int, tuple[int, ...]]:
     """Where it comes from, number of images and their height and width."""
     try:
         if path.suffix == ".npz":
-            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-                return json.loads(bytes(file["words"]))["folder"], len(file["stamps"]), ()
-        about = read_json(path.with_suffix(".json"))
+            index = read_file(path, npz_columns, remedy=MADE_AGAIN, max_bytes=None)
+            return str(json.loads(bytes(index["words"]))["folder"]), len(index["stamps"]), ()
+        about = read_json(path.with_suffix(".json"), shape=ABOUT)
         if path.suffix == ".pixels":
             side = about["size"]
-            return about["data"], len(_stored_rows(path, side * side * 3)), (side, side)
+            return str(about["data"]), len(_stored_rows(path, side * side * 3)), (side, side)
         data = f"{about['data']}: {about['split']}, view {about['view']}, {about['backbone']}"
         return data, about["images"], (about["image_size"],) * 2
     except Exception:  # damaged files are to be seen as well, and to be cleared

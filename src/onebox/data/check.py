@@ -18,7 +18,7 @@ import PIL.Image
 
 from onebox.data.annotations import BACKGROUND, Conventions, odd_classes
 from onebox.data.forms import open_tree
-from onebox.data.image import Header, read_image
+from onebox.data.image import MAX_BYTES, Header, read_image
 from onebox.data.index import annotation_problems
 from onebox.data.layout import Layout, Tree
 from onebox.data.listed import Listed
@@ -27,6 +27,7 @@ from onebox.data.table import Ints
 from onebox.data.tree import VOC, find_trees
 from onebox.errors import BadInput
 from onebox.errors import check as require
+from onebox.files import opened
 
 SPLITS = ("train", "val", "test")  # lists that must not share an image
 FORMATS = {"jpg": "JPEG", "jpe": "JPEG", "jfif": "JPEG", "tif": "TIFF"}  # of the suffixes that are not called so
@@ -253,7 +254,7 @@ def _surprises(path: Path, header: Header, *, is_turned: bool) -> Iterator[Probl
     suffix = path.suffix.lower().lstrip(".")
     usual = FORMATS.get(suffix, suffix.upper())
     try:
-        with warnings.catch_warnings(), PIL.Image.open(path) as image:
+        with warnings.catch_warnings(), opened(path, MAX_BYTES) as file, PIL.Image.open(file) as image:
             warnings.simplefilter("ignore")  # Pillow's, on odd EXIF data
             format_, mode = image.format, image.mode
     except Exception:  # broken EXIF data, of any kind: training does not look at them

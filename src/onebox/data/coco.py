@@ -11,7 +11,8 @@ from typing import Any
 
 from onebox.data.layout import Lists, OtherForm, put
 from onebox.data.voc import MAX_NAME, MAX_SIDE, RawObject, Record
-from onebox.errors import BadInput
+from onebox.errors import BadInput, is_finite
+from onebox.files import MAX_LONG, read_file
 
 
 def read_coco(path: Path) -> tuple[list[str], list[Record | str]]:
@@ -23,10 +24,8 @@ def read_coco(path: Path) -> tuple[list[str], list[Record | str]]:
         OtherForm: it is no COCO file.
         BadInput: it cannot be read, or an annotation is of an image or a class that it does not list.
     """
-    try:
-        document = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path}: not a readable JSON file ({error}); repair it, or move it away") from None
+    remedy = "not a readable JSON file; repair it, or move it away"
+    document = read_file(path, lambda file: json.loads(file.read()), remedy=remedy, max_bytes=MAX_LONG)
     parts = ("images", "annotations", "categories")
     if not isinstance(document, dict) or not all(isinstance(document.get(part), list) for part in parts):
         raise OtherForm(f"{path}: not COCO's, which has {', '.join(parts)}; name the right file in data.annotations")
@@ -66,8 +65,7 @@ def _object(annotation: dict[str, Any], names: dict[Any, str]) -> RawObject | st
     if not name or len(name) > MAX_NAME:
         return f"its category_id is {category!r}, for which categories have no name; correct it"
     box = annotation.get("bbox") or [math.nan] * 4
-    is_box = isinstance(box, list) and len(box) == 4 and all(isinstance(number, int | float) for number in box)
-    if not is_box or any(map(math.isinf, box)):
+    if not isinstance(box, list) or len(box) != 4 or not all(is_finite(number) or number != number for number in box):
         return f"its bbox is {box!r}, not four numbers; correct or remove it"
     x, y, width, height = map(float, box)
     difficult = bool(annotation.get("iscrowd") or annotation.get("difficult"))

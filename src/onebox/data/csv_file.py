@@ -20,6 +20,7 @@ from typing import NamedTuple
 from onebox.data.layout import Lists, OtherForm, decimal
 from onebox.data.voc import MAX_NAME, MAX_SIDE, RawObject, Record
 from onebox.errors import BadInput, check
+from onebox.files import MAX_LONG, read_text
 
 USUAL = {
     "image": ("image", "filename", "file_name", "file", "path", "image_path", "image_name", "image_id", "imageid"),
@@ -57,10 +58,7 @@ def read_csv(path: Path, *, columns: Mapping[str, str | int] | None = None) -> t
         OtherForm: it has no columns of image, class and box.
         BadInput: it cannot be read, or has not the columns that are given.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise BadInput(f"{path}: not a text in UTF-8; save it as such") from None
+    text = read_text(path, remedy="save it as a table in UTF-8", max_bytes=MAX_LONG)
     separator = max(",;\t", key=text.partition("\n")[0].count)
     try:
         rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True))

@@ -7,11 +7,10 @@ import hashlib
 import io
 import logging
 import os
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -25,24 +24,25 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from onebox.data.processes import num_cores, progress
 from onebox.errors import BadInput
-from onebox.files import alone, replacing
+from onebox.files import alone, npz_columns, read_bytes, read_file, replacing
 
 log = logging.getLogger(__name__)
 
 Image = NDArray[np.uint8]  # [H, W, 3], RGB
 
 MAX_PIXELS = 100_000_000  # 300 MB decoded; the largest photograph of VOC has 0.25 million
+MAX_BYTES = 1 << 30  # of a file: as many pixels of 16 bits in four channels, not compressed
 ORIENTATION = 0x0112  # the EXIF tag
 DEEP = ("I", "F")  # how Pillow's modes of more than 8 bits a channel begin
 FORMATS = "JPEG, PNG, WebP, BMP or TIFF"
 DIGEST_BYTES = 16
 FACT = np.dtype([("file", f"V{DIGEST_BYTES}"), ("digest", f"V{DIGEST_BYTES}"), ("length", "<i8"), ("header", "<i4", 4)])
 
-JPEG, BMP = b"\xff\xd8", b"BM"
+JPEG = b"\xff\xd8"
 HEADERS: Mapping[bytes, Callable[[io.BytesIO], ImageFile]] = {
     JPEG: JpegImageFile,
     b"\x89PNG": PngImageFile,
-    BMP: BmpImageFile,
+    b"BM": BmpImageFile,
     b"RIFF": WebPImageFile,
     b"II*\0": TiffImageFile,
     b"MM\0*": TiffImageFile,
@@ -81,7 +81,7 @@ def read_image(path: str | Path, *, upright: bool = False) -> Image:
         BadInput: the file cannot be read, is no such image, is cut short, or has more than `MAX_PIXELS`.
     """
     try:
-        data = Path(path).read_bytes()
+        data = read_bytes(path, MAX_BYTES)
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror}); restore the file") from None
     header = read_header(data)
@@ -94,7 +94,9 @@ def read_image(path: str | Path, *, upright: bool = False) -> Image:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         image = None
-    if image is None:
+    shown = header.upright if upright else header
+    # OpenCV may follow another of several sizes in a file than Pillow does; it refuses more than ours, too.
+    if image is None or image.shape[:2] != (shown.height, shown.width):
         raise BadInput(
             f"{path}: not a readable image (cut short or corrupt); restore the file or take it out of its list"
         )
@@ -121,11 +123,6 @@ def read_header(data: bytes) -> Header | str:
             found = None
     if found is None:
         return f"not a readable image ({what}); restore or convert the file, or take it out of its list"
-    # A BMP may have several sizes of header, of which Pillow and OpenCV may follow different ones.
-    if data.startswith(BMP) and len(data) > 26 and data[14] >= 40:
-        found = max(
-            found, Header(*map(abs, struct.unpack_from("<ii", data, 18))), key=lambda one: one.width * one.height
-        )
     if found.width * found.height > MAX_PIXELS:
         return (
             f"{found.width}x{found.height} px are more than the limit of {MAX_PIXELS // 10**6} million; "
@@ -175,16 +172,25 @@ def _key(file: str) -> bytes:
 
 def _look(file: str) -> Picture:
     try:
-        data = Path(file).read_bytes()
+        data = read_bytes(file, MAX_BYTES)
     except OSError as error:
         return Picture(b"", 0, f"cannot be read ({error.strerror}); restore the file")
     return Picture(hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest(), len(data), read_header(data))
 
 
 def _load(path: Path) -> dict[bytes, Picture]:
+    def parse(file: IO[bytes]) -> Any:
+        facts = npz_columns(file)["pictures"]
+        if facts.dtype != FACT:
+            raise ValueError("it is of another version")
+        return facts
+
     try:
-        facts = np.fromfile(path, FACT)
-    except OSError:  # not there yet
+        facts = read_file(path, parse, remedy="it is made again", max_bytes=None)
+    except FileNotFoundError:
+        return {}
+    except BadInput as error:
+        log.warning("%s", error)
         return {}
     columns = (facts[name].tolist() for name in ("file", "digest", "length", "header"))
     return {
@@ -199,7 +205,8 @@ def _save(path: Path, known: Mapping[bytes, Picture]) -> None:
         with (
             alone(path.with_suffix(".lock"), waiting=f"Waiting for another process that writes {path}"),
             replacing(path) as temporary,
+            temporary.open("wb") as file,
         ):
-            facts.tofile(temporary)
+            np.savez(file, pictures=facts)
     except (OSError, NotImplementedError) as error:  # filelock raises the second where a folder cannot be locked
         log.warning("%s: cannot be kept (%s); free some space or set data.cache_dir", path, error)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from onebox.data.processes import num_cores, progress
 from onebox.errors import BadInput, check
+from onebox.files import read_json
 
 GENERATOR = 1  # raise it whenever the same settings would give other bytes
 
@@ -114,8 +115,8 @@ def _is_written(root: Path, settings: dict[str, Any]) -> bool:
         return False
     remedy = "remove the folder or point data.root elsewhere"
     try:
-        found = dict(json.loads((root / "shapes.json").read_text()))
-    except (OSError, TypeError, ValueError):
+        found = read_json(root / "shapes.json", shape=dict)
+    except (FileNotFoundError, BadInput):
         raise BadInput(f"{root} holds something other than shapes (no valid shapes.json): {remedy}") from None
     if found == settings:
         return True

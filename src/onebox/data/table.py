@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from onebox.data.processes import process_map
 from onebox.data.voc import Record
 from onebox.data.walk import Files
-from onebox.files import alone, remove_unfinished, replacing
+from onebox.errors import BadInput
+from onebox.files import alone, npz_columns, read_file, remove_unfinished, replacing
 
 log = logging.getLogger(__name__)
 
@@ -106,22 +107,19 @@ class Table:
     @classmethod
     def load(cls, path: Path) -> Table | None:
         """The table in a file; None when there is none that can be used."""
-        try:
-            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-                columns = dict(file.items())
-            words = json.loads(bytes(columns.pop("words")))
-            table = cls(**columns, problems=dict(words["problems"])) if words["schema"] == SCHEMA else None
-        except Exception:  # there is no file, or a damaged one, which raises anything; the table is made again
-            return None
-        return table if table is not None and table.is_sound else None
 
-    @property
-    def is_sound(self) -> bool:
-        """Whether the columns belong together."""
-        n, m = len(self.ids), len(self.names)
-        shapes = [column.shape for column in (self.stamps, self.sizes, self.first, self.difficult, self.corners)]
-        steps = np.diff(self.first)
-        return shapes == [(n, 3), (n, 2), (n + 1,), (m,), (m, 4)] and bool((steps >= 0).all() and self.first[-1] == m)
+        def parse(file: IO[bytes]) -> Table | None:
+            columns = npz_columns(file)
+            words = json.loads(bytes(columns.pop("words")))
+            return cls(**columns, problems=dict(words["problems"])) if words["schema"] == SCHEMA else None
+
+        try:
+            return read_file(path, parse, remedy="it is made again", max_bytes=None)
+        except FileNotFoundError:
+            return None
+        except BadInput as error:
+            log.warning("%s", error)
+            return None
 
 
 def join(tables: Sequence[Table]) -> Table:

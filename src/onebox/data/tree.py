@@ -12,6 +12,7 @@ from onebox.data.table import Table, read_table
 from onebox.data.voc import read_record
 from onebox.data.walk import IMAGE_SUFFIXES, Files, walk, without_suffix
 from onebox.errors import BadInput, check
+from onebox.files import MAX_LONG, read_bytes
 
 ANNOTATION_FOLDERS = ("annotations", "annotation", "annots", "xmls", "xml", "labels", "label", "bboxes")  # in any case
 VOC = Layout()
@@ -89,7 +90,7 @@ class VocTree:
             return sorted({*self.images.paths, *(name for name in self.annotations.paths if name not in used)}), 0
         path = self.list_file(list_name)
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            lines = read_bytes(path, MAX_LONG).decode("utf-8-sig").splitlines()
         except UnicodeDecodeError:
             raise BadInput(f"{path}: not a list of ids in UTF-8; rewrite it with one id per line") from None
         except OSError as error:

@@ -1,10 +1,11 @@
 """PASCAL VOC's XML: what one file says, as plain numbers. The only place that knows the format."""
 
 import math
-import os
 import re
 from xml.etree.ElementTree import Element, ParseError, TreeBuilder
 from xml.parsers.expat import ExpatError, ParserCreate
+
+from onebox.files import read_bytes
 
 MAX_BYTES = 32 << 20  # of one file; a folder of wrong files is not to fill the memory
 MAX_SIDE = 1 << 24  # px; float32 counts pixels exactly up to here
@@ -24,10 +25,7 @@ def read_record(path: str) -> Record | str:
     an object without numbers (its box is missing, empty or NaN) has NaN for its corners. Boxes are not judged.
     """
     try:
-        with open(path, "rb", buffering=0) as file:
-            if os.fstat(file.fileno()).st_size > MAX_BYTES:
-                raise ValueError(f"it has more than {MAX_BYTES >> 20} MB")
-            root = _parse(file.read())
+        root = _parse(read_bytes(path, MAX_BYTES))
         if root.tag.lower() != "annotation":
             raise ValueError(f"its first tag is <{root.tag[:40]}>, not <annotation>")
     except OSError as error:

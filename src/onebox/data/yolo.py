@@ -19,6 +19,7 @@ from onebox.data.table import Table, read_table
 from onebox.data.voc import MAX_BYTES, RawObject, Record
 from onebox.data.walk import IMAGE_SUFFIXES, Files
 from onebox.errors import BadInput, check
+from onebox.files import MAX_LONG, read_bytes, read_text, read_yaml
 
 NAME_FILES = ("classes.txt", "obj.names", "names.txt", "classes.names", "_darknet.labels")  # one name a line
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -34,15 +35,11 @@ def read_labels(path: str, *, is_pose: bool = False) -> Record | str:
         is_pose: whether key points follow the box, which are left out; otherwise more than four numbers are a polygon.
     """
     try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        lines = data.decode("utf-8-sig").splitlines() if len(data) <= MAX_BYTES else []
+        lines = read_bytes(path, MAX_BYTES).decode("utf-8-sig").splitlines()
     except OSError as error:
         return f"cannot be read ({error.strerror}); restore the file"
     except UnicodeDecodeError:
         return "not a text file; restore it"
-    if len(data) > MAX_BYTES:
-        return f"it has more than {MAX_BYTES >> 20} MB; repair or remove the file"
     objects = []
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -197,9 +194,9 @@ def _data_yaml(folder: Path) -> dict[str, Any]:
     found = {}
     for path in sorted((*folder.glob("[!.]*.yaml"), *folder.glob("[!.]*.yml"))):
         try:
-            about = yaml.safe_load(_text(path))
-        except (yaml.YAMLError, RecursionError, ValueError):
-            continue
+            about = read_yaml(path, remedy="repair it")
+        except BadInput:
+            continue  # perhaps something else's
         if isinstance(about, dict) and isinstance(about.get("names"), list | dict):
             found[path] = about
     if len({str(about["names"]) for about in found.values()}) > 1:
@@ -219,7 +216,7 @@ def _class_names(folder: Path, file: str | None, about: Mapping[str, Any]) -> di
         path = folder / file
         check(path.is_file(), f"{path}: no such file; correct data.names")
         is_yaml = path.suffix.lower() in (".yaml", ".yml")
-        names = yaml.safe_load(_text(path)) if is_yaml else _lines(path)
+        names = read_yaml(path, remedy="correct data.names") if is_yaml else _lines(path)
         names = names.get("names") if isinstance(names, dict) else names
     else:
         places = [folder / part / name for part in ("", "labels") for name in NAME_FILES]
@@ -241,10 +238,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise BadInput(f"{path}: not a text in UTF-8; rewrite it") from None
+    return read_text(path, remedy="rewrite it", max_bytes=MAX_LONG)
 
 
 def write_yolo(folder: Path, lists: Lists, classes: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """Checkpoint files: whole or not there, plain data, and known to belong to a run."""
 
 import logging
+import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from onebox.errors import BadInput, check
-from onebox.files import replacing
+from onebox.files import opened, replacing
 from onebox.runs.fingerprint import changed_parts
 
 log = logging.getLogger(__name__)
@@ -69,14 +70,21 @@ def read_checkpoint(path: Path, *, fingerprint: str | None = None) -> dict[str, 
             of a run with another `fingerprint`.
     """
     try:
-        with zipfile.ZipFile(path) as file:
-            check(file.testzip() is None, f"{path}: cannot be read; it is damaged")  # torch ignores the check sums
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with opened(path, None) as file:
+            with zipfile.ZipFile(file) as packed:
+                # torch packs without compressing, so what is more than the file would fill the memory; and it ignores
+                # the check sums.
+                is_whole = sum(item.file_size for item in packed.infolist()) <= os.fstat(file.fileno()).st_size
+                check(is_whole and packed.testzip() is None, f"{path}: cannot be read; it is damaged")
+            file.seek(0)
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise BadInput(f"{path}: no such file") from error
     except pickle.UnpicklingError as error:
         raise BadInput(f"{path}: holds something other than plain data, so it was not loaded") from error
-    except (OSError, zipfile.BadZipFile, RuntimeError, KeyError, ValueError, EOFError) as error:
+    except BadInput:
+        raise
+    except Exception as error:  # torch raises a dozen kinds
         raise BadInput(f"{path}: cannot be read; it is cut off, damaged or no checkpoint") from error
     facts: Any = checkpoint.get("onebox") if isinstance(checkpoint, dict) else None
     is_ours = isinstance(facts, dict) and isinstance(facts.get("format"), int)

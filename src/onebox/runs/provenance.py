@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import onebox
-from onebox.files import replacing
+from onebox.files import read_file, replacing
 from onebox.trust import stored_file
 
 PATCH_FILE = "changes.patch.gz"
@@ -114,10 +114,14 @@ def patch(run_dir: Path) -> str | None:
 
     Its text is UTF-8 with surrogates for other bytes: write it with `errors="surrogateescape"`.
     """
-    if not (run_dir / PATCH_FILE).exists():
+    if not os.path.lexists(run_dir / PATCH_FILE):
         return None
-    with gzip.open(stored_file(run_dir, PATCH_FILE)) as file:
-        return file.read(MAX_PATCH_BYTES).decode("utf-8", "surrogateescape")  # of one that unpacks to more, a part
+
+    def unpacked(file: IO[bytes]) -> str:
+        with gzip.open(file) as text:
+            return text.read(MAX_PATCH_BYTES).decode("utf-8", "surrogateescape")  # of one that unpacks to more, a part
+
+    return read_file(stored_file(run_dir, PATCH_FILE), unpacked, remedy="remove it")
 
 
 def source_fingerprint() -> str:

@@ -1,7 +1,6 @@
 """A run directory belongs to one process at a time and to one config for good; run.json says how its run ended."""
 
 import fcntl
-import json
 import logging
 import os
 import signal
@@ -11,18 +10,36 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self, TextIO
 
-from onebox.errors import BadInput, Preempted, check
+from onebox.errors import BadInput, Preempted, check, is_finite
 from onebox.files import read_json, remove_unfinished, write_json
 
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
+_ATTEMPT: dict[str, Any] = {
+    **dict.fromkeys(("status", "source", "host", "started"), str),
+    "seconds": is_finite,
+    "error": dict,
+    "data_fingerprint": {"*": str},
+}
+RECORD: dict[str, Any] = {  # the shape of run.json, see `onebox.files.misfit`
+    **_ATTEMPT,
+    **dict.fromkeys(("name", "fingerprint", "fingerprint_seedless", "weights_fingerprint"), str),
+    "attempts": [_ATTEMPT],
+    "config": {"fingerprint_ignore": [str], "fingerprint_neutral": dict},
+    "choices": {"*": str},
+    "interpolated": {"*": str},
+    "overrides": [str],
+    "sets": {"*": {"keys": [str], "groups": [str]}},
+    "git": {"sha": str, "branch": str, "patch": str, "changed": [str], "left_out": [str]},
+    "hardware": dict,
+}
 ATTEMPT = ("status", "started", "ended", "seconds", "error", "host", "source")  # what is kept of an earlier one
 _held: dict[Path, TextIO] = {}
 _FLOCK = "hhqqi4x"  # struct flock of Linux: type, whence, start, length, process
@@ -37,7 +54,7 @@ def claim(folder: Path, *, fingerprint: str, resume: str) -> dict[str, Any] | No
     Raises:
         BadInput: the directory cannot be taken; nothing in it was changed.
     """
-    facts = _facts(folder)
+    facts = read_record(folder)
     if facts is not None:
         status, theirs = facts.get("status"), facts.get("fingerprint")
         holds, instead = f"{folder}: already holds a run", "choose another hydra.run.dir or remove the folder"
@@ -77,28 +94,38 @@ def is_held(folder: Path | str, *, unknown: bool) -> bool:
     return bool(found[0] != fcntl.F_UNLCK)
 
 
-def _facts(folder: Path) -> dict[str, Any] | None:
-    path = folder / "run.json"
+def read_record(folder: Path | str) -> dict[str, Any] | None:
+    """What run.json says, without nulls where a value has a type; None when there is none.
+
+    Raises:
+        BadInput: it cannot be read, is a link, which may lead anywhere, or not what a run writes.
+    """
+    path = os.path.join(folder, "run.json")
+    check(not os.path.islink(path), f"{path}: is a link; remove it")
     try:
-        facts: dict[str, Any] = read_json(path)
+        facts: dict[str, Any] = read_json(path, shape=RECORD, remedy="remove the folder or choose another")
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{path}: not valid JSON ({error}); remove the folder or choose another") from error
-    return facts
+    return {key: value for key, value in facts.items() if value is not None or key not in RECORD}
 
 
 def _take(folder: Path, *, wait: bool) -> dict[str, Any] | None:
     if folder.absolute() not in _held:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a")
+        # A pipe, which would wait for its reader, fails at once.
+        descriptor = os.open(folder / ".lock", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o666)
+        file = os.fdopen(descriptor, "a")
         try:
             _lock(file, folder, wait=wait)
         except OSError as error:
             log.warning("%s: cannot be locked (%s); do not start a second process on it", folder, error)
         _held[folder.absolute()] = file
     remove_unfinished(folder / "run.json")
-    facts = _facts(folder)  # another process may have written until now
+    try:
+        facts = read_record(folder)  # another process may have written until now
+    except BadInput:
+        release(folder)
+        raise
     # Of a process that was killed. In a folder without run.json nothing is ours, nor is anything deeper down.
     for place in (folder, folder / "checkpoints") if facts is not None else ():
         for unfinished in place.glob(".*.[0-9]*.tmp"):
@@ -206,9 +233,9 @@ def record_failure(folder: Path, error: Mapping[str, Any], **facts: Any) -> None
     except BadInput:
         return
     try:
-        if found is None or found["status"] != "failed":
+        if found is None or found.get("status") != "failed":
             found = found or {"schema": SCHEMA, "started": _text(datetime.now(UTC)), **facts}
-            failed = {"status": "failed", **_ended(found["started"]), "error": dict(error)}
+            failed = {"status": "failed", **_ended(found.get("started")), "error": dict(error)}
             write_json(folder / "run.json", found | failed)
     finally:
         release(folder)
@@ -256,6 +283,9 @@ def _text(time: datetime) -> str:
     return time.isoformat(timespec="milliseconds")
 
 
-def _ended(started: str) -> dict[str, Any]:
+def _ended(started: str | None) -> dict[str, Any]:
     now = datetime.now(UTC)
-    return {"ended": _text(now), "seconds": round((now - datetime.fromisoformat(started)).total_seconds(), 1)}
+    facts: dict[str, Any] = {"ended": _text(now)}
+    with suppress(TypeError, ValueError):  # of a record that somebody else wrote
+        facts["seconds"] = round((now - datetime.fromisoformat(started or "")).total_seconds(), 1)
+    return facts

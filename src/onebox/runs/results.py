@@ -1,16 +1,15 @@
 """The results of a run, the table that it ends with, and samples.npz: the images that it was trained and tested on."""
 
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onebox.errors import BadInput, check, print_lines
-from onebox.files import read_json, replacing
+from onebox.errors import print_lines
+from onebox.files import npz_columns, read_file, read_json, replacing
 from onebox.trust import stored_file
 
 if TYPE_CHECKING:
@@ -123,22 +122,23 @@ def read_samples(run_dir: Path) -> dict[str, Split] | None:
     """
     if not (run_dir / SAMPLES).exists():
         return None
-    path = stored_file(run_dir, SAMPLES)
-    try:
-        with zipfile.ZipFile(path) as file:
-            check(sum(item.file_size for item in file.infolist()) <= MAX_BYTES, f"{path}: unpacks to too many bytes")
-        with np.load(path, allow_pickle=False) as file:
-            columns = dict(file.items())
-        names = np.array(json.loads(bytes(columns["words"]))["class_names"], dtype=np.str_)
-        splits: dict[str, Split] = {}
-        for split in dict.fromkeys(name.partition("/")[0] for name in columns if "/" in name):
-            splits[split] = {name: columns[f"{split}/{name}"] for name in COLUMNS}
-            # By name, as a class that was added moves the numbers of the others.
-            splits[split]["labels"] = names[splits[split]["labels"]]
-            ids = bytes(columns[f"{split}/ids"]).decode("utf-8", "surrogateescape")
-            splits[split]["ids"] = np.array(ids.split("\0") if ids else [], dtype=np.str_)
-    except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
-        raise BadInput(f"{path}: not the samples of a run ({error})") from error
+    return read_file(stored_file(run_dir, SAMPLES), _splits, remedy="not the samples of a run; remove it")
+
+
+def _splits(file: IO[bytes]) -> dict[str, Split]:
+    columns = npz_columns(file, MAX_BYTES)
+    names = np.array(json.loads(bytes(columns["words"]))["class_names"], dtype=np.str_)
+    splits: dict[str, Split] = {}
+    for split in dict.fromkeys(name.partition("/")[0] for name in columns if "/" in name):
+        found = {name: columns[f"{split}/{name}"] for name in COLUMNS}
+        # By name, as a class that was added moves the numbers of the others.
+        found["labels"] = names[found["labels"]]
+        ids = bytes(columns[f"{split}/ids"]).decode("utf-8", "surrogateescape")
+        found["ids"] = np.array(ids.split("\0") if ids else [], dtype=np.str_)
+        n = len(found["ids"])
+        if [found[name].shape for name in (*COLUMNS, "ids")] != [(n,), (n, 4), (n, 2), (n,), (n,)]:
+            raise ValueError(f"its columns of {split} do not belong together")
+        splits[split] = found
     return splits
 
 

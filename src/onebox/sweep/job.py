@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from onebox.errors import BadInput, check
+from onebox.errors import BadInput, check, is_finite
 from onebox.files import read_json
 from onebox.runs.fingerprint import changed_parts
 from onebox.runs.record import claim_after_others, release
@@ -17,8 +17,15 @@ log = logging.getLogger(__name__)
 Step = Literal["new", "resume", "again", "keep"]
 Value = float | tuple[float | None, ...] | None
 
+
+def _is_objective(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(tag, str) for tag in value))
+
+
 RERUN = ("none", "failed", "stale", "all")
 PLAN = "sweep.json"  # the plan of a sweep, in its folder
+_JOB = {**dict.fromkeys(("fingerprint", "fingerprint_seedless"), str), "overrides": [str], "data_fingerprint": dict}
+_PLAN = {"jobs": [_JOB], "objective": _is_objective, "mode": {"*": str}}
 REPLACED = ".replaced"  # folder beside the jobs that receives what is run again
 
 
@@ -106,8 +113,9 @@ def is_stale(facts: Mapping[str, Any], source: str, data: Callable[[], Mapping[s
 
 def stored_objective(folder: Path, objective: str | Sequence[str]) -> Value:
     """The objective of a completed run, as metrics.json has it; None where the fit did not log it."""
-    best = read_json(folder / "metrics.json").get("best") or {}
-    return value_of(best, objective)
+    remedy = "rerun=all runs it again, into another folder"
+    metrics = read_json(folder / "metrics.json", shape={"best": {"*": is_finite}}, remedy=remedy)
+    return value_of(metrics.get("best") or {}, objective)
 
 
 def value_of(best: Mapping[str, float], objective: str | Sequence[str]) -> Value:
@@ -121,16 +129,13 @@ def read_plan(folder: Path) -> dict[str, Any]:
     Raises:
         BadInput: it cannot be read.
     """
-    path = folder / PLAN
-    if not path.exists():
+    if not os.path.lexists(folder / PLAN):
         return {}
-    try:
-        plan: dict[str, Any] = read_json(stored_file(folder, PLAN))
-        known = all("fingerprint" in job for job in plan.get("jobs", []))
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise BadInput(f"{path}: cannot be read ({error}); move it away; the jobs are found without it") from error
-    check(known, f"{path}: a job has no fingerprint; move the file away; the jobs are found without it")
-    return plan
+    remedy = "move it away: the jobs are found without it"
+    plan: dict[str, Any] = read_json(stored_file(folder, PLAN), shape=_PLAN, remedy=remedy)
+    known = all("fingerprint" in job and "overrides" in job for job in plan.get("jobs") or [])
+    check(known, f"{folder / PLAN}: a job has no fingerprint or overrides; {remedy}")
+    return {key: value for key, value in plan.items() if value is not None}
 
 
 def _move_away(folder: Path, facts: Mapping[str, Any]) -> None:

@@ -1,34 +1,25 @@
 """Run directories: found below a folder, and named by path, time or fingerprint."""
 
 import difflib
-import json
 import logging
 import os
 import re
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from onebox.errors import BadInput, printable
+from onebox.errors import BadInput, check, is_finite, printable
+from onebox.files import read_json
 from onebox.runs.fingerprint import flatten
-from onebox.runs.record import is_held
+from onebox.runs.record import is_held, read_record
 
 log = logging.getLogger(__name__)
 
 MISSING = object()
 MAX_CANDIDATES = 5
-MAX_BYTES = 64 * 2**20  # of run.json or metrics.json
 REPRODUCED = "reproduced"  # folder of the runs that `onebox reproduce` makes; only found when it is named
-_TYPES: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("name", "status", "started", "fingerprint", "fingerprint_seedless"), str),
-    **dict.fromkeys(("config", "choices", "sets", "interpolated", "error", "data_fingerprint"), dict),
-    **dict.fromkeys(("overrides", "attempts"), list),
-    "seconds": (int, float),
-}
-_ITEMS: dict[str, Any] = {"overrides": str, "attempts": dict, "choices": str | None}  # of those lists and that dict
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +28,8 @@ class Run:
 
     Attributes:
         path: the directory.
-        record: what run.json holds, without the nulls among `_TYPES`. `status` is `died` where run.json says `running`
-            and no process holds the directory.
+        record: what run.json holds, see `onebox.runs.record.read_record`. `status` is `died` where run.json says
+            `running` and no process holds the directory.
     """
 
     path: Path
@@ -47,7 +38,15 @@ class Run:
     @cached_property
     def metrics(self) -> Mapping[str, Any]:
         """The sections of metrics.json; empty when the run did not get that far."""
-        sections = _read(self.path / "metrics.json") or {}
+        path = self.path / "metrics.json"
+        try:
+            check(not path.is_symlink(), f"{path}: is a link; remove it")
+            sections = read_json(path, shape=dict)
+        except FileNotFoundError:
+            return {}
+        except BadInput as error:
+            _left_out(error)
+            return {}
         return {name: section for name, section in sections.items() if isinstance(section, dict)}
 
     @cached_property
@@ -194,45 +193,21 @@ def _directories(folder: Path | str) -> Iterator[Path | str]:
 
 
 def _record(folder: Path | str) -> dict[str, Any] | None:
-    """run.json without nulls, with `died` for a run whose process is gone; None when there is none that is sound."""
-    path = os.path.join(folder, "run.json")
-    record = _read(path)
-    if record is not None and record.get("status") == "running" and not is_held(folder, unknown=True):
-        record = _read(path)  # again, as the run may have ended in between
-        if record is not None and record.get("status") == "running":
-            record["status"] = "died"
-    if record is None:
-        return None
-    for key in _TYPES.keys() & record.keys():
-        value = record[key]
-        if value is None:
-            del record[key]
-        elif not _is_sound(key, value):
-            log.warning("%s: %s is not a value that a run writes (%.40r); left out", printable(path), key, value)
-            return None
-    return record
-
-
-def _is_sound(key: str, value: Any) -> bool:
-    items = value.values() if isinstance(value, dict) else value
-    return isinstance(value, _TYPES[key]) and (
-        key not in _ITEMS or all(isinstance(item, _ITEMS[key]) for item in items)
-    )
-
-
-def _read(path: Path | str) -> dict[str, Any] | None:
+    """run.json, with `died` for a run whose process is gone; None when there is none that is sound."""
     try:
-        facts = os.lstat(path)  # a link may lead out of the directory, a pipe would never end
-        if not stat.S_ISREG(facts.st_mode) or facts.st_size > MAX_BYTES:
-            raise OSError("not a file that a run writes")
-        with open(path, "rb") as file:
-            content = json.loads(file.read())
-    except (FileNotFoundError, NotADirectoryError):
+        record = read_record(folder)
+        if record is not None and record.get("status") == "running" and not is_held(folder, unknown=True):
+            record = read_record(folder)  # again, as the run may have ended in between
+            if record is not None and record.get("status") == "running":
+                record["status"] = "died"
+        return record
+    except BadInput as error:
+        _left_out(error)
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        log.warning("%s: cannot be read (%s); left out", printable(str(path)), printable(str(error)))
-        return None
-    return content if isinstance(content, dict) else None
+
+
+def _left_out(error: BadInput) -> None:
+    log.warning("%s; left out", printable(str(error)))
 
 
 def _at(node: Any, key: str) -> Any:
@@ -244,4 +219,4 @@ def _at(node: Any, key: str) -> Any:
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    return {key: value for key, value in values.items() if isinstance(value, int | float)}
+    return {key: value for key, value in values.items() if is_finite(value)}

@@ -9,17 +9,15 @@ import hydra
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]  # PyYAML has no types
 
 from onebox.boxes import clip, unnorm
 from onebox.data.augment import Transform
 from onebox.errors import BadInput, check
+from onebox.files import misfit
 from onebox.model.localizer import Localizer
 from onebox.runs.checkpoint import read_checkpoint
 from onebox.runs.fingerprint import with_new_names
-from onebox.trust import check_config, stored_file
+from onebox.trust import check_config, stored_file, stored_yaml
 
 
 class Detection(NamedTuple):
@@ -101,13 +99,14 @@ def load_run(path: str | Path, *, trust: Sequence[str] = ()) -> LoadedRun:
     file = next((name for name in names if name.exists()), None)
     if file is None or not (folder / "config.yaml").exists():
         raise BadInput(f"{folder}: no trained run; it needs config.yaml and checkpoints/best.ckpt or last.ckpt")
-    stored_file(folder, str(file.relative_to(folder)), max_bytes=None)
-    try:
-        config: Any = with_new_names(OmegaConf.to_container(OmegaConf.load(stored_file(folder, "config.yaml"))))
-        parts = {group: config[group] for group in ("model", "augment")}
-    except (YAMLError, ValueError, KeyError, TypeError, OmegaConfBaseException) as error:
-        raise BadInput(f"{folder / 'config.yaml'}: not the config of a run ({' '.join(str(error).split())})") from error
-    check_config(parts, folder / "config.yaml", trust)
+    stored_file(folder, str(file.relative_to(folder)))
+    path = folder / "config.yaml"
+    config = with_new_names(stored_yaml(folder, path.name, "it is not that of a run"))
+    config = config if isinstance(config, dict) else {}
+    parts: dict[str, Any] = {group: config.get(group) or {} for group in ("model", "augment")}
+    is_whole = misfit(parts, {"model": {"backbone": dict}, "augment": dict}) is None and "backbone" in parts["model"]
+    check(is_whole, f"{path}: not the config of a run: it needs model, with its backbone, and augment")
+    check_config(parts, path, trust)
     if "pretrained" in config["model"]["backbone"]:
         config["model"]["backbone"]["pretrained"] = False  # the checkpoint has all weights
     checkpoint = read_checkpoint(file)

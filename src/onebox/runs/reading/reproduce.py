@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -13,11 +13,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]  # PyYAML has no types
 
-from onebox.errors import BadInput, check
-from onebox.files import read_json
+from onebox.errors import BadInput, check, is_finite
+from onebox.files import MAX_LONG, misfit, read_file, read_json
 from onebox.runs.fingerprint import with_new_names
 from onebox.runs.reading.diff import ENVIRONMENT, differing_facts
-from onebox.trust import check_paths, stored_file
+from onebox.runs.record import read_record
+from onebox.trust import check_paths, stored_file, stored_yaml
 
 TRACE = "trace.csv"
 RENAMED = {  # classes of callbacks that older runs know by another name
@@ -52,23 +53,29 @@ class Recorded:
         Raises:
             BadInput: there is no run, or its files cannot be read.
         """
-        try:
-            record = read_json(stored_file(folder, "run.json"))
-            config: Any = OmegaConf.to_container(OmegaConf.load(stored_file(folder, "config.yaml")))
-            metrics = read_json(stored_file(folder, "metrics.json")) if (folder / "metrics.json").exists() else None
-            trace = _read_trace(stored_file(folder, TRACE)) if (folder / TRACE).exists() else None
-        except (OSError, ValueError, KeyError, YAMLError, OmegaConfBaseException) as error:
-            raise BadInput(f"{folder}: cannot be read ({error})".replace("\n", " ")) from error
-        is_run = isinstance(record, dict) and isinstance(config, dict) and {"run_dir", "callbacks"} <= set(config)
-        check(is_run, f"{folder}: run.json and config.yaml are not those of a run")
+        record = read_record(folder)
+        config = stored_yaml(folder, "config.yaml", "it is not that of a run")
+        metrics = trace = None
+        if os.path.lexists(folder / "metrics.json"):
+            metrics = read_json(stored_file(folder, "metrics.json"), shape=dict)
+        if os.path.lexists(folder / TRACE):
+            remedy = "remove it to compare metrics and weights alone"
+            trace = read_file(stored_file(folder, TRACE), _trace, remedy=remedy, max_bytes=MAX_LONG)
+        parts = {"run_dir": str, "callbacks": dict, "data": dict}
+        if record is None or misfit(config, parts) is not None or not parts.keys() <= config.keys():
+            raise BadInput(f"{folder}: run.json and config.yaml are not those of a run")
         for old, new in RENAMED.items():
             config = _moved(config, old, new)
         return cls(folder, record, with_new_names(config), metrics, trace)
 
 
-def _read_trace(path: Path) -> pd.DataFrame:
-    text = path.read_text(encoding="utf-8")
-    return pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1]), index_col="step")  # a kill may tear the last row
+def _trace(file: IO[bytes]) -> pd.DataFrame:
+    text = file.read()
+    whole = io.BytesIO(text[: text.rfind(b"\n") + 1])  # a kill may tear the last row
+    trace: pd.DataFrame = pd.read_csv(whole, index_col="step").astype(float)
+    if not (pd.api.types.is_integer_dtype(trace.index) and trace.index.is_unique and "epoch" in trace):
+        raise ValueError("it needs an epoch and a number of its own for each step")
+    return trace
 
 
 def config_again(
@@ -225,4 +232,5 @@ def _rows(deviations: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _numbers(metrics: dict[str, Any]) -> "pd.Series[float]":
     """The numbers in metrics.json, with their keys joined by /."""
-    return pd.Series(pd.json_normalize(metrics, sep="/").to_dict("records")[0] if metrics else {}, dtype=float)
+    found = pd.json_normalize(metrics, sep="/").to_dict("records")[0] if metrics else {}
+    return pd.Series({key: value for key, value in found.items() if value is None or is_finite(value)}, dtype=float)
