@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 import cv2
 import numpy as np
@@ -145,8 +145,9 @@ def read_pictures(files: Sequence[str], path: Path) -> list[Picture]:
     A folder that cannot be written costs a warning and the time to look again.
     """
     keys = list(map(_key, files))
-    known = _load(path)
-    new = [number for number, key in enumerate(keys) if key not in known]
+    facts = _load(path)
+    row_of = {key: row for row, key in enumerate(facts["file"].tolist())}
+    new = [number for number, key in enumerate(keys) if key not in row_of]
     looked: dict[int, Picture] = {}
     if new:
         pool = ThreadPoolExecutor(num_cores())  # reading and hashing let go of the interpreter
@@ -156,8 +157,15 @@ def read_pictures(files: Sequence[str], path: Path) -> list[Picture]:
         finally:
             pool.shutdown(cancel_futures=True)  # Ctrl-C is not to wait for all the others
         sound = {keys[number]: picture for number, picture in looked.items() if not isinstance(picture.header, str)}
-        _save(path, known | sound)
-    return [looked[number] if number in looked else known[key] for number, key in enumerate(keys)]
+        added = [(key, *picture) for key, picture in sound.items() if key]
+        _save(path, np.concatenate([facts, np.array(added, FACT)]))
+    digests, lengths, headers = (facts[name].tolist() for name in ("digest", "length", "header"))
+
+    def known(row: int) -> Picture:
+        width, height, turn, deep = headers[row]
+        return Picture(digests[row], lengths[row], Header(width, height, turn, bool(deep)))
+
+    return [looked[number] if number in looked else known(row_of[key]) for number, key in enumerate(keys)]
 
 
 def _key(file: str) -> bytes:
@@ -178,29 +186,23 @@ def _look(file: str) -> Picture:
     return Picture(hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest(), len(data), read_header(data))
 
 
-def _load(path: Path) -> dict[bytes, Picture]:
-    def parse(file: IO[bytes]) -> Any:
+def _load(path: Path) -> NDArray[np.void]:
+    def parse(file: IO[bytes]) -> NDArray[np.void]:
         facts = npz_columns(file)["pictures"]
         if facts.dtype != FACT:
             raise ValueError("it is of another version")
         return facts
 
     try:
-        facts = read_file(path, parse, remedy="it is made again", max_bytes=None)
+        return read_file(path, parse, remedy="it is made again", max_bytes=None)
     except FileNotFoundError:
-        return {}
+        pass
     except BadInput as error:
         log.warning("%s", error)
-        return {}
-    columns = (facts[name].tolist() for name in ("file", "digest", "length", "header"))
-    return {
-        key: Picture(digest, length, Header(width, height, turn, bool(deep)))
-        for key, digest, length, (width, height, turn, deep) in zip(*columns, strict=True)
-    }
+    return np.zeros(0, FACT)
 
 
-def _save(path: Path, known: Mapping[bytes, Picture]) -> None:
-    facts = np.array([(key, *picture) for key, picture in known.items() if key], FACT)
+def _save(path: Path, facts: NDArray[np.void]) -> None:
     try:
         with (
             alone(path.with_suffix(".lock"), waiting=f"Waiting for another process that writes {path}"),
