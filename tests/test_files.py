@@ -5,6 +5,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -193,3 +195,24 @@ def test_a_record_that_ends_as_a_link_is_not_followed(tmp_path):
     shutil.copy(tmp_path / "secret", tmp_path / "run/copy")
     with opened(tmp_path / "run/copy") as file:
         assert b"secret" in file.read()
+
+
+def test_text_of_others_neither_steers_the_terminal_nor_is_markup():
+    code = (
+        "import logging, sys\n"
+        "from onebox.errors import print_json, say\n"
+        "from onebox.streams import open_streams\n"
+        "open_streams()\n"
+        "logging.basicConfig(format='%(message)s', stream=sys.stdout)\n"
+        "text = '[red]a\\x1b[31m\\x9b2J\\u202e\\nb'\n"
+        "logging.getLogger('onebox.x').warning('%s', text)\n"
+        "print_json({text: text})\n"
+        "say(text)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    line = "[red]a\ufffd[31m\ufffd2J\ufffd b\n"
+    assert done.stderr == line and done.stdout.startswith(line)
+    assert json.loads(done.stdout.removeprefix(line)) == {
+        "[red]a\x1b[31m\x9b2J\u202e\nb": "[red]a\x1b[31m\x9b2J\u202e\nb"
+    }
+    assert not set("\x1b\x9b\u202e") & set(done.stdout)

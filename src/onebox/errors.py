@@ -1,7 +1,9 @@
 """Errors that a user can put right, and text as people read it."""
 
+import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NoReturn
@@ -59,8 +61,23 @@ def exit_with(error: Exception, text: str, program: str) -> NoReturn:
     """Print `text` as one line and leave with the exit code of bad input; with ONEBOX_DEBUG=1 show the traceback."""
     if os.environ.get("ONEBOX_DEBUG") == "1":
         raise error
-    print(f"{program}: {' '.join(text.split())}", file=sys.stderr)
+    say(f"{program}: {' '.join(text.split())}")
     sys.exit(EXIT_BAD_INPUT)
+
+
+def say(text: object) -> None:
+    """Print one line for people to standard error, see `printable`."""
+    print(printable(str(text)), file=sys.stderr)
+
+
+def print_json(value: object) -> None:
+    """Print one JSON document; what would steer a terminal is escaped in it."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+
+    def escaped(match: re.Match[str]) -> str:
+        return match[0] if match[0].isprintable() else json.dumps(match[0])[1:-1]
+
+    print(re.sub(r"[^\x20-\x7e\n]", escaped, text))
 
 
 def check(condition: bool, message: str) -> None:

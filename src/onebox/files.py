@@ -78,6 +78,8 @@ def read_file(
 def read_json(path: str | Path, *, shape: Any = object, remedy: str = "restore the file or remove it") -> Any:
     """What a JSON file holds, which must be of a `shape`, see `misfit`; NaN and infinite numbers become None.
 
+    A null in the place of something that has a shape counts as absent.
+
     Raises:
         FileNotFoundError, BadInput: see `read_file`.
     """
@@ -88,7 +90,7 @@ def read_json(path: str | Path, *, shape: Any = object, remedy: str = "restore t
             raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
         if (key := misfit(value, shape)) is not None:
             raise ValueError(f"{key or 'it'} is not what onebox writes")
-        return value
+        return _without_nulls(value, shape)
 
     return read_file(path, parse, remedy=remedy)
 
@@ -115,6 +117,20 @@ def misfit(value: Any, shape: Any) -> str | None:
         if not is_right and (found := misfit(item, part)) is not None:
             return f"{key}.{found}".rstrip(".")
     return None
+
+
+def _without_nulls(value: Any, shape: Any) -> Any:
+    if isinstance(shape, list):
+        return [_without_nulls(item, shape[0]) for item in value]
+    if not isinstance(shape, dict):
+        return value
+    every = shape.get("*")
+    is_kept = every is None or not isinstance(every, dict | list)  # the choice of no option is one
+    return {
+        key: _without_nulls(item, shape.get(key, every))
+        for key, item in value.items()
+        if item is not None or (key not in shape and is_kept)
+    }
 
 
 def _is_deep(value: Any) -> bool:

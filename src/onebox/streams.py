@@ -2,12 +2,13 @@
 
 import errno
 import io
+import logging
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from onebox.errors import EXIT_FAULT, BadInput
+from onebox.errors import EXIT_FAULT, BadInput, printable
 
 GONE = (errno.EPIPE, errno.EIO)  # a reader that has had enough, a terminal that was closed
 
@@ -25,11 +26,20 @@ class _Stream(io.FileIO):
             return len(data)
 
 
+class _Record(logging.LogRecord):
+    """What onebox logs: file names, class names and messages of other people are in it."""
+
+    def getMessage(self) -> str:
+        message = super().getMessage()
+        return printable(message) if self.name.startswith("onebox") else message
+
+
 def open_streams(*, line_buffering: bool | None = None) -> list[_Stream]:
     """Let standard output and error of this process drop what they cannot write, and print any character somehow.
 
-    By default lines are buffered as before.
+    By default lines are buffered as before. What is logged does not steer the terminal either.
     """
+    logging.setLogRecordFactory(_Record)
     # What was closed by `>&-` would be the number of the next file to be opened, which would receive what is printed.
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)

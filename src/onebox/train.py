@@ -34,6 +34,7 @@ from onebox.errors import (
     SweepFailed,
     check,
     exit_with,
+    say,
 )
 from onebox.streams import command_line
 from onebox.validation import check_options, explain, validate
@@ -88,13 +89,13 @@ def main() -> None:
             raise
         _exit_with(BadInput(f'{unknown[1]} is not installed: pip install "onebox[{EXTRAS[unknown[1]]}]"'))
     except (RankFailed, SweepFailed) as error:
-        print(f"onebox-train: {error}", file=sys.stderr)
+        say(f"onebox-train: {error}")
         sys.exit(EXIT_FAULT)
     except Preempted as error:
-        print(error, file=sys.stderr)
+        say(error)
         sys.exit(EXIT_PREEMPTED)
     except KeyboardInterrupt as error:
-        print(str(error) or "stopped by Ctrl-C", file=sys.stderr)
+        say(str(error) or "stopped by Ctrl-C")
         sys.exit(EXIT_INTERRUPTED)
 
 

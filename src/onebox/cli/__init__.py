@@ -3,7 +3,6 @@
 Nothing heavy is imported at the top, nor anywhere on the way to `--help`.
 """
 
-import json
 import logging
 import os
 import sys
@@ -14,7 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from onebox.cli import lr_find, reproduce, runs
-from onebox.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_PREEMPTED, BadInput, Preempted, exit_with, printable
+from onebox.errors import (
+    EXIT_FAULT,
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    BadInput,
+    Preempted,
+    exit_with,
+    print_json,
+    printable,
+    say,
+)
 from onebox.files import read_text
 from onebox.streams import command_line
 
@@ -89,7 +98,7 @@ def download(
     except KeyboardInterrupt:
         print("stopped by Ctrl-C; the same command keeps the archives that are complete", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    print(f"{name} is in {Path(folder).resolve()}")
+    print(printable(f"{name} is in {Path(folder).resolve()}"))
 
 
 CheckArguments = Annotated[
@@ -168,7 +177,7 @@ def check(
         print("stopped by Ctrl-C", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if json_:
-        print(json.dumps(check_report.as_json(survey), indent=2, ensure_ascii=False))
+        print_json(check_report.as_json(survey))
     else:
         from rich.console import Console
 
@@ -260,11 +269,11 @@ def cache(
     if clear:
         freed, busy = caches.clear(folder)
         left = f"; left {busy} that other processes are writing" if busy else ""
-        print(f"{folder.resolve()}: {_megabytes(freed)} freed{left}")
+        print(printable(f"{folder.resolve()}: {_megabytes(freed)} freed{left}"))
         return
     entries = caches.entries(folder)
     if not entries:
-        print(f"{folder.resolve()} has no cache")
+        print(printable(f"{folder.resolve()} has no cache"))
         return
     print(f"{'what':8} {'size':>10} {'images':>9} {'px':>9}  {'last use':16}  data set")
     for entry in entries:
@@ -272,7 +281,7 @@ def cache(
         used = entry.last_use.astimezone().strftime("%Y-%m-%d %H:%M")
         size = _megabytes(entry.num_bytes)
         print(f"{entry.kind:8} {size:>10} {entry.images:>9,} {px:>9}  {used}  {printable(entry.data)}")
-    print(f"{_megabytes(sum(entry.num_bytes for entry in entries))} in {folder.resolve()}")
+    print(printable(f"{_megabytes(sum(entry.num_bytes for entry in entries))} in {folder.resolve()}"))
 
 
 def _compose(*overrides: str) -> "DictConfig":
@@ -305,9 +314,13 @@ def main() -> None:
         with command_line("onebox"):
             app()
     except BadInput as error:
-        exit_with(error, printable(str(error)), "onebox")
+        exit_with(error, str(error), "onebox")
+    except OSError as error:
+        if error.filename is None:
+            raise
+        exit_with(error, f"{error.filename}: {error.strerror}; make room or permit it, or name another place", "onebox")
     except Preempted as error:
-        print(error, file=sys.stderr)
+        say(error)
         sys.exit(EXIT_PREEMPTED)
 
 

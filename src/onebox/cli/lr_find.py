@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onebox.errors import check
+from onebox.errors import check, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,7 +49,7 @@ def lr_find(
         with told_as_bad_input():
             check(cfg.optimizer.lr > 0, "optimizer.lr is 0, so parts of the network have no share of it; set it to 1")
             suggested = range_test(cfg, min_lr, max_lr, steps, output)
-    print(f"curve  {output}\n\noptimizer.lr={suggested:.1e}")
+    print(f"curve  {printable(str(output))}\n\noptimizer.lr={suggested:.1e}")
 
 
 def _compose(overrides: list[str], run_dir: Path) -> "DictConfig":

@@ -1,7 +1,6 @@
 """`onebox reproduce`: a run once more, and whether the same comes out."""
 
 import contextlib
-import json
 import logging
 import math
 import re
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onebox.errors import EXIT_INTERRUPTED, BadInput, Preempted, check, own_complaint, printable
+from onebox.errors import EXIT_INTERRUPTED, BadInput, Preempted, check, own_complaint, print_json, printable
 
 if TYPE_CHECKING:
     from onebox.runs.reading.reproduce import Recorded
@@ -90,13 +89,13 @@ def reproduce(
 
     recorded = Recorded.read(Path(run) if Path(run, "run.json").exists() else find_run(run, outputs).path)
     if checkout:
-        print(_checkout(recorded))
+        print("\n".join(map(printable, _checkout(recorded))))
         return
     folder = out or outputs / REPRODUCED / recorded.folder.resolve().name / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     _check(recorded, steps, folder)
     check_config(recorded.config, recorded.folder / "config.yaml", trust or [])
     config = config_again(recorded, folder.resolve(), steps=steps, force=force, overrides=overrides or [])
-    print(f"reproducing {recorded.folder} in {folder}", file=sys.stderr if json_ else sys.stdout)
+    print(printable(f"reproducing {recorded.folder} in {folder}"), file=sys.stderr if json_ else sys.stdout)
     with _on_stderr() if json_ else contextlib.nullcontext():
         _train(recorded, config)
     again = Recorded.read(folder)
@@ -104,7 +103,7 @@ def reproduce(
     result = compare(recorded, again, steps=steps, tolerance=tolerance)
     if json_:
         places = {"schema": 2, "run": str(recorded.folder), "again": str(folder), "differences": found}
-        print(json.dumps(places | result, indent=2))
+        print_json(places | result)
     else:
         _print(recorded, found, result)
     raise typer.Exit(EXIT_DIVERGES if result["verdict"] == "diverges" else 0)
@@ -195,7 +194,7 @@ def _print(recorded: "Recorded", differences: list[dict[str, Any]], result: dict
     print(printable(line + made))
 
 
-def _checkout(recorded: "Recorded") -> str:
+def _checkout(recorded: "Recorded") -> list[str]:
     """The commands that check out the code of a run.
 
     Raises:
@@ -213,4 +212,4 @@ def _checkout(recorded: "Recorded") -> str:
         patch = shlex.quote(f"{run}/changes.patch.gz")
         lines.append(f"gzip -dc {patch} | git -C {code} apply --whitespace=nowarn")
     lines.append(f"cd {code} && make setup && .venv/bin/onebox reproduce {shlex.quote(str(run))}")
-    return "\n".join(lines)
+    return lines

@@ -1,14 +1,13 @@
 """`onebox runs`, `sweep`, `diff` and `explain`: they only read. Nothing heavy is imported at the top."""
 
 import gc
-import json
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Annotated
 
 import typer
 
-from onebox.errors import BadInput, print_lines
+from onebox.errors import BadInput, print_json, print_lines, printable
 
 Outputs = Annotated[Path, typer.Option(metavar="FOLDER", help="The folder in which runs are looked for.")]
 Metric = Annotated[
@@ -57,7 +56,7 @@ def runs(
     gc.disable()  # of thousands of records none is dropped: looking for garbage would take a quarter of the time
     found = list_runs(outputs, where=where, sort=sort, ascending=ascending, limit=limit, metrics=metric or [])
     if not found.columns["run"] and not (json_ or csv or markdown):
-        print(f"no run in {outputs.resolve()}" + (f" matches {where}" if where else ""))
+        print(printable(f"no run in {outputs.resolve()}" + (f" matches {where}" if where else "")))
     else:
         found.print(csv=csv, markdown=markdown, as_json=json_)
 
@@ -150,7 +149,7 @@ def diff(
         raise BadInput("--json and --markdown: choose one")
     document = compare([find_run(name, outputs) for name in names], outputs, everything=everything)
     if json_:
-        print(json.dumps(document, indent=2, ensure_ascii=False))
+        print_json(document)
     elif markdown:
         print(diff_view.markdown(document, everything=everything))
     else:
@@ -186,6 +185,6 @@ def explain(
     gc.disable()  # see runs
     document = explain_runs(find_all(names, outputs), metric or [])
     if json_:
-        print(json.dumps(document, indent=2, ensure_ascii=False))
+        print_json(document)
         return
     print_lines(lines(document))

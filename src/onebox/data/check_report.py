@@ -17,6 +17,7 @@ from onebox.data.check import Survey
 from onebox.data.image import read_image
 from onebox.data.table import Table as Annotations
 from onebox.draw import TRUE_COLOUR, Mark, draw_grid, draw_marks
+from onebox.errors import printable
 
 SCHEMA = 1  # of the JSON document
 QUANTILES = (5, 25, 50, 75, 95)  # percent
@@ -70,17 +71,22 @@ def show(survey: Survey, console: Console) -> None:
         table.add_column(overflow="fold", max_width=max(30, console.width // 2))
         table.add_column(overflow="fold")
         for problem in problems[:SHOWN]:
-            table.add_row(escape(str(problem.file)), escape(problem.message))
+            table.add_row(_plain(str(problem.file)), _plain(problem.message))
         if len(problems) > SHOWN:
             table.add_row(f"and {len(problems) - SHOWN:,} more", "--json lists all")
         console.print(table)
         for remedy in dict.fromkeys(problem.remedy for problem in problems):
-            console.print(f"  [bold]to do:[/] {escape(remedy)}", highlight=False)
+            console.print(f"  [bold]to do:[/] {_plain(remedy)}", highlight=False)
         console.print()
     levels = Counter(problem.level for problem in survey.problems)
     errors, warnings = (f"{levels[level]:,} {level}{'s' * (levels[level] != 1)}" for level in ("error", "warning"))
     verdict = "training would stop, or its metrics would be wrong" if survey.has_errors else "training accepts this"
     console.print(f"{errors}, {warnings}: {verdict}", style="bold red" if survey.has_errors else "bold green")
+
+
+def _plain(text: str) -> str:
+    """A text as it is, in the markup of rich."""
+    return escape("\n".join(map(printable, text.split("\n"))))
 
 
 def montage(survey: Survey) -> Image.Image:
@@ -105,9 +111,9 @@ def _print(console: Console, title: str, headers: Sequence[str], rows: Iterable[
     """A table; its first column holds words, the others numbers."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for place, header in enumerate(headers):
-        table.add_column(escape(header), justify="right" if place else "left", overflow="fold")
+        table.add_column(_plain(header), justify="right" if place else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*map(_plain, row))
     if table.row_count:
         console.print(title, style="bold", highlight=False)
         console.print(table)

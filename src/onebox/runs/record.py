@@ -39,6 +39,7 @@ RECORD: dict[str, Any] = {  # the shape of run.json, see `onebox.files.misfit`
     "sets": {"*": {"keys": [str], "groups": [str]}},
     "git": {"sha": str, "branch": str, "patch": str, "changed": [str], "left_out": [str]},
     "hardware": dict,
+    "seed": is_finite,
 }
 ATTEMPT = ("status", "started", "ended", "seconds", "error", "host", "source")  # what is kept of an earlier one
 _held: dict[Path, TextIO] = {}
@@ -95,7 +96,7 @@ def is_held(folder: Path | str, *, unknown: bool) -> bool:
 
 
 def read_record(folder: Path | str) -> dict[str, Any] | None:
-    """What run.json says, without nulls where a value has a type; None when there is none.
+    """What run.json says; None when there is none.
 
     Raises:
         BadInput: it cannot be read, is a link, which may lead anywhere, or not what a run writes.
@@ -106,7 +107,7 @@ def read_record(folder: Path | str) -> dict[str, Any] | None:
         facts: dict[str, Any] = read_json(path, shape=RECORD, remedy="remove the folder or choose another")
     except FileNotFoundError:
         return None
-    return {key: value for key, value in facts.items() if value is not None or key not in RECORD}
+    return facts
 
 
 def _take(folder: Path, *, wait: bool) -> dict[str, Any] | None:

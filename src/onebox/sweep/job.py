@@ -133,9 +133,9 @@ def read_plan(folder: Path) -> dict[str, Any]:
         return {}
     remedy = "move it away: the jobs are found without it"
     plan: dict[str, Any] = read_json(stored_file(folder, PLAN), shape=_PLAN, remedy=remedy)
-    known = all("fingerprint" in job and "overrides" in job for job in plan.get("jobs") or [])
+    known = all("fingerprint" in job and "overrides" in job for job in plan.get("jobs", []))
     check(known, f"{folder / PLAN}: a job has no fingerprint or overrides; {remedy}")
-    return {key: value for key, value in plan.items() if value is not None}
+    return plan
 
 
 def _move_away(folder: Path, facts: Mapping[str, Any]) -> None:

@@ -9,9 +9,9 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
-from rich.text import Text
 
-from onebox.errors import duration
+from onebox.errors import duration, print_lines, printable
+from onebox.files import MAX_LONG, read_bytes
 
 COLOURS = {"done": "green", "failed": "red", "stopped": "yellow", "retried": "yellow"}
 
@@ -22,7 +22,9 @@ class View:
     def __init__(self, total: int, console: Console | None = None) -> None:
         self._console = console or Console()
         self._bar = Progress(
-            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+            TextColumn(
+                "{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+            ),
             BarColumn(20),
             MofNCompleteColumn(),
             TextColumn("{task.fields[unit]}"),
@@ -48,13 +50,14 @@ class View:
 
     def say(self, text: str, style: str = "") -> None:
         """Print one line that stays."""
-        self._console.print(Text(text, style), soft_wrap=True, highlight=False)
+        print_lines([[(text, style)]], self._console)
 
     def start(self, number: int, label: str, attempt: int, folder: Path, max_epochs: int | None) -> None:
         """A job starts, or is started again; its progress is read from metrics.csv in its `folder`."""
         if not self._console.is_terminal:
             self.say(f"#{number} {label}: started{f' (attempt {attempt})' if attempt > 1 else ''}")
-        self._running[number] = self._bar.add_task(f"#{number} {label}", total=max_epochs, unit="epochs"), folder
+        bar = self._bar.add_task(printable(f"#{number} {label}"), total=max_epochs, unit="epochs")
+        self._running[number] = bar, folder
 
     def end(self, number: int, label: str, status: str, seconds: float, detail: str = "") -> None:
         """An attempt at a job is over; `status` is one of `COLOURS`, `detail` its result, or why it has none."""
@@ -73,4 +76,4 @@ class View:
         """Read how far the running jobs are."""
         for bar, folder in self._running.values() if self._console.is_terminal else ():
             with contextlib.suppress(OSError):  # there is no metrics.csv before the first epoch has ended
-                self._bar.update(bar, completed=(folder / "metrics.csv").read_bytes().count(b"\n") - 1)
+                self._bar.update(bar, completed=read_bytes(folder / "metrics.csv", MAX_LONG).count(b"\n") - 1)

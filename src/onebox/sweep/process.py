@@ -23,7 +23,7 @@ from hydra.core.utils import JobReturn, JobRuntime, JobStatus, run_job, setup_gl
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from onebox.errors import EXIT_FAULT, EXIT_PREEMPTED, JobFailed, Preempted, Stopped, own_complaint
+from onebox.errors import EXIT_FAULT, EXIT_PREEMPTED, JobFailed, Preempted, Stopped, own_complaint, printable, say
 from onebox.streams import open_streams
 
 LOG = "job.log"  # what a job prints, in its run directory
@@ -130,7 +130,7 @@ def _work(order: Order, answers: Connection) -> None:
     os.environ.update(order.environment)
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(order.threads)))
     override = " ".join(order.config.hydra.overrides.task)
-    print(f"--- attempt {order.attempt}, {datetime.now():%Y-%m-%d %H:%M:%S}: {override}", flush=True)
+    print(printable(f"--- attempt {order.attempt}, {datetime.now():%Y-%m-%d %H:%M:%S}: {override}"), flush=True)
 
     import torch
 
@@ -153,7 +153,7 @@ def _work(order: Order, answers: Connection) -> None:
             traceback.print_exception(answer._return_value)
             answer.return_value = portable(answer._return_value)
     except (Preempted, KeyboardInterrupt) as error:
-        print(error, file=sys.stderr)
+        say(error)
         answer, code = failed(Stopped(str(error))), EXIT_PREEMPTED
     except BaseException as error:  # the launcher waits for an answer, even from a job that leaves by sys.exit
         traceback.print_exc()

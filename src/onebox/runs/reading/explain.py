@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from onebox.errors import BadInput, Line, is_number
+from onebox.errors import BadInput, Line, is_finite
 from onebox.runs.reading.changes import Change, compare, without_harmless
 from onebox.runs.reading.diff import ABSENT, HEADLINE
 from onebox.runs.reading.diff_view import value_text
@@ -91,7 +91,7 @@ def _usual_metrics(runs: Sequence[Run]) -> list[str]:
 
 def _levels(change: Change, changes: Sequence[Change], runs: Sequence[Run]) -> list[str]:
     """The value of each run as a text; empty where it is what a varied choice brings along, typed or not."""
-    levels = [repr(float(value)) if is_number(value) else repr(value) for value in change.values]
+    levels = [repr(float(value)) if is_finite(value) else repr(value) for value in change.values]
     groups = [item.key for item in changes if item.is_choice]
     owners = [group for group in groups if change.key.startswith(f"{group.replace('/', '.')}.")]
     if change.is_choice or not owners:
@@ -109,7 +109,7 @@ def _effects(
     shown = dict(zip(frame[key], values, strict=True))
     same = [*(other for other in keys if other != key), "seed"]
     by_level = {level: rows.groupby(same)[list(tags)].mean() for level, rows in frame.groupby(key, sort=False)}
-    order = sorted(by_level, key=lambda level: shown[level]) if all(map(is_number, values)) else list(by_level)
+    order = sorted(by_level, key=lambda level: shown[level]) if all(map(is_finite, values)) else list(by_level)
     reference = max(order, key=lambda level: len(by_level[level]))
     for level in order:
         differences = (by_level[level] - by_level[reference]).dropna()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onebox.errors import BadInput, Line, check, duration, print_lines, printable
+from onebox.errors import BadInput, Line, check, duration, print_json, print_lines, printable
 from onebox.files import write_text
 from onebox.runs.fingerprint import flatten
 from onebox.runs.reading.find import MISSING, Run, find_runs, near_keys
@@ -148,7 +148,7 @@ class Listing:
         check((csv is not None) + markdown + as_json <= 1, "--csv, --markdown and --json: choose one")
         if as_json:
             rows = [dict(zip(self.columns, row, strict=True)) for row in self._rows()]
-            print(json.dumps({"schema": SCHEMA, **self.facts, "rows": rows}, indent=2, ensure_ascii=False))
+            print_json({"schema": SCHEMA, **self.facts, "rows": rows})
         elif markdown:
             print(self.markdown())
         elif csv not in (None, "-"):
@@ -164,7 +164,7 @@ class Listing:
         """A line for each row, with all digits."""
         file = io.StringIO()
         writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
-        writer.writerow(self.columns)
+        writer.writerow(map(printable, self.columns))
         for row in self._rows():
             writer.writerow(
                 [printable(str(value)) if not isinstance(value, int | float | None) else value for value in row]
@@ -180,7 +180,8 @@ class Listing:
         """The table and its notes as Markdown."""
         marks = ["---:" if self._is_number(name) else "---" for name in self.shown]
         cells = [[text.replace("|", r"\|") for text in row] for row in self._texts()]
-        table = [f"| {' | '.join(self.shown)} |", f"|{'|'.join(marks)}|", *(f"| {' | '.join(row)} |" for row in cells)]
+        names = [printable(name).replace("|", r"\|") for name in self.shown]
+        table = [f"| {' | '.join(names)} |", f"|{'|'.join(marks)}|", *(f"| {' | '.join(row)} |" for row in cells)]
         return "\n".join([*table, "", *("- " + printable("".join(text for text, _ in line)) for line in self.notes)])
 
     def show(self, console: "Console") -> None:
@@ -192,7 +193,7 @@ class Listing:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
         table.title = Text(printable(self.title)) if self.title else None
         for name in self.shown:
-            title = name.replace("/", "/\n").replace(".", ".\n")
+            title = printable(name).replace("/", "/\n").replace(".", ".\n")
             table.add_column(
                 Text(title),
                 justify="right" if self._is_number(name) else "left",
@@ -252,7 +253,7 @@ def sortable(values: Sequence[Any]) -> list[Any]:
     known = [None if value != value else value for value in values]
     try:
         return [None if value is None else float(value) for value in known]
-    except ValueError:
+    except (ValueError, OverflowError):
         return [None if value is None else str(value) for value in known]
 
 
