@@ -36,7 +36,7 @@ QUICK = [
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["optimizer.lr=0.01", "seed=1"],
+        ["optimizer.lr=0.01", "seed=1", "name=mine"],
         ["optimizer=sgd", "optimizer.momentum=0.5", "seed=2"],
         ["model/loc_head=spatial", "loss.weights={loc: 3, cls: 2}", "+model.backbone.activation=x"],
         ["experiment=transfer", "image_size=64", "~callbacks.pictures"],
@@ -67,15 +67,31 @@ def test_a_job_is_composed_as_hydra_does_it(overrides):
         assert job.choices["optimizer"] == expected.hydra.runtime.choices["optimizer"]
 
 
-def test_an_edit_of_configs_and_code_changes_no_job(tmp_path, shapes_root):
-    """Of a copy of the package and of a folder of one's own options, between the first job and the second."""
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["hydra/launcher=hermetic"],
+        pytest.param(["hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=1", "threads=1"], marks=pytest.mark.long),
+        pytest.param(["hydra/launcher=submitit_local", "threads=1"], marks=pytest.mark.long),
+        pytest.param(["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], marks=pytest.mark.long),
+    ],
+    ids=lambda launcher: launcher[0].partition("=")[2],
+)
+def test_an_edit_of_configs_and_code_changes_no_job(tmp_path, launcher):
+    """Of a copy of the package and of a folder of one's own options, while the first job runs."""
     code = tmp_path / "code"
     shutil.copytree(SOURCE, code, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     shutil.copytree(SOURCE.parent / "conf", code / "onebox" / "conf", dirs_exist_ok=True)
     mine = tmp_path / "conf" / "experiment" / "mine.yaml"
     mine.parent.mkdir(parents=True)
     mine.write_text("# @package _global_\noptimizer: {lr: 0.002}\n")
-    arguments = [f"--config-dir={mine.parents[1]}", "experiment=mine", f"data_dir={tmp_path / 'data'}", *QUICK]
+    arguments = [
+        f"--config-dir={mine.parents[1]}",
+        "experiment=mine",
+        f"data_dir={tmp_path / 'data'}",
+        *QUICK,
+        *launcher,
+    ]
     command = [sys.executable, "-P", "-m", "onebox.train", "-m", *arguments, "seed=0,1,2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(code)}
     start = functools.partial(

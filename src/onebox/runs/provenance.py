@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import onebox
-from onebox.files import read_file, replacing
+from onebox.files import read_file, read_json, replacing, write_json
 from onebox.trust import stored_file
 
 PATCH_FILE = "changes.patch.gz"
+GIT_FILE = "git.json"
 MAX_PATCH_BYTES = 2_000_000
 MAX_LEFT_OUT = 100  # names
 MAX_UNTRACKED_BYTES = 200_000  # of one file; a longer one is data
@@ -77,15 +78,24 @@ def git_state(run_dir: Path) -> dict[str, Any] | None:
     The changes of tracked and untracked source, but nothing that git ignores or that looks like a secret, are written
     to `PATCH_FILE` in `run_dir`; `changed` names their files, `left_out` those that are not in it.
     """
-    state, patch = _remembered["git"] if _remembered else _git_now()
-    if patch:
+    state, changed = _remembered["git"] if _remembered else _git_now()
+    if changed:
         with replacing(run_dir / PATCH_FILE) as temporary:
-            temporary.write_bytes(gzip.compress(patch, mtime=0))
+            temporary.write_bytes(gzip.compress(changed, mtime=0))
     return state
+
+
+def write_git_state(folder: Path) -> None:
+    """Leave in a copy of the code, below `folder`, what `git_state` is to say of it."""
+    state = git_state(folder)
+    write_json(folder / GIT_FILE, state)
 
 
 def _git_now() -> tuple[dict[str, Any] | None, bytes]:
     """What `git_state` gives, and the patch; empty where there is none, or one that is too large."""
+    copy = Path(onebox.__file__).parents[1]
+    if (copy / GIT_FILE).is_file():  # a sweep's, see `write_git_state`
+        return read_json(copy / GIT_FILE), (patch(copy) or "").encode("utf-8", "surrogateescape")
     try:
         head = _git(repository(), "rev-parse", "--show-toplevel", "HEAD", "--abbrev-ref", "HEAD").decode().splitlines()
         top = Path(head[0])
@@ -93,20 +103,20 @@ def _git_now() -> tuple[dict[str, Any] | None, bytes]:
         changes = {os.fsdecode(line[3:]): line[:2] for line in status.split(b"\0") if line}
         kept = sorted(name for name, kind in changes.items() if _is_kept(top / name, name, new=kind == b"??"))
         new = [name for name in kept if changes[name][:1] in b"?A" and (top / name).exists()]
-        patch = _patch(top, kept, new) if kept else b""
+        changed = _patch(top, kept, new) if kept else b""
     except (OSError, subprocess.SubprocessError, IndexError):
         return None, b""
-    too_large = len(patch) > MAX_PATCH_BYTES  # one that is cut could not be applied
+    too_large = len(changed) > MAX_PATCH_BYTES  # one that is cut could not be applied
     state = {
         "sha": head[1],
         "branch": head[2],
         "dirty": bool(changes),
         "changed": [_printable(name) for name in kept],
         "left_out": [_printable(name) for name in sorted({*changes} - {*kept})[:MAX_LEFT_OUT]],
-        "patch": hashlib.sha256(patch).hexdigest()[:12] if patch else None,
-        "patch_too_large": len(patch) if too_large else None,
+        "patch": hashlib.sha256(changed).hexdigest()[:12] if changed else None,
+        "patch_too_large": len(changed) if too_large else None,
     }
-    return state, b"" if too_large else patch
+    return state, b"" if too_large else changed
 
 
 def patch(run_dir: Path) -> str | None:

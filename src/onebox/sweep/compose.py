@@ -18,6 +18,7 @@ from onebox.errors import NO_CHDIR, check
 from onebox.runs.fingerprint import choices, fingerprint
 from onebox.sweep.plan import Job
 
+SWEEP_DIR = "sweep_dir"  # a key for the time of composing
 RUN_DIR = "<run_dir>"  # stands in a config for the directory that its own fingerprint names
 
 
@@ -73,9 +74,11 @@ class Composer:
         if not isinstance(loader.repository, ReadOnce):
             loader.repository = ReadOnce(loader.repository)  # type: ignore[assignment]  # its interface is all that is used
         self._loader, self._sweep_config = loader, sweep_config
+        sweep: Any = OmegaConf.to_container(sweep_config.hydra.sweep, resolve=False)
+        self._is_hydras = "hydra" in str(sweep["dir"])  # the folder needs Hydra's own part of the config
         self._parser = OverridesParser.create(config_loader=loader)
         self._parsed: dict[str, Override] = {}
-        self._composed: dict[tuple[str, ...], tuple[DictConfig, Path, dict[str, str | None]]] = {}
+        self._composed: dict[tuple[str, ...], tuple[DictConfig, dict[str, str | None]]] = {}
         self._seedless: dict[frozenset[str], str] = {}
 
     def __call__(self, overrides: Sequence[str]) -> Job:
@@ -86,22 +89,24 @@ class Composer:
             HydraException, OmegaConfBaseException: it cannot be composed.
         """
         parsed = [self._parse(text) for text in overrides]
-        values = [override for override in parsed if self._is_value(override)]
+        values = [override for override in parsed if self._is_value(override) and not self._is_hydras]
         rest = tuple(text for text, override in zip(overrides, parsed, strict=True) if override not in values)
         if rest not in self._composed:
             self._composed[rest] = self._compose(rest)
-        base, sweep_dir, chosen = self._composed[rest]
+        base, chosen = self._composed[rest]
         cfg = base.copy()
         ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
         config: Any = OmegaConf.to_container(cfg, resolve=True)
+        sweep_dir = config.pop(SWEEP_DIR)
         neutral = config.get("fingerprint_neutral") or {}
         name = fingerprint(config, cfg.fingerprint_ignore, neutral)
         others = frozenset(text for text in overrides if not text.startswith("seed="))
         if others not in self._seedless:
             cfg.seed = None
             seedless: Any = OmegaConf.to_container(cfg, resolve=True)
+            del seedless[SWEEP_DIR]
             self._seedless[others] = fingerprint(seedless, cfg.fingerprint_ignore, neutral)
-        folder = sweep_dir / name
+        folder = Path(sweep_dir, name)
         config = _replaced(config, RUN_DIR, str(folder))
         return Job(tuple(overrides), config, chosen, name, self._seedless[others], folder)
 
@@ -116,15 +121,17 @@ class Composer:
         key = override.key_or_group
         return is_change and key.partition(".")[0] != "hydra" and not self._loader.repository.group_exists(key)
 
-    def _compose(self, overrides: Sequence[str]) -> tuple[DictConfig, Path, dict[str, str | None]]:
-        """A config without Hydra's part, the folder of the sweep, and the choices."""
+    def _compose(self, overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str | None]]:
+        """A config without Hydra's part but for the sweep's folder, and the choices."""
         cfg = self._loader.load_sweep_config(self._sweep_config, list(overrides))
         check_job(cfg)
-        sweep_dir, chosen = Path(cfg.hydra.sweep.dir), choices(cfg.hydra)
+        chosen = choices(cfg.hydra)
+        sweep: Any = OmegaConf.to_container(cfg.hydra.sweep, resolve=False)
+        sweep_dir = cfg.hydra.sweep.dir if self._is_hydras else sweep["dir"]  # that follows from other keys
         with open_dict(cfg):
             del cfg["hydra"]
-            cfg.run_dir = RUN_DIR
-        return cfg, sweep_dir, chosen
+            cfg.run_dir, cfg[SWEEP_DIR] = RUN_DIR, str(sweep_dir)
+        return cfg, chosen
 
 
 def check_job(cfg: DictConfig) -> None:

@@ -36,6 +36,7 @@ from onebox.sweep.check import Build, Checks
 from onebox.sweep.compose import Composer
 from onebox.sweep.plan import compose_jobs
 from onebox.sweep.process import start_server
+from onebox.sweep.snapshot import code_of_now
 from onebox.sweep.sweeper import objectives, report
 
 log = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ class Search(Sweeper):
         space = {key: _distribution(override) for key, override in last.items() if override.is_sweep_override()}
         fixed = [str(override.input_line) for override in last.values() if not override.is_sweep_override()]
         check(
-            not any(self._config.sweep.values()),
+            not (self._config.sweep.jobs or self._config.sweep.exclude),
             "sweep.jobs and sweep.exclude belong to a grid; a search takes hydra.sweeper.params",
         )
         check(
@@ -155,7 +156,8 @@ class Search(Sweeper):
         while (to_do := self.n_trials - len(_ended(study))) > 0:
             trials = [self._ask(study, space) for _ in range(min(to_do, n_jobs))]
             jobs = [[*(f"{key}={value}" for key, value in trial.params.items()), *fixed] for trial in trials]
-            returns = self._launcher.launch(jobs, initial_job_idx=trials[0].number)
+            with code_of_now(folder, wanted=self._config.sweep.snapshot):
+                returns = self._launcher.launch(jobs, initial_job_idx=trials[0].number)
             failed = [not _tell(study, trial, job) for trial, job in zip(trials, returns, strict=True)]
             _write_results(study, folder, list(objectives(self._config)))
             if sum(failed) / len(failed) > self.max_failure_rate:

@@ -26,6 +26,7 @@ from onebox.sweep.compose import Composer
 from onebox.sweep.job import PLANNED_SOURCE, RERUN, is_stale, next_step, stored_objective
 from onebox.sweep.plan import Job, combinations, compose_jobs, without_excluded, write_plan
 from onebox.sweep.process import start_server
+from onebox.sweep.snapshot import code_of_now
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,8 @@ class GridSweeper(Sweeper):
             try:
                 if to_run:
                     os.environ[PLANNED_SOURCE] = source
-                    launched = self._launcher.launch([list(job.overrides) for job in to_run], initial_job_idx=0)
+                    with code_of_now(folder, wanted=self.config.sweep.snapshot):
+                        launched = self._launcher.launch([list(job.overrides) for job in to_run], initial_job_idx=0)
                     returns |= {job.fingerprint: back for job, back in zip(to_run, launched, strict=True)}
             finally:
                 os.environ.pop(PLANNED_SOURCE, None)
