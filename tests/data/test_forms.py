@@ -74,6 +74,7 @@ def test_the_same_images_in_four_forms_have_one_fingerprint(tree, tmp_path, data
         assert [data_of(form, out, *overrides).fingerprint() for overrides in options] == expected, out
     printed = capsys.readouterr()
     assert "left out: the list trainval, as some of its images are in another list" in printed.out
+    assert "1 objects are marked difficult, which YOLO has no mark for" in printed.out
     assert "52 images in " in printed.out and "(train 37, val 10, unlisted 5)" in printed.out
     assert data_of("csv", tmp_path / "coco to csv", "data.include_difficult=false", SPLITS).indexes["train"].ids[
         -1
@@ -321,7 +322,7 @@ def test_convert_refuses_what_training_refuses_and_leaves_nothing(tree, tmp_path
     tree.add("a", CAT)
     tree.add("b", ("dog", (0, 1, 99, 20)))
     out, cache = tmp_path / "out", f"data.cache_dir={tmp_path / 'cache'}"
-    with pytest.raises(BadInput, match=r"b\.xml: box xmin=0.*correct it, or set data.on_error=skip"):
+    with pytest.raises(BadInput, match=r"b\.xml: box xmin=0.*data.on_error=skip leaves such images out"):
         convert(tree.folder, out, "--to", "coco", cache)
     assert not [*tmp_path.glob("*out*")]
     convert(tree.folder, out, "--to", "coco", cache, "data.on_error=skip")
@@ -330,6 +331,7 @@ def test_convert_refuses_what_training_refuses_and_leaves_nothing(tree, tmp_path
     with pytest.raises(BadInput, match="is there already; name a new folder"):
         convert(tree.folder, out, "--to", "coco", cache)
     convert(tree.folder, tmp_path / "clipped", "--to", "csv", cache, "data.boxes=clip", "data.rename={cat: lion}")
+    assert "1 boxes cut at the edge" in capsys.readouterr().out
     assert (tmp_path / "clipped/unlisted.csv").read_text().splitlines()[1:] == [
         "a.jpg,60,40,lion,0,0,30,20,0",
         "b.jpg,60,40,dog,0,0,60,20,0",

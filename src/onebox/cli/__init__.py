@@ -227,7 +227,7 @@ def convert(
 
     cfg = _compose(f"data={data}", f"data.root='{root}'", *(overrides or [])).data
     try:
-        lists, left_out = convert_data(
+        lists, said = convert_data(
             root.expanduser(),
             out.expanduser(),
             to,
@@ -240,8 +240,8 @@ def convert(
     except KeyboardInterrupt:
         print("stopped by Ctrl-C; nothing is written", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    for text in left_out:
-        print(f"left out: {printable(text)}")
+    for text in said:
+        print(printable(text))
     counts = ", ".join(f"{printable(name)} {len(images):,}" for name, images in lists.items())
     print(f"{sum(map(len, lists.values())):,} images in {printable(str(out))} ({counts})")
 

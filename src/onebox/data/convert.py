@@ -48,7 +48,7 @@ def convert(
         cache_dir: folder that keeps what was read of the images.
 
     Returns:
-        The lists that were written, and what was left out and why.
+        The lists that were written, and what is to be said: what was left out, and why.
 
     Raises:
         BadInput: `out` is not empty, or the tree or one of its images cannot be used.
@@ -58,9 +58,13 @@ def convert(
     all_ids = tree.ids("*")[0]
     listed = Listed({"": tree}, [("", image_id) for image_id in all_ids], cache_dir, conventions)
     classes = list(classes or class_names(listed))
-    images, left_out = _usable(listed, classes)
-    if left_out and not skip:
-        raise BadInput(f"{left_out[0]}; correct it, or set data.on_error=skip to leave such images out")
+    images, wrong = _usable(listed, classes)
+    if wrong and not skip:
+        raise BadInput(f"{wrong[0]}; data.on_error=skip leaves such images out")
+    said = [f"left out: {text}" for text in wrong]
+    said += [f"{counts.sum():,} {what}" for what, counts in listed.understood.slips.items()]
+    if to == "yolo" and (difficult := int(listed.table.difficult.sum())):
+        said.append(f"{difficult:,} objects are marked difficult, which YOLO has no mark for")
     names = sorted(tree.list_names(), key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
     members: dict[str, list[str]] = {}
     taken: set[str] = set()
@@ -70,7 +74,7 @@ def convert(
             members[name] = ids
             taken |= {*ids}
         else:
-            left_out.append(f"the list {name}, as some of its images are in another list")
+            said.append(f"left out: the list {name}, as some of its images are in another list")
     members.setdefault(REST, []).extend(image_id for image_id in all_ids if image_id not in taken)
     chosen = {name: [images[one] for one in ids if one in images] for name, ids in members.items()}
     lists = {name: some for name, some in chosen.items() if some}
@@ -84,7 +88,7 @@ def convert(
         temporary.replace(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return lists, left_out
+    return lists, said
 
 
 def _usable(listed: Listed, classes: Sequence[str]) -> tuple[dict[str, Labelled], list[str]]:
