@@ -16,7 +16,7 @@ from onebox.data.annotations import BACKGROUND, Conventions, odd_classes
 from onebox.data.augment import Transform
 from onebox.data.dataset import Batch, Cache, OneBoxDataset, pixel_source
 from onebox.data.forms import open_tree
-from onebox.data.index import Index, build_index, class_names, usable_rows
+from onebox.data.index import WHAT_TO_DO, Index, build_index, class_names, usable_rows
 from onebox.data.layout import Layout, Tree
 from onebox.data.listed import Listed
 from onebox.data.loading import Loading, make_loader
@@ -27,17 +27,6 @@ from onebox.errors import BadInput, check, is_integer
 log = logging.getLogger(__name__)
 
 Part = TypeVar("Part")
-
-# When an index is empty, by the reason why most images are not in it.
-WHAT_TO_DO = {
-    "no annotation": "set data.annotations to the folder that has them",
-    "no object": "their annotations have no <object> with a <bndbox> that counts; look at one of them",
-    "several objects": "set data.select=largest to use the largest of each image",
-    "not in data.ids": "name others in data.ids",
-    "bad sample": "see what `onebox data check` says",
-    "over data.limit": "set a larger data.limit",
-    "below augment.min_area": "set a smaller augment.min_area",
-}
 
 
 class Source(Protocol):

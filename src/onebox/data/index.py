@@ -25,6 +25,17 @@ log = logging.getLogger(__name__)
 TURNED = "pictures have an EXIF rotation, which is not applied; see that their boxes fit, or set data.exif=apply"
 DEEP = "pictures have more than 8 bits a channel, of which the upper 8 are read: they may look dark; convert them"
 
+# When an index is empty, by the reason why most images are not in it.
+WHAT_TO_DO = {
+    "no annotation": "set data.annotations to the folder that has them",
+    "no object": "their annotations have no <object> with a <bndbox> that counts; look at one of them",
+    "several objects": "set data.select=largest to use the largest of each image",
+    "not in data.ids": "name others in data.ids",
+    "bad sample": "see what `onebox data check` says",
+    "over data.limit": "set a larger data.limit",
+    "below augment.min_area": "set a smaller augment.min_area",
+}
+
 
 @dataclass(frozen=True)
 class Skipped:
