@@ -7,7 +7,9 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 log = logging.getLogger(__name__)
@@ -41,22 +43,30 @@ def _in_processes(function: Callable[[Item], Result], items: Sequence[Item], wor
     # A group of their own: Ctrl-C is for the parent.
     options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "process_group": 0}
     children: list[subprocess.Popen[bytes]] = []
+    idle: SimpleQueue[Any] = SimpleQueue()
     done = 0
+
+    def ask(chunk: Sequence[Item]) -> list[Result]:
+        child = idle.get()
+        try:
+            pickle.dump(chunk, child.stdin)
+            child.stdin.flush()
+            return pickle.load(child.stdout)  # from our own process
+        finally:
+            idle.put(child)
+
     try:
-        children.extend(subprocess.Popen([sys.executable, "-c", start], **options) for _ in range(workers))
-        for number in range(len(chunks) + workers):
-            child = children[number % workers]
-            assert child.stdin
-            assert child.stdout
-            if number < workers:
-                pickle.dump(function, child.stdin)
-            else:  # a child has one chunk at a time, so none waits for a full pipe
-                results = pickle.load(child.stdout)  # from our own process
-                done += len(results)
-                yield from results
-            if number < len(chunks):
-                pickle.dump(chunks[number], child.stdin)
-                child.stdin.flush()
+        for _ in range(workers):
+            children.append(subprocess.Popen([sys.executable, "-c", start], **options))
+            pickle.dump(function, children[-1].stdin)  # type: ignore[arg-type]  # it is a pipe
+            idle.put(children[-1])
+        with ThreadPoolExecutor(workers) as pool:
+            try:
+                for results in pool.map(ask, chunks):
+                    done += len(results)
+                    yield from results
+            finally:
+                pool.shutdown(cancel_futures=True)
     except (EOFError, OSError, pickle.UnpicklingError):
         log.warning("worker processes cannot be used; this process reads the rest alone")
         yield from map(function, items[done:])
