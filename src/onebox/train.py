@@ -72,6 +72,7 @@ def main() -> None:
     try:
         with command_line("onebox-train"):
             register_plugins()
+            sys.argv[1:] = ["sweep.plan=only" if argument == "--dry-run" else argument for argument in sys.argv[1:]]
             sys.argv[1:] = [new for argument in sys.argv[1:] for new in stored_arguments(argument)]
             check_options(sys.argv[1:])
             _app()
@@ -117,6 +118,10 @@ class ClaimDirectory(HydraCallback):
         cfg = without_hydra(config, run_dir=str(folder))
         try:
             check(not config.hydra.job.chdir, NO_CHDIR)
+            check(
+                config.sweep.get("plan") != "only",
+                "sweep.plan=only lists the jobs of a sweep, and this is one run; name a sweep (sweep=lr) or give -m",
+            )
             for path in stored_in:
                 check_stored(OmegaConf.to_container(cfg, resolve=True), folder, path, cfg.trust)
             claim(folder, fingerprint=fingerprints(cfg)["fingerprint"], resume=cfg.resume)

@@ -112,3 +112,16 @@ def test_an_edit_of_configs_and_code_changes_no_job(tmp_path, launcher):
     plan = json.loads((folder / "sweep.json").read_text())
     assert {record["source"] for record in records} == {plan["source"]}
     assert {job["fingerprint"] for job in plan["jobs"]} == {record["fingerprint"] for record in records}
+
+
+def test_a_dry_run_lists_the_jobs_and_leaves_nothing(tmp_path):
+    command = [str(Path(sys.executable).parent / "onebox-train"), "--dry-run"]
+    for arguments, code, told in (
+        (["sweep=lr", "seed=0,1"], 0, "10 jobs: 10 new"),
+        (["optimizer.lr=0.1"], 2, "sweep.plan=only lists the jobs of a sweep, and this is one run"),
+    ):
+        done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        assert told in done.stdout + done.stderr
+        assert (done.stdout.count("to run") == 10) == (code == 0)
+        assert not [*tmp_path.iterdir()]

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -14,17 +15,20 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track
+from rich.table import Table
+from rich.text import Text
 
-from onebox.errors import BadInput, SweepFailed, check, own_complaint
+from onebox.errors import BadInput, SweepFailed, check, duration, own_complaint, printable
 from onebox.files import replacing
 from onebox.runs.provenance import source_fingerprint
 from onebox.runs.reading.find import read_run
 from onebox.sweep.check import Build, Checks
 from onebox.sweep.compose import Composer
 from onebox.sweep.job import PLANNED_SOURCE, RERUN, is_stale, next_step, stored_objective
-from onebox.sweep.plan import Job, combinations, compose_jobs, without_excluded, write_plan
+from onebox.sweep.plan import Job, combinations, compose_jobs, varied, without_excluded, write_plan
 from onebox.sweep.process import start_server
 from onebox.sweep.snapshot import code_of_now
 
@@ -64,6 +68,9 @@ class GridSweeper(Sweeper):
         folder = Path(self.config.hydra.sweep.dir)
         start_server()  # imports, while the jobs are composed
         jobs = self._plan(arguments)
+        if self.config.sweep.plan == "only":
+            self._show(jobs, folder)
+            return []
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / "multirun.yaml") as temporary:
             OmegaConf.save(self.config, temporary)
@@ -104,6 +111,23 @@ class GridSweeper(Sweeper):
         if len(jobs) < len(combined):
             log.info("%d of %d combinations are duplicates", len(combined) - len(jobs), len(combined))
         return without_excluded(jobs, settings["exclude"])
+
+    def _show(self, jobs: Sequence[Job], folder: Path) -> None:
+        """Print what would run, and how long that may take; nothing is written."""
+        assert self.config is not None
+        returns, to_run = self._kept(jobs, {})
+        waiting = {job.fingerprint for job in to_run}
+        table = Table("job", "", "what it varies", box=SIMPLE_HEAD)
+        for job, shown in zip(jobs, varied(jobs), strict=True):
+            what = " ".join(f"{key}={value}" for key, value in shown.items())
+            table.add_row(job.fingerprint, "to run" if job.fingerprint in waiting else "done", Text(printable(what)))
+        Console().print(table)
+        runs = [run for name in returns if (run := read_run(folder / name))]
+        seconds = [spent for run in runs if (spent := run.record.get("seconds")) is not None]
+        at_once = self.config.hydra.launcher.get("n_jobs") or 1
+        if seconds and to_run:
+            left = duration(mean(seconds) * len(to_run) / at_once)
+            print(f"about {left} for {len(to_run):,} jobs, {at_once} at once, at the pace of those that are done")
 
     def _kept(
         self, jobs: Sequence[Job], data_fingerprints: Mapping[str, Mapping[str, str]]
