@@ -6,6 +6,7 @@ import pty
 import re
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -198,3 +199,62 @@ def test_a_run_directory_that_is_taken_is_refused(tmp_path, shapes_root):
     assert "already holds a run" in done.stderr
     assert (tmp_path / "mine/run.json").read_text() == "{}"
     assert (tmp_path / "mine/.hydra/overrides.yaml").read_text() == "- seed=7"
+
+
+def facts_of(folder: Path):
+    return json.loads((folder / "run.json").read_text())
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Mounts a disk of some bytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(options: str) -> Path:
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True).returncode:
+            pytest.skip("only root mounts, and not everywhere")
+        return folder
+
+    yield mount
+    subprocess.run(["umount", folder], capture_output=True)
+
+
+def test_a_run_that_fills_the_disk_says_so_and_resumes(nursery, disk, shapes_root, tmp_path):
+    folder = disk("size=550k") / "run"
+    arguments = [*fast(shapes_root), "trainer.max_epochs=3", f"data.cache_dir={tmp_path / 'cache'}"]
+    arguments += ["callbacks.checkpoint_last.epoch_seconds=0", "callbacks.pictures=null"]
+    there = set(Path(tempfile.gettempdir()).glob("tmp*"))
+    assert nursery.run(*arguments, f"hydra.run.dir={folder}", log=tmp_path / "log") == 1
+    line = (tmp_path / "log").read_text().splitlines()[-1]
+    assert line.startswith("onebox-train: ") and "No space left on device; make room; a run then resumes" in line
+    assert (facts_of(folder)["status"], facts_of(folder)["error"]["type"]) == ("failed", "OSError")
+    assert not list(folder.rglob("*.tmp"))
+    assert not {path for path in Path(tempfile.gettempdir()).glob("tmp*") if path.is_file()} - there
+    disk("remount,size=50m")
+    for name in (folder, tmp_path / "straight"):
+        assert nursery.run(*arguments, f"hydra.run.dir={name}", log=tmp_path / "log") == 0
+    assert facts_of(folder)["final_weights"] == facts_of(tmp_path / "straight")["final_weights"]
+    assert (folder / "metrics.csv").read_bytes() == (tmp_path / "straight/metrics.csv").read_bytes()
+
+
+def test_a_limit_of_the_system_is_one_line(shapes_root, tmp_path):
+    arguments = [*fast(shapes_root), "callbacks.pictures=null", "hydra.run.dir=run"]
+    command = ["bash", "-c", 'ulimit -f 300; exec "$@"', "bash", str(COMMAND), *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("onebox-train: ") and "File too large; raise the limit of a file's size" in line
+    assert facts_of(tmp_path / "run")["status"] == "failed"
+
+
+def test_a_folder_that_cannot_be_written_is_one_line_where_results_go_and_a_warning_where_the_cache_is(
+    nursery, disk, shapes_root, tmp_path
+):
+    folder = disk("ro")
+    arguments = [*fast(shapes_root), f"data.cache_dir={folder / 'cache'}"]
+    assert nursery.run(*arguments, f"hydra.run.dir={folder / 'run'}", log=tmp_path / "log") == 2
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    assert line.startswith("onebox-train: ") and "Read-only file system; permit it, or choose another hydra" in line
+    assert nursery.run(*arguments, f"hydra.run.dir={tmp_path / 'run'}", log=tmp_path / "log") == 0
+    assert "Read-only file system" in (tmp_path / "log").read_text()

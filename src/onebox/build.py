@@ -6,6 +6,7 @@ import contextlib
 import copy
 import ctypes
 import logging
+import multiprocessing
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -272,18 +273,27 @@ def lightnings_errors(trainer: Trainer) -> Iterator[None]:
     """
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+    others = multiprocessing.active_children()
     try:
         yield
     except MisconfigurationException as error:
         raise BadInput(str(error)) from error
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # which made Lightning fail a second time, when it cleaned up
+            raise error.__context__ from None
+        raise
     except SystemExit:
         if trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
     finally:
-        # Stopped in validation, Lightning forgets the workers of training, for which the process would wait at its end.
+        # Stopped in validation or while workers start, Lightning forgets them, and at its end the process would wait.
         if (fetcher := trainer.fit_loop._data_fetcher) is not None:
-            fetcher.teardown()
+            with contextlib.suppress(Exception):
+                fetcher.teardown()
+        for worker in multiprocessing.active_children():
+            if worker not in others:
+                worker.kill()
 
 
 def use_threads(cfg: DictConfig, *, capped: bool) -> None:

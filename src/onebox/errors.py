@@ -1,5 +1,6 @@
 """Errors that a user can put right, and text as people read it."""
 
+import errno
 import json
 import math
 import os
@@ -15,6 +16,13 @@ EXIT_FAULT = 1
 EXIT_BAD_INPUT = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell gives it
+
+REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room; a run then resumes with resume=FOLDER"),
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
+    errno.EMFILE: "raise the limit of open files (ulimit -n) or lower data.num_workers",
+    errno.EAGAIN: "raise the limit of processes (ulimit -u) or lower data.num_workers",
+}
 
 NO_CHDIR = (
     "hydra.job.chdir=true: all that a run writes goes to its directory anyway, and relative paths would mean other "
@@ -57,12 +65,22 @@ def own_complaint(error: BaseException) -> BaseException:
     return error.__cause__ if isinstance(error.__cause__, BadInput) else error
 
 
-def exit_with(error: Exception, text: str, program: str) -> NoReturn:
-    """Print `text` as one line and leave with the exit code of bad input; with ONEBOX_DEBUG=1 show the traceback."""
+def exit_with(error: Exception, text: str, program: str, code: int = EXIT_BAD_INPUT) -> NoReturn:
+    """Print `text` as one line and leave with an exit code; with ONEBOX_DEBUG=1 show the traceback."""
     if os.environ.get("ONEBOX_DEBUG") == "1":
         raise error
     say(f"{program}: {' '.join(text.split())}")
-    sys.exit(EXIT_BAD_INPUT)
+    sys.exit(code)
+
+
+def exit_with_os_error(error: OSError, program: str, *, elsewhere: str) -> NoReturn:
+    """Say in one line what the system refused; an error that names neither a file nor a limit is raised again."""
+    is_limit = error.errno in REMEDIES
+    if error.filename is None and not is_limit:
+        raise error
+    where = "" if error.filename is None else f"{error.filename}: "
+    remedy = REMEDIES.get(error.errno or 0, f"permit it, or choose {elsewhere}")
+    exit_with(error, f"{where}{error.strerror}; {remedy}", program, EXIT_FAULT if is_limit else EXIT_BAD_INPUT)
 
 
 def say(text: object) -> None:

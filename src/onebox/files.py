@@ -9,13 +9,13 @@ import stat
 import textwrap
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from types import UnionType
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from onebox.errors import BadInput
+from onebox.errors import REMEDIES, BadInput
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -206,8 +206,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno not in REMEDIES and error.filename != str(temporary):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # people do not know the temporary one
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:

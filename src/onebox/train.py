@@ -34,6 +34,7 @@ from onebox.errors import (
     SweepFailed,
     check,
     exit_with,
+    exit_with_os_error,
     say,
 )
 from onebox.streams import command_line
@@ -76,14 +77,8 @@ def main() -> None:
             sys.argv[1:] = [new for argument in sys.argv[1:] for new in stored_arguments(argument)]
             check_options(sys.argv[1:])
             _app()
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, OSError) as error:
         _exit_with(error)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        _exit_with(
-            BadInput(f"{error.filename}: {error.strerror}; make room or permit it, or choose another hydra.run.dir")
-        )
     except RuntimeError as error:
         unknown = re.search(r"Unknown plugin class : 'hydra_plugins\.(\w+)", str(error))
         if unknown is None or unknown[1] not in EXTRAS:
@@ -135,7 +130,7 @@ def task(cfg: DictConfig) -> Value:
     """What Hydra calls, in a sweep once a job."""
     try:
         return train(cfg)
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, OSError) as error:
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             raise  # the other jobs run on
         _exit_with(error)  # here, as Hydra would print a line of its own first
@@ -306,6 +301,8 @@ def _close(cfg: DictConfig, run: RunRecord, built: Built, test: dict[str, float]
 
 
 def _exit_with(error: Exception) -> NoReturn:
+    if isinstance(error, OSError):
+        exit_with_os_error(error, "onebox-train", elsewhere="another hydra.run.dir")
     # Loader workers send the whole traceback as the message.
     exit_with(error, explain(error, sys.argv[1:]).rpartition("onebox.errors.BadInput: ")[2], "onebox-train")
 

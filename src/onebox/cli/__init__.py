@@ -20,6 +20,7 @@ from onebox.errors import (
     BadInput,
     Preempted,
     exit_with,
+    exit_with_os_error,
     print_json,
     printable,
     say,
@@ -316,9 +317,7 @@ def main() -> None:
     except BadInput as error:
         exit_with(error, str(error), "onebox")
     except OSError as error:
-        if error.filename is None:
-            raise
-        exit_with(error, f"{error.filename}: {error.strerror}; make room or permit it, or name another place", "onebox")
+        exit_with_os_error(error, "onebox", elsewhere="another place")
     except Preempted as error:
         say(error)
         sys.exit(EXIT_PREEMPTED)

@@ -1,5 +1,6 @@
 """Checkpoint files: whole or not there, plain data, and known to belong to a run."""
 
+import io
 import logging
 import os
 import pickle
@@ -24,12 +25,17 @@ FORMAT = 1  # grows when older code would misread a checkpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the checkpoint and renames: it is the old one or the new one, never a piece of it."""
+    """Writes beside the checkpoint and renames: it is the old one or the new one, never a piece of it.
+
+    Lightning writes to the folder of temporary files, where what a killed process leaves is never removed.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
         """See `lightning.fabric.plugins.CheckpointIO.save_checkpoint`."""
+        buffer = io.BytesIO()  # torch hides what a full disk says
+        torch.save(checkpoint, buffer)
         with replacing(Path(path)) as temporary:
-            super().save_checkpoint(checkpoint, temporary, storage_options)
+            temporary.write_bytes(buffer.getbuffer())
 
 
 class CheckpointFacts(Callback):

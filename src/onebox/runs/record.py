@@ -22,6 +22,7 @@ from onebox.files import read_json, remove_unfinished, write_json
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
+RESERVED = 1 << 17  # bytes; run.json is a fifth of that
 _ATTEMPT: dict[str, Any] = {
     **dict.fromkeys(("status", "source", "host", "started"), str),
     "seconds": is_finite,
@@ -195,6 +196,7 @@ class RunRecord:
         from onebox.runs.provenance import provenance  # of no use to what only reads runs
 
         try:
+            self._reserve(RESERVED)
             self.add(started=_text(datetime.now(UTC)), command=sys.argv, **provenance(self.folder))
         except BaseException:  # whatever it is, the directory must not stay claimed
             release(self.folder)
@@ -218,9 +220,19 @@ class RunRecord:
         else:
             about["traceback"] = "".join(traceback.format_exception(error))
         try:
+            self._reserve(0)
             self.add(**facts)
         finally:
             release(self.folder)
+
+    def _reserve(self, size: int) -> None:
+        """Let the lock's file take up `size` bytes: where a full disk ends the run, run.json can still say so."""
+        file = _held.get(self.folder.absolute())
+        if file is not None and hasattr(os, "posix_fallocate"):
+            if size:
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                os.ftruncate(file.fileno(), 0)
 
 
 def record_failure(folder: Path, error: Mapping[str, Any], **facts: Any) -> None:

@@ -23,7 +23,17 @@ from hydra.core.utils import JobReturn, JobRuntime, JobStatus, run_job, setup_gl
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from onebox.errors import EXIT_FAULT, EXIT_PREEMPTED, JobFailed, Preempted, Stopped, own_complaint, printable, say
+from onebox.errors import (
+    EXIT_FAULT,
+    EXIT_PREEMPTED,
+    JobFailed,
+    Preempted,
+    Stopped,
+    SweepFailed,
+    own_complaint,
+    printable,
+    say,
+)
 from onebox.streams import open_streams
 
 LOG = "job.log"  # what a job prints, in its run directory
@@ -41,8 +51,15 @@ def start_server() -> None:
 def start(function: Callable[..., None], args: tuple[Any, ...]) -> Any:
     """Call a function in a fork of the server; returns the process."""
     process = _context.Process(target=function, args=args)
-    process.start()
+    _fork(process)
     return process
+
+
+def _fork(process: Any) -> None:
+    try:
+        process.start()
+    except (EOFError, ConnectionError) as error:
+        raise SweepFailed("the process that jobs are forked from died: out of memory, or killed; try again") from error
 
 
 @dataclass(frozen=True)
@@ -70,7 +87,7 @@ class JobProcess:
     def __init__(self, order: Order) -> None:
         self._answers, writer = _context.Pipe(duplex=False)
         self._process = _context.Process(target=_work, args=(order, writer), name=order.folder.name)
-        self._process.start()
+        _fork(self._process)
         writer.close()
         self.answer: JobReturn | None = None
 
