@@ -240,7 +240,7 @@ def test_caches_are_shown_and_cleared(tmp_path, tree):
     read_table(VocTree(tree.folder), folder)
     keys = [bytes([number // 256, number % 256] * 8) for number in range(1200)]
     about = {"data": "/voc"}
-    stored_pixels(folder / "pixels/key.pixels", keys, 20, decode=lambda numbers, pixels: {}, about=about)
+    stored_pixels(folder / "pixels/0123456789abcdef.pixels", keys, 20, decode=lambda numbers, pixels: {}, about=about)
     code, out, err = run(tmp_path, "data", "cache", **plain)
     assert (code, err) == (0, "")
     lines = {line.split()[0]: line for line in out.splitlines()}

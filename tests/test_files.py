@@ -216,3 +216,21 @@ def test_text_of_others_neither_steers_the_terminal_nor_is_markup():
         "[red]a\x1b[31m\x9b2J\u202e\nb": "[red]a\x1b[31m\x9b2J\u202e\nb"
     }
     assert not set("\x1b\x9b\u202e") & set(done.stdout)
+
+
+@pytest.mark.parametrize("name", ["x" * 105, "missing", "file"])
+def test_processes_can_talk_whatever_tmpdir_is(tmp_path, name):
+    (tmp_path / "file").touch()
+    if name.startswith("x"):
+        (tmp_path / name).mkdir()
+    code = (
+        "import os, tempfile\n"
+        "from multiprocessing.connection import Listener\n"
+        "from onebox.streams import command_line\n"
+        "with command_line('x'):\n"
+        "    Listener(family='AF_UNIX').close()\n"
+        "    print(os.environ['TMPDIR'] == tempfile.gettempdir())\n"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path / name)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"

@@ -45,6 +45,28 @@ def test_what_is_not_on_the_list_is_refused_whatever_its_name_begins_with(target
         check_config({"model": {"backbone": [{"_target_": target}]}}, "config.yaml")
 
 
+def test_a_target_is_found_wherever_it_stands_and_whatever_it_is():
+    for value in ("os.system", ["os.system"], {"_target_": "os.system"}, None, 3):
+        for config in (
+            {"a": [[{"b": {"_target_": value, "_partial_": True, "_recursive_": False}}]]},
+            {"a": {"_args_": [{"_target_": value}]}},
+            {"_target_": "torch.nn.Dropout", "p": {"_target_": value}},
+        ):
+            with pytest.raises(BadInput, match="built only with your consent"):
+                check_config(config, "config.yaml")
+    for text in ("${oc.env:HOME}", "x${a}", "${oc.create:${oc.env:X}}"):
+        with pytest.raises(BadInput, match="interpolation"):
+            check_config({"a": [{"b": text}], text: 1}, "config.yaml")
+
+
+def test_a_log_that_has_another_name_elsewhere_is_not_written_to(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "mine").write_text("")
+    os.link(tmp_path / "mine", tmp_path / "run/train.log")
+    with pytest.raises(BadInput, match=r"train\.log: has another name elsewhere"):
+        stored_overrides(tmp_path / "run", [])
+
+
 def test_what_the_shipped_configs_and_their_kind_name_is_allowed():
     for target in (
         "onebox.model.localizer.Localizer",
@@ -176,24 +198,68 @@ class Attack:
         return os.mkdir, (str(self.victim),)
 
 
-@pytest.mark.parametrize(
-    "command", ["runs", "diff {run} {other}", "explain {outputs}", "reproduce {run}", "sweep {outputs}"]
-)
-def test_no_command_does_what_a_hostile_run_directory_asks_for(hostile, tmp_path, monkeypatch, command):
+@pytest.fixture
+def crowded(hostile, tmp_path):
+    """A hostile run whose files are links to outside, among two others of which one cannot be told from it."""
     folder, victim = hostile
-    other = folder.parent / "other"
-    other.mkdir()
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    for name in ("metrics.csv", "trace.csv", "samples.npz", "changes.patch.gz", "report.html", "events.out.tfevents.1"):
+        (secret / name).write_text("s3cret,step,epoch\n1,1,1\n")
+        (folder / name).symlink_to(secret / name)
+    os.link(secret / "metrics.csv", folder / "train.log")
+    for name in ("tensorboard", "Annotations", "JPEGImages", "index"):
+        (folder / name).symlink_to(secret)
+    (folder / "checkpoints/best.ckpt").symlink_to(secret / "samples.npz")
+    for place in (folder, folder / ".hydra"):
+        os.mkfifo(place / "pipe")
     record = json.loads((folder / "run.json").read_text())
-    (other / "run.json").write_text(
-        json.dumps(record | {"seed": 1, "git": {"sha": "-h", "branch": "x", "dirty": False}})
-    )
+    for name, changes in {"other": {"seed": 1, "git": {"sha": "-h", "branch": "x"}}, "plain": {"seed": 2}}.items():
+        (folder.parent / name).mkdir()
+        (folder.parent / name / "run.json").write_text(json.dumps(record | changes))
+        (folder.parent / name / "metrics.json").write_text(json.dumps({"best": {"val/joint_acc": 0.1 * len(name)}}))
+    return folder, victim
+
+
+COMMANDS = {
+    "runs": ["", "--json", "--markdown", "--csv -", "--where git.sha~*out* --sort name"],
+    "sweep": ["{outputs}", "{outputs} --seeds --markdown"],
+    "diff": ["{run} {other}", "{other} {run} --all", "{run} {other} --json", "{run} {other} --markdown"],
+    "explain": ["{outputs}", "{outputs} --json"],
+    "reproduce": ["{run}", "{run} --steps 1", "{run} --checkout", "{other}", "{run} --trust os"],
+    "check": ["{run}", "{run} --json", "{run} --data coco"],
+    "cache": ["data.cache_dir={run}", "data.cache_dir={run} --clear"],
+    "convert": ["{run} {out} --to csv"],
+    "download": [],  # reads no folder of others
+    "lr-find": [],
+}
+
+
+def test_the_walk_leaves_out_no_command():
+    found = [
+        *app.registered_commands,
+        *(one for group in app.registered_groups for one in group.typer_instance.registered_commands),
+    ]
+    assert {one.name or one.callback.__name__.replace("_", "-") for one in found} == COMMANDS.keys()
+
+
+@pytest.mark.parametrize(("command", "options"), [(name, text) for name, texts in COMMANDS.items() for text in texts])
+def test_no_command_does_what_a_hostile_run_directory_asks_for(crowded, tmp_path, monkeypatch, command, options):
+    folder, victim = crowded
     monkeypatch.chdir(tmp_path)
-    names = {"run": folder, "other": other, "outputs": folder.parent}
-    before = sorted(path for path in tmp_path.rglob("*"))
-    CliRunner().invoke(app, [part.format(**names) for part in command.split()])
-    assert not victim.exists()
-    after = [path for path in tmp_path.rglob("*") if "outputs/reproduced" not in str(path)]
-    assert sorted(after) == before
+    names = {"run": folder, "other": folder.parent / "other", "outputs": folder.parent, "out": tmp_path / "out"}
+    group = ["data"] if command in ("check", "cache", "convert") else []
+
+    def state():
+        paths = [path for path in tmp_path.rglob("*") if "outputs/reproduced" not in str(path)]
+        return {path: path.read_bytes() if path.is_file() else b"" for path in paths}
+
+    before = state()
+    done = CliRunner().invoke(app, [*group, command, *(part.format(**names) for part in options.split())])
+    assert isinstance(done.exception, SystemExit | BadInput | None), done.exception
+    assert not victim.exists() and state() == before
+    told = done.output + str(done.exception)
+    assert "s3cret" not in told and "\x1b" not in done.output, told
 
 
 def test_load_run_and_resume_build_nothing_that_is_not_allowed(hostile, tmp_path, shapes_root):
@@ -221,5 +287,7 @@ def test_no_process_imports_a_module_from_the_working_directory(tmp_path, shapes
     ]
     options = ["debug=fast", "data.num_workers=1", "callbacks/progress=lines", "callbacks.pictures=null"]
     plain = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    plain["TMPDIR"] = str(tmp_path / ("x" * 105))  # too long for the sockets by which workers and servers talk
+    Path(plain["TMPDIR"]).mkdir()
     done = subprocess.run([*command, *options], cwd=tmp_path, env=plain, capture_output=True, text=True)
     assert (done.returncode, (tmp_path / "mark").exists()) == (0, False), done.stderr

@@ -5,11 +5,13 @@ import io
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from onebox.errors import EXIT_FAULT, BadInput, printable
+from onebox.errors import EXIT_FAULT, BadInput, check, printable
 
+MAX_TEMPDIR = 64  # bytes
 GONE = (errno.EPIPE, errno.EIO)  # a reader that has had enough, a terminal that was closed
 
 
@@ -65,6 +67,24 @@ def open_streams(*, line_buffering: bool | None = None) -> list[_Stream]:
     return streams
 
 
+def _use_short_tempdir() -> None:
+    """Let TMPDIR be a folder in which processes can talk: a socket's path has at most 104 bytes, 32 of them theirs.
+
+    Python passes over a folder that is missing, read-only or full; other libraries would not.
+    """
+    try:
+        found = tempfile.gettempdir()
+        if len(os.fsencode(found)) > MAX_TEMPDIR:
+            os.environ["TMPDIR"] = ""
+            tempfile.tempdir = None
+            found = tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise BadInput("no folder for temporary files can be written; set TMPDIR to one") from error
+    too_long = f"{found}: too long a path for sockets; set TMPDIR to a folder of at most {MAX_TEMPDIR} letters"
+    check(len(os.fsencode(found)) <= MAX_TEMPDIR, too_long)
+    os.environ["TMPDIR"] = found
+
+
 @contextmanager
 def command_line(program: str) -> Iterator[None]:
     """Around a console command; leaves with an error when what was printed has filled a disk.
@@ -73,6 +93,7 @@ def command_line(program: str) -> Iterator[None]:
         BadInput: the working directory is gone.
     """
     streams = open_streams()
+    _use_short_tempdir()
     try:
         os.getcwd()
     except FileNotFoundError as error:

@@ -105,6 +105,8 @@ def stored_overrides(folder: Path, overrides: Sequence[Any]) -> list[str]:
     for path in folder.rglob("*"):
         is_inside = path.resolve().is_relative_to(folder.resolve()) and (path.is_file() or path.is_dir())
         check(is_inside, f"{path}: is a link that leads out of the run directory, or not a file; remove it")
+        is_shared = path.suffix == ".log" and path.stat().st_nlink > 1  # logs grow; all else is replaced
+        check(not is_shared, f"{path}: has another name elsewhere, which would be written to; copy it")
     kept = []
     for text in overrides:
         refusal = f"{folder / '.hydra' / 'overrides.yaml'}: holds {text!r:.80}, which a stored run must not "

@@ -201,7 +201,7 @@ def test_writing_to_a_batch_or_the_mapped_images_changes_no_file(folder_data, tr
 
 def open_small(folder: Path, fill):
     return cache.open_array(
-        folder / "pixels/key.npy",
+        folder / "pixels/0123456789abcdef.npy",
         shape=(5, 2, 2, 3),
         dtype=lambda: np.dtype(np.uint8),
         fill=fill,
@@ -223,7 +223,7 @@ def test_an_error_while_it_is_filled_leaves_nothing(tmp_path):
 @pytest.mark.parametrize("damage", [b"", b"\x93NUMPY\x02\x00", "cut"])
 def test_a_damaged_file_is_made_again(tmp_path, damage):
     open_small(tmp_path, lambda pixels: pixels.fill(7))
-    path = tmp_path / "pixels/key.npy"
+    path = tmp_path / "pixels/0123456789abcdef.npy"
     path.write_bytes(path.read_bytes()[:-1] if damage == "cut" else damage)
     assert (open_small(tmp_path, lambda pixels: pixels.fill(8)) == 8).all()
 
@@ -243,7 +243,7 @@ def fill(pixels):
         time.sleep(float(sys.argv[2]))
 
 pixels = open_array(
-    Path(sys.argv[1], "pixels/key.npy"),
+    Path(sys.argv[1], "pixels/0123456789abcdef.npy"),
     shape=(20, 64, 64, 3),
     dtype=lambda: np.dtype(np.uint8),
     fill=fill,
@@ -270,7 +270,9 @@ def test_killed_while_it_decodes_the_next_one_completes(tmp_path):
     assert len(list((tmp_path / "pixels").glob(".*.tmp"))) == 1
     assert cache.entries(tmp_path) == []
     assert build(tmp_path, 0).communicate(timeout=30)[0] == "True (20, 64, 64, 3)\n"
-    assert sorted(path.name for path in (tmp_path / "pixels").iterdir()) == ["key.json", "key.lock", "key.npy"]
+    assert sorted(path.name for path in (tmp_path / "pixels").iterdir()) == [
+        f"0123456789abcdef.{end}" for end in ("json", "lock", "npy")
+    ]
 
 
 def test_two_at_once_decode_once(tmp_path):
@@ -318,6 +320,11 @@ def test_entries_and_clear(folder_data, tree, tmp_path):
     images(folder_data())
     folder = tmp_path / "cache"
     (folder / "mine.txt").write_text("not of the cache")
+    for name in ("index/mine.npz", "pixels/holiday.pixels", "pixels/holiday.json", "features/2024.npy"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("nor is this, where cache_dir is a home folder")
+    mine = sorted(path for path in folder.rglob("*") if path.is_file() and path.read_bytes()[:2] in (b"no",))
+    assert len(mine) == 5
     by_kind = {entry.kind: entry for entry in cache.entries(folder)}
     pixels, index = by_kind["pixels"], by_kind["index"]
     assert (pixels.images, pixels.size, pixels.data) == (2, (100, 100), str(tree.folder))
@@ -326,7 +333,7 @@ def test_entries_and_clear(folder_data, tree, tmp_path):
     freed, busy = cache.clear(folder)
     assert freed >= pixels.num_bytes + index.num_bytes
     assert busy == 0
-    assert [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"] == [folder / "mine.txt"]
+    assert sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock") == mine
     assert len(images(folder_data())) == 2
 
 

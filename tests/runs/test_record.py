@@ -150,3 +150,12 @@ def test_only_what_a_killed_run_left_is_removed(tmp_path):
     claim(tmp_path, fingerprint="abc", resume="auto")
     assert [path.exists() for path in theirs + ours] == [True] * 3 + [False] * 3
     release(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "report.html", "checkpoints/last.ckpt", "metrics.csv"])
+def test_a_folder_of_the_user_in_which_a_run_would_overwrite_something_is_refused(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(BadInput, match=f"holds {name} of no run; choose another hydra.run.dir"):
+        claim(tmp_path, fingerprint="x", resume="auto")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ from onebox.files import (
 log = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]  # [N, H, W, 3], RGB
+# A cache folder may be anywhere, as in a home folder: nothing else there is shown or removed.
+OURS = re.compile(r"\.?[0-9a-f]{16,24}(-\d+)?\.(npz|pictures|pixels|rows|npy|json|lock)(\.\d+\.tmp)?")
 ABOUT = {"data": str, **dict.fromkeys(("size", "images", "image_size"), int)}
 MADE_AGAIN = "it is made again"
 KEY_BYTES = 16  # of the hash that stands for an image file's content
@@ -255,7 +258,7 @@ def entries(cache_dir: Path) -> list[Entry]:
     found = []
     for kind, suffixes in KINDS.items():
         for path in (cache_dir / kind).glob("[!.]*"):
-            if path.suffix in suffixes and path.is_file():
+            if path.suffix in suffixes and OURS.fullmatch(path.name) and path.is_file():
                 used = path.with_suffix(".json") if path.with_suffix(".json").exists() else path
                 last_use = datetime.fromtimestamp(used.stat().st_mtime, UTC)
                 found.append(Entry(path, kind, *_describe(path), num_bytes=path.stat().st_size, last_use=last_use))
@@ -286,7 +289,7 @@ def clear(cache_dir: Path) -> tuple[int, int]:
     """
     freed = busy = 0
     for kind in KINDS:
-        files = [path for path in (cache_dir / kind).glob("*") if path.is_file()]
+        files = [path for path in (cache_dir / kind).glob("*") if OURS.fullmatch(path.name) and path.is_file()]
         for stem in sorted({path.name.lstrip(".").partition(".")[0] for path in files}):
             lock = FileLock(cache_dir / kind / f"{stem}.lock")
             try:

@@ -35,7 +35,10 @@ def session(
         return
     from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 
-    for path in [*folder.glob(f"*{START}"), *folder.glob(f"*{END}")]:  # TensorBoard believes the first of several
+    for path in [
+        *folder.glob(f"events.out.tfevents.*{START}"),
+        *folder.glob(f"events.out.tfevents.*{END}"),
+    ]:  # TensorBoard believes the first of several
         path.unlink()
     values, varied = _shown(cfg, facts, planned)
     experiment, start = api_pb2.Experiment(), plugin_data_pb2.SessionStartInfo()

@@ -43,6 +43,10 @@ RECORD: dict[str, Any] = {  # the shape of run.json, see `onebox.files.misfit`
     "seed": is_finite,
 }
 ATTEMPT = ("status", "started", "ended", "seconds", "error", "host", "source")  # what is kept of an earlier one
+WRITTEN = (  # what a run writes beside run.json
+    *("config.yaml", "metrics.json", "metrics.csv", "trace.csv", "samples.npz", "predictions.csv", "predictions.jpg"),
+    *("report.html", "checkpoints/last.ckpt", "checkpoints/best.ckpt", "checkpoints/previous.ckpt"),
+)
 _held: dict[Path, TextIO] = {}
 _FLOCK = "hhqqi4x"  # struct flock of Linux: type, whence, start, length, process
 
@@ -57,6 +61,11 @@ def claim(folder: Path, *, fingerprint: str, resume: str) -> dict[str, Any] | No
         BadInput: the directory cannot be taken; nothing in it was changed.
     """
     facts = read_record(folder)
+    if facts is None and folder.absolute() not in _held:
+        others = [name for name in WRITTEN if os.path.lexists(folder / name)]
+        check(
+            not others, f"{folder}: holds {', '.join(others)} of no run; choose another hydra.run.dir or move that away"
+        )
     if facts is not None:
         status, theirs = facts.get("status"), facts.get("fingerprint")
         holds, instead = f"{folder}: already holds a run", "choose another hydra.run.dir or remove the folder"

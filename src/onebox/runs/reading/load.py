@@ -1,5 +1,6 @@
 """A trained model out of its run directory, ready for use."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from onebox.boxes import clip, unnorm
 from onebox.data.augment import Transform
-from onebox.errors import BadInput, check
+from onebox.errors import BadInput, check, own_complaint
 from onebox.files import misfit
 from onebox.model.localizer import Localizer
 from onebox.runs.checkpoint import read_checkpoint
@@ -95,8 +96,8 @@ def load_run(path: str | Path, *, trust: Sequence[str] = ()) -> LoadedRun:
         BadInput: there is no such run, its files cannot be read, or it names what is not trusted.
     """
     folder = Path(path)
-    names = [folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last", "previous")]
-    file = next((name for name in names if name.exists()), None)
+    files = [folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last", "previous")]
+    file = next((name for name in files if name.exists()), None)
     if file is None or not (folder / "config.yaml").exists():
         raise BadInput(f"{folder}: no trained run; it needs config.yaml and checkpoints/best.ckpt or last.ckpt")
     stored_file(folder, str(file.relative_to(folder)))
@@ -110,11 +111,17 @@ def load_run(path: str | Path, *, trust: Sequence[str] = ()) -> LoadedRun:
     if "pretrained" in config["model"]["backbone"]:
         config["model"]["backbone"]["pretrained"] = False  # the checkpoint has all weights
     checkpoint = read_checkpoint(file)
-    localizer, transform = (hydra.utils.instantiate(part, _convert_="all") for part in parts.values())
-    prefix, state = "localizer.", checkpoint["state_dict"]
-    weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    state, names = checkpoint.get("state_dict"), checkpoint["onebox"].get("class_names")
+    check(isinstance(state, dict) and isinstance(names, list), f"{file}: holds no weights, or no names of classes")
     try:
+        localizer, transform = (hydra.utils.instantiate(part, _convert_="all") for part in parts.values())
+        prefix = "localizer."
+        weights = {name.removeprefix(prefix): value for name, value in (state or {}).items() if name.startswith(prefix)}
         localizer.load_state_dict(weights)
-    except RuntimeError as error:
-        raise BadInput(f"{file}: the weights are of another network than config.yaml ({error})") from error
-    return LoadedRun(localizer.eval(), transform, checkpoint["onebox"]["class_names"], config)
+        localizer.eval()
+    except BadInput:
+        raise
+    except Exception as error:  # whatever the config names is called with whatever it says
+        reason = textwrap.shorten(str(own_complaint(error)), 300, placeholder=" ...")
+        raise BadInput(f"{path}: gives no network of the weights in {file} ({reason})") from error
+    return LoadedRun(localizer, transform, names, config)
