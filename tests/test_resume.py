@@ -39,6 +39,8 @@ KINDS = {
     "data.num_workers=0 trainer.check_val_every_n_epoch=2 callbacks.early_stopping.check_on_train_epoch_end=false",
     "batched, workers, each step saved, gradients of two steps": "augment=batched_flip data.num_workers=2 "
     f"+trainer.accumulate_grad_batches=2 {EACH_STEP}",
+    "stored features, workers, nothing cached before": "augment=batched_flip data.num_workers=1 data.views=2 "
+    "callbacks/freeze=backbone callbacks.pictures=null",
 }
 
 
@@ -100,6 +102,8 @@ def test_a_killed_run_resumes_and_ends_with_the_same_bits(nursery, data, tmp_pat
 
     def start(name, **options):
         arguments = [*data, *KINDS[kind].split(), f"hydra.run.dir={tmp_path / name}"]
+        if "nothing cached" in kind:
+            arguments.append(f"data.cache_dir={tmp_path / name}.cache")
         return nursery.start(*arguments, log=tmp_path / f"{name}.log", **options)
 
     def run(name, **options):
@@ -135,6 +139,24 @@ def test_a_killed_run_resumes_and_ends_with_the_same_bits(nursery, data, tmp_pat
         except AssertionError as error:
             raise AssertionError(f"killed {', then '.join(story)}: {error}") from error
         shutil.rmtree(tmp_path / name)
+
+
+def test_eight_runs_at_once_fill_one_cold_cache_once_and_have_the_same_bits(nursery, data, tmp_path):
+    def start(name):
+        arguments = [*data, "trainer.max_epochs=1", "callbacks.pictures=null", f"data.cache_dir={tmp_path / 'cache'}"]
+        return nursery.start(*arguments, f"hydra.run.dir={tmp_path / name}", log=tmp_path / f"{name}.log")
+
+    names = [f"run{number}" for number in range(8)]
+    assert [nursery.wait(process) for process in [start(name) for name in names]] == [0] * 8
+    for name in names[1:]:
+        assert_same(tmp_path / name, tmp_path / names[0])
+    entered = [
+        moment
+        for name in names
+        for moment in (tmp_path / f"{name}.log.moments").read_text().splitlines()
+        if moment.startswith("after") and moment.endswith(".rows")
+    ]
+    assert len(entered) == 3  # the images of each split, by one of the eight
 
 
 def test_sigterm_stores_what_there_is_and_the_same_command_resumes(nursery, data, tmp_path):
