@@ -202,7 +202,7 @@ def test_without_a_network_one_line_says_where_to_put_the_file(tmp_path):
         ("download voc2012", "data.source.timeout=3", "did you mean data.source.timeout_s"),
         ("download voc2012", f"{KEY}.checksum='crc:0'", "neither md5"),
         ("download voc2012", "data=nonsense", "nonsense"),
-        ("download voc2012", "data.source.rounds=[", "override"),
+        ("download voc2012", "data.source.rounds=[", "not understood"),
         ("cache", "data.cachedir=here", "data.cachedir"),
     ],
 )

@@ -63,41 +63,6 @@ def test_help_config_and_completion_never_import_torch(tmp_path, arguments, show
         assert text in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["data.batchsize=8"], ["data.batchsize", "batch_size"]),
-        (["model/backbone=tinycnn"], ["model/backbone=tinycnn: no such option; did you mean tiny_cnn? (convnext"]),
-        (["+loss/loc=[l1,giou]"], ["loss/loc takes one option, not [l1,giou]; a sum is an option", "loss/loc=l1_giou"]),
-        (["augment=[flip,crop]"], ["augment takes one option, not [flip,crop]", "-m augment=flip,crop"]),
-        (
-            ["-m", "model/loc_head=dense,edgs"],
-            ["onebox-train: model/loc_head=edgs: no such option; did you mean edges?", "no job was"],
-        ),
-        (["-m", "loss/loc=giou,[l1,giou]"], ["loss/loc takes one option, not [l1,giou]; a sum", "no job was started"]),
-        (["sede=1", "data.batchsize=8", "experiment=baseline"], ["no key sede", "seed", "data.batchsize"]),
-        (
-            ["data.splits={trian:[train]}", "optimizer={weigth_decay:0}"],
-            ["data.splits.trian", "optimizer.weigth_decay"],
-        ),
-        (["scheduler=null"], ["scheduler cannot be null; choose", "scheduler=none"]),
-        (["hydra.run.dir=/proc/none"], ["/proc/none", "hydra.run.dir"]),
-        (["hydra.job.chdir=true"], ["relative paths would mean other places; leave it false"]),
-        (["data=folder"], ["data.root"]),
-        (["data=voc2007", "voc_root=nowhere"], ["nowhere", "ONEBOX_VOC_ROOT"]),
-        (["optimizer.lr=fast", "data.limit=2"], ["optimizer", "'lr': 'fast'"]),
-    ],
-)
-def test_bad_input_gets_one_line_and_exit_code_2(tmp_path, arguments, told):
-    done = run(tmp_path, *arguments)
-    assert done.returncode == 2, done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert done.stderr.startswith("onebox-train: ")
-    assert "Traceback" not in done.stdout + done.stderr
-    for text in told:
-        assert text in done.stderr
-
-
 def test_bad_data_leaves_a_run_that_says_failed_and_why_and_debug_shows_the_traceback(tmp_path):
     done = run(tmp_path, "data=voc2007", "voc_root=nowhere", ONEBOX_DEBUG="1")
     assert done.returncode != 0

@@ -13,6 +13,7 @@ LAYERS = {
     "errors": 0,
     "files": 1,
     "streams": 1,
+    "overrides": 1,
     "trust": 2,
     "boxes": 0,
     "trainer_options": 0,
@@ -34,7 +35,7 @@ LAYERS = {
     "cli": 11,
 }
 CONFIG_LIBRARIES = {"hydra", "omegaconf"}
-MAY_IMPORT_CONFIG = {"build", "train", "cli", "ranks", "trust", "validation", "runs", "sweep"}
+MAY_IMPORT_CONFIG = {"build", "train", "cli", "overrides", "ranks", "trust", "validation", "runs", "sweep"}
 HEAVY = {"torch", "lightning", "torchvision", "albumentations", "torchmetrics", "matplotlib"}
 
 

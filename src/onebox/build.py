@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
+import importlib.util
 import logging
 import multiprocessing
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hydra
+from hydra._internal.utils import _locate
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from onebox.errors import BadInput, check
@@ -153,7 +157,28 @@ def _made(config: DictConfig, **arguments: Any) -> Any:
     check(not missing, f"{', '.join(missing)} must be given (KEY=VALUE)")
     plain = OmegaConf.to_container(config, resolve=True)
     renamed = with_new_names(plain)  # a private config may have old names; others keep their place for messages
-    return hydra.utils.instantiate(config if renamed == plain else renamed, _convert_="all", **arguments)
+    try:
+        return hydra.utils.instantiate(config if renamed == plain else renamed, _convert_="all", **arguments)
+    except InstantiationException as error:
+        found = re.match(r"Error locating target '([^']+)'.*full_key: ?(\S*)", str(error), re.DOTALL)
+        if found is None:
+            raise
+        raise BadInput(f"{found[2] or config._get_full_key('')}._target_={found[1]}: {_not_found(found[1])}") from error
+
+
+def _not_found(target: str) -> str:
+    """Why nothing is called `target`, and what to do."""
+    package = target.partition(".")[0]
+    try:
+        if importlib.util.find_spec(package) is None:
+            return (
+                f"no package {package} is found; if it is yours, name the folder that holds it: "
+                f"PYTHONPATH=/path/to/folder onebox-train ..., or install it (pip install -e)"
+            )
+        _locate(target)
+    except Exception as error:  # whatever importing it raises
+        return str(error).splitlines()[0]
+    return "cannot be called"
 
 
 def build_data(cfg: DictConfig) -> VocDataModule:

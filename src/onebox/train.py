@@ -37,8 +37,9 @@ from onebox.errors import (
     exit_with_os_error,
     say,
 )
+from onebox.overrides import check_place, read_arguments
 from onebox.streams import command_line
-from onebox.validation import check_options, explain, validate
+from onebox.validation import explain, validate
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -75,14 +76,17 @@ def main() -> None:
             register_plugins()
             sys.argv[1:] = ["sweep.plan=only" if argument == "--dry-run" else argument for argument in sys.argv[1:]]
             sys.argv[1:] = [new for argument in sys.argv[1:] for new in stored_arguments(argument)]
-            check_options(sys.argv[1:])
+            sys.argv[1:] = read_arguments(sys.argv[1:])
             _app()
     except (*USER_ERRORS, OSError) as error:
         _exit_with(error)
     except RuntimeError as error:
-        unknown = re.search(r"Unknown plugin class : 'hydra_plugins\.(\w+)", str(error))
-        if unknown is None or unknown[1] not in EXTRAS:
+        unknown = re.search(r"(?:Unknown plugin class :|Invalid plugin) '(?:hydra_plugins\.)?(\w+)[\w.]*'", str(error))
+        if unknown is None:
             raise
+        if unknown[1] not in EXTRAS:
+            name = unknown[0].rpartition(" ")[2]
+            _exit_with(BadInput(f"{name} is no plugin of Hydra's; choose hydra/launcher or hydra/sweeper (see --help)"))
         _exit_with(BadInput(f'{unknown[1]} is not installed: pip install "onebox[{EXTRAS[unknown[1]]}]"'))
     except (RankFailed, SweepFailed) as error:
         say(f"onebox-train: {error}")
@@ -117,6 +121,7 @@ class ClaimDirectory(HydraCallback):
                 config.sweep.get("plan") != "only",
                 "sweep.plan=only lists the jobs of a sweep, and this is one run; name a sweep (sweep=lr) or give -m",
             )
+            check_place(folder, cfg.get("name"))
             for path in stored_in:
                 check_stored(OmegaConf.to_container(cfg, resolve=True), folder, path, cfg.trust)
             claim(folder, fingerprint=fingerprints(cfg)["fingerprint"], resume=cfg.resume)
@@ -301,7 +306,7 @@ def _close(cfg: DictConfig, run: RunRecord, built: Built, test: dict[str, float]
 
 
 def _exit_with(error: Exception) -> NoReturn:
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and not isinstance(error, USER_ERRORS):  # some of Hydra's are both
         exit_with_os_error(error, "onebox-train", elsewhere="another hydra.run.dir")
     # Loader workers send the whole traceback as the message.
     exit_with(error, explain(error, sys.argv[1:]).rpartition("onebox.errors.BadInput: ")[2], "onebox-train")

@@ -130,10 +130,11 @@ def stored_arguments(argument: str) -> list[str]:
     path = Path(value, ".hydra/overrides.yaml")
     overrides = stored_yaml(Path(value), ".hydra/overrides.yaml", "resume=FOLDER takes the folder of a run")
     check(isinstance(overrides, list), f"{path}: is no list of overrides; resume=FOLDER takes the folder of a run")
-    folder = value.replace("\\", "\\\\").replace("'", "\\'")
     stored_in.append(path)
+    from onebox.overrides import as_text  # takes Hydra with it
+
     # A job of a sweep is resumed alone.
-    return [*stored_overrides(Path(value), overrides), f"hydra.run.dir='{folder}'", "hydra.mode=RUN"]
+    return [*stored_overrides(Path(value), overrides), as_text("hydra.run.dir", value), "hydra.mode=RUN"]
 
 
 @functools.cache

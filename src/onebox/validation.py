@@ -1,6 +1,7 @@
 """What is wrong with a config, in one line; each part checks its own arguments where it is made."""
 
 import difflib
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,11 +15,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from onebox.errors import BadInput, check, is_integer, own_complaint
+from onebox.overrides import is_group, several_values
 from onebox.runs.fingerprint import flatten
 from onebox.trainer_options import trainer_problems
 
 GROUPS = ("data", "augment", "model", "loss", "optimizer", "param_groups", "trainer", "callbacks", "logger")
 WORDS = {"monitor_mode": ("max", "min"), "resume": ("auto", "never"), "rerun": ("none", "failed", "stale", "all")}
+_ABSENT = object()
 
 
 def validate(cfg: DictConfig) -> None:
@@ -44,6 +47,8 @@ def _bad_values(cfg: DictConfig) -> Iterator[str]:
     for key in counts:
         if not is_integer(value := OmegaConf.select(cfg, key), 1):
             yield f"{key} must be a number >= 1, not {value}"
+    if OmegaConf.select(cfg, "data.root") is None:
+        yield "data.root must be given (KEY=VALUE)"
     for key, words in WORDS.items():
         if cfg.get(key) not in words:
             yield f"{key} must be one of {', '.join(words)}, not {cfg.get(key)}"
@@ -74,9 +79,8 @@ def _unknown_tags(cfg: DictConfig) -> Iterator[str]:
 def told_as_bad_input(overrides: Sequence[str] = ()) -> Iterator[None]:
     """Turn what Hydra and OmegaConf raise about a config into `BadInput`.
 
-    `overrides` are those that it is composed from, in which misspelt keys are looked for. See also `check_options`.
+    `overrides` are those that it is composed from, in which misspelt keys are looked for.
     """
-    check_options(overrides)
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
@@ -88,59 +92,96 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
         near = difflib.get_close_matches(option, error.options, n=3)
+        near = near or [
+            f"{other}={option}"
+            for other in _groups()
+            if files("onebox.conf").joinpath(f"{other}/{option}.yaml").is_file()
+        ]
         meant = f"; did you mean {' or '.join(near)}?" if near else ""
         return f"{group}={option}: no such option{meant} ({', '.join(error.options)})"
-    unknown = _explain_unknown_keys(overrides) if isinstance(error, ConfigCompositionException) else None
-    return unknown or str(own_complaint(error))
-
-
-def check_options(overrides: Sequence[str]) -> None:
-    """Refuse null for a group, and lists: Hydra would take the last of one and record none.
-
-    Raises:
-        BadInput: names the first.
-    """
-    for override in overrides:
-        found = re.fullmatch(r"\+{0,2}([\w/]+)(@[^=]*)?=\s*(null|\[.*)", override, re.DOTALL)
-        if found is None or not _is_group(found[1]):
-            continue
-        group, value = found[1], found[3]
-        choose = "choose one of its options, such as scheduler=none (see --help)"
-        check(value != "null", f"{group} cannot be null; {choose}")
-        hint = f"a sweep tries one after the other: -m {group}={value.strip('[]')}"
-        if group == "loss/loc":
-            hint = "a sum is an option of its own, such as loss/loc=l1_giou (see docs/tuning.md)"
-        check(group.startswith("hydra/"), f"{group} takes one option, not {value}; {hint}")
+    listed = re.match(
+        r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'(?:\n| requires)", str(error), re.DOTALL
+    )
+    if listed:
+        return several_values(listed[1])
+    composing = isinstance(error, ConfigCompositionException)
+    return (_explain_unknown_keys(overrides) if composing else None) or str(own_complaint(error))
 
 
 def _explain_unknown_keys(overrides: Sequence[str]) -> str | None:
-    """One line that names the overridden keys that do not exist, each with the nearest ones that do.
+    """One line that names the overridden keys that do not exist, each with what may be meant, and + and ~ that fail.
 
-    None when every key exists, or when the groups alone cannot be composed either.
+    None when all is well, or when the groups alone cannot be composed either.
     """
     GlobalHydra.instance().clear()
-    # `+key` adds and `~key` deletes: whoever writes that knows the key is not there, or is.
-    values = [item for item in overrides if "=" in item and not item.startswith(("-", "+", "~", "hydra"))]
-    groups = [item for item in values if "={" not in item and _is_group(item.partition("=")[0])]
+    values = [item for item in overrides if item[:1] not in ("", "-") and not item.startswith("hydra")]
+    groups = [item for item in values if "={" not in item and is_group(item.partition("=")[0])]
     parts = []
     with initialize_config_module("onebox.conf", version_base="1.3"):
-        try:
-            plain: Any = OmegaConf.to_container(compose("train", overrides=groups))
-        except HydraException:
+        plain: Any = _composed(tuple(groups))
+        if plain is None:
             return None
-        paths = [key.split(".") for key, _ in flatten(plain)]
-        known = sorted({".".join(path[:end]) for path in paths for end in range(1, len(path) + 1)})
         for override in values:
             try:
                 compose("train", overrides=[*groups, override])
             except HydraException as error:
-                key = getattr(error.__cause__, "full_key", None)
-                if isinstance(key, str):  # else it is something else that is wrong
-                    siblings = [other for other in known if other.rpartition(".")[0] == key.rpartition(".")[0]]
-                    near = difflib.get_close_matches(key, known, n=3, cutoff=0.8) or siblings
-                    parts.append(f"no key {key}" + (f", did you mean {' or '.join(near)}?" if near else ""))
-    return "; ".join(parts) + " (--cfg job shows all keys; +KEY=VALUE adds a new one)" if parts else None
+                if override[0] in "+~":
+                    parts.append(_explain_sign(override))
+                elif isinstance(key := getattr(error.__cause__, "full_key", None), str):  # else something else is wrong
+                    parts.append(_explain_unknown_key(key, plain, groups))
+    return "; ".join(parts) or None
 
 
-def _is_group(name: str) -> bool:
-    return files("onebox.conf").joinpath(name).is_dir()
+def _explain_sign(override: str) -> str:
+    """Why a key that is there cannot be added, or one that is not there deleted."""
+    key, _, value = override.partition("=")
+    if key.startswith("~"):
+        return f"{override}: there is nothing to delete, as it is not chosen, null, or no key; leave it out"
+    return f"{override}: {key.lstrip('+')} exists, so it needs no +: {key.lstrip('+')}={value}"
+
+
+def _explain_unknown_key(key: str, plain: dict[str, Any], groups: Sequence[str]) -> str:
+    """One line on a key that is not in the config `plain`, which is composed from `groups`."""
+    group = max((name for name in _groups() if key.startswith(f"{name.replace('/', '.')}.")), key=len, default=None)
+    if group is not None:
+        options = [item.name.removesuffix(".yaml") for item in files("onebox.conf").joinpath(group).iterdir()]
+        others = [name for name in sorted(options) if _has(key, [*groups, f"{group}={name}"])]
+        if others:
+            some = f"{{{group}:{others[0]},{key}:...}}"
+            only = f"in a sweep over several options: sweep.jobs='[{some},{{{group}:...}}]'"
+            return f"{key} exists only with {group}={','.join(others)}; choose one of these, or {only}"
+    paths = [name.split(".") for name, _ in flatten(plain)]
+    known = sorted({".".join(path[:end]) for path in paths for end in range(1, len(path) + 1)} | {*_groups()})
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.8)
+    near = [name for name in near if not key.startswith(f"{name}.")]
+    if not near:
+        last: dict[str, list[str]] = {}
+        for name in known:
+            last.setdefault(re.split(r"[./]", name)[-1], []).append(name)
+        close = difflib.get_close_matches(re.split(r"[./]", key)[-1], last, n=3, cutoff=0.7)
+        parent = key.rpartition(".")[0]
+        siblings = [name for name in known if parent and name.rpartition(".")[0] == parent and not name.endswith("_")]
+        near = [name for part in close for name in last[part]][:5] or siblings
+    meant = f", did you mean {' or '.join(near)}?" if near else ""
+    return f"no key {key}{meant} (--cfg job shows all keys; +KEY=VALUE adds a new one)"
+
+
+@functools.cache
+def _composed(overrides: tuple[str, ...]) -> Any:
+    """The config of `overrides` as plain data; None where it cannot be composed."""
+    try:
+        return OmegaConf.to_container(compose("train", overrides=[*overrides]))
+    except HydraException:
+        return None
+
+
+def _has(key: str, overrides: Sequence[str]) -> bool:
+    plain = _composed(tuple(overrides))
+    return plain is not None and OmegaConf.select(OmegaConf.create(plain), key, default=_ABSENT) is not _ABSENT
+
+
+def _groups() -> list[str]:
+    """The groups of options, such as model/backbone."""
+    top = files("onebox.conf")
+    first = [item.name for item in top.iterdir() if is_group(item.name) and not item.name.startswith(("_", "."))]
+    return first + [f"{one}/{item.name}" for one in first for item in top.joinpath(one).iterdir() if item.is_dir()]

@@ -225,8 +225,9 @@ def convert(
     from onebox.data.annotations import Conventions
     from onebox.data.convert import convert as convert_data
     from onebox.data.layout import Layout
+    from onebox.overrides import as_text
 
-    cfg = _compose(f"data={data}", f"data.root='{root}'", *(overrides or [])).data
+    cfg = _compose(f"data={data}", as_text("data.root", str(root)), *(overrides or [])).data
     try:
         lists, said = convert_data(
             root.expanduser(),
@@ -288,8 +289,10 @@ def cache(
 def _compose(*overrides: str) -> "DictConfig":
     from hydra import compose, initialize_config_module
 
+    from onebox.overrides import as_meant
     from onebox.validation import told_as_bad_input
 
+    overrides = tuple(map(as_meant, overrides))
     with told_as_bad_input(overrides), initialize_config_module("onebox.conf", version_base="1.3"):
         return compose("train", overrides=list(overrides))
 

@@ -16,10 +16,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from onebox.errors import BadInput, check
 from onebox.files import alone, write_json
+from onebox.overrides import as_meant
 from onebox.runs.reading.find import Run
 from onebox.runs.reading.where import select
 from onebox.sweep.job import PLAN, read_plan
-from onebox.validation import check_options, explain
+from onebox.validation import explain
 
 SCHEMA = 1
 _NAME = re.compile(r"(?!(null|true|false|nan|inf|infinity)$)[a-z_][\w./-]*", re.I)  # it needs no quotes
@@ -84,7 +85,8 @@ def compose_jobs(combined: Iterable[tuple[str, ...]], compose: Callable[[Sequenc
     problems: dict[str, str] = {}  # what is wrong -> where first
     for overrides in combined:
         try:
-            check_options(overrides)
+            for text in overrides:
+                as_meant(text)  # a list of values may hold what no option is
             job = compose(overrides)
         except (BadInput, HydraException, OmegaConfBaseException) as error:
             problems.setdefault(" ".join(explain(error, overrides).split()), " ".join(overrides))

@@ -32,6 +32,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from onebox.errors import BadInput, SweepFailed, check, is_integer, is_number
 from onebox.files import alone, write_text
+from onebox.overrides import check_place
 from onebox.sweep.check import Build, Checks
 from onebox.sweep.compose import Composer
 from onebox.sweep.plan import compose_jobs
@@ -84,6 +85,7 @@ class Search(Sweeper):
         """
         start_server()  # imports, while jobs are composed
         folder = Path(self._config.hydra.sweep.dir)
+        check_place(folder, self._config.get("name"))
         tags = objectives(self._config)
         directions = _directions(tags, self.direction)
         space, fixed = self._space(arguments)

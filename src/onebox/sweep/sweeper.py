@@ -23,6 +23,7 @@ from rich.text import Text
 
 from onebox.errors import BadInput, SweepFailed, check, duration, own_complaint, printable
 from onebox.files import replacing
+from onebox.overrides import check_place
 from onebox.runs.provenance import source_fingerprint
 from onebox.runs.reading.find import read_run
 from onebox.sweep.check import Build, Checks
@@ -66,6 +67,7 @@ class GridSweeper(Sweeper):
         """
         assert self.config is not None
         folder = Path(self.config.hydra.sweep.dir)
+        check_place(folder, self.config.get("name"))
         start_server()  # imports, while the jobs are composed
         jobs = self._plan(arguments)
         if self.config.sweep.plan == "only":
