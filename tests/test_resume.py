@@ -234,6 +234,27 @@ def test_the_installed_command_ends_with_75_and_resumes_the_run(nursery, data, t
     assert_same(folder, tmp_path / "straight")
 
 
+@pytest.mark.long
+def test_two_hundred_epochs_need_no_more_memory_files_and_threads_than_twenty(nursery, data, tmp_path):
+    run = tmp_path / "run"
+    off = ["callbacks.early_stopping=null", "callbacks.pictures=null"]
+    arguments = [*data, *off, "trainer.max_epochs=200", "data.num_workers=1", f"hydra.run.dir={run}"]
+    process = nursery.start(*arguments, log=tmp_path / "log")
+
+    def use_after(epochs):
+        while not (run / "metrics.csv").exists() or len((run / "metrics.csv").read_text().splitlines()) <= epochs:
+            time.sleep(0.01)
+        status = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
+        files = len(list(Path(f"/proc/{process}/fd").iterdir()))
+        return int(status["VmRSS"].split()[0]), files, int(status["Threads"])
+
+    early, late = use_after(20), use_after(198)
+    assert nursery.wait(process) == 0
+    assert late[0] < early[0] + 20_000  # kB
+    assert late[1] <= early[1] + 3  # one more may be open while a file is written
+    assert late[2] == early[2]
+
+
 def test_one_run_directory_belongs_to_one_process_and_one_config(nursery, data, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
     arguments = [*data, "trainer.max_epochs=10000", "callbacks.early_stopping=null", f"hydra.run.dir={run}"]
