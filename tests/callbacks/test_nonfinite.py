@@ -5,6 +5,8 @@ import json
 import pytest
 
 from onebox.errors import BadInput
+from onebox.runs.reading.find import find_runs
+from onebox.runs.reading.table import nonfinite_notes
 from onebox.train import train
 
 SHORT = ["debug=fast", "callbacks/progress=lines", "callbacks.pictures=null", "optimizer.lr=1e30"]
@@ -23,4 +25,8 @@ def test_a_fit_that_is_to_continue_says_it_once_and_in_run_json(composed, tmp_pa
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["status"] == "completed"
     assert record["nonfinite"] == {"epoch": 0, "batch": 1, "loss": "nan"}
+    assert "The loss was nan" in (tmp_path / "run" / "report.html").read_text()
+    (found,) = find_runs(tmp_path / "run")
+    ((_, (line, _)),) = nonfinite_notes([found])
+    assert "loss nan from epoch 0, batch 1 on" in line
     assert sum("the loss is nan" in entry.message for entry in caplog.records) == 1

@@ -66,6 +66,14 @@ class Run:
         config: Mapping[str, Any] = self.record.get("config", {})
         return config
 
+    @property
+    def nonfinite(self) -> str:
+        """Where the loss was NaN or infinite first; empty for a run whose losses were numbers."""
+        first = self.record.get("nonfinite")
+        if not isinstance(first, Mapping):
+            return ""
+        return f"loss {first.get('loss')} from epoch {first.get('epoch')}, batch {first.get('batch')} on, so no result"
+
     def value(self, key: str) -> Any:
         """The fact of run.json, value of the config, choice of a group or metric that a key names, or `MISSING`."""
         fact = _at(self.record, key)

@@ -95,7 +95,7 @@ def list_runs(
         columns,
         shown=list(dict.fromkeys(["run", "started", "status", "fingerprint", *tags, *keys, "overrides"])),
         metrics=tags,
-        notes=[more] if len(found) < total else [],
+        notes=[*nonfinite_notes(found), *([more] if len(found) < total else [])],
         facts={"outputs": str(outputs), "runs": total},
     )
 
@@ -246,6 +246,11 @@ class Listing:
         if name == "started":
             return [cell(value)[:19].replace("T", " ") for value in values]
         return ["●" if value else "" for value in values] if name == "best" else [cell(value) for value in values]
+
+
+def nonfinite_notes(found: Sequence[Run]) -> list[Line]:
+    """One line for each run whose loss was no finite number."""
+    return [[("NaN ", "red"), (f"{run.path}: {run.nonfinite}", "")] for run in found if run.nonfinite]
 
 
 def sortable(values: Sequence[Any]) -> list[Any]:

@@ -18,7 +18,7 @@ from onebox.runs.provenance import source_fingerprint
 from onebox.runs.reading.changes import compare
 from onebox.runs.reading.find import MISSING, Run, find_runs, near_keys
 from onebox.runs.reading.noise import lower_is_better, t95
-from onebox.runs.reading.table import STYLES, Listing, cell, choose_metrics, scalar, sortable
+from onebox.runs.reading.table import STYLES, Listing, cell, choose_metrics, nonfinite_notes, scalar, sortable
 from onebox.sweep.job import PLAN, is_stale, read_plan
 
 STATUSES = ("completed", "running", "pending", "interrupted", "died", "failed", "stale")  # the worst last
@@ -115,6 +115,7 @@ def list_sweep(sweep: Sweep, *, metrics: Sequence[str] = (), seeds: bool = False
         notes=[
             [(legend, "dim")],
             *_notes(sweep),
+            *nonfinite_notes(sweep.runs),
             [(f"{totals}; {duration(sweep.jobs['seconds'].sum())} of work", "")],
         ],
         facts={
