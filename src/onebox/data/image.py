@@ -122,7 +122,8 @@ def read_header(data: bytes) -> Header | str:
         except Exception:  # broken headers raise anything
             found = None
     if found is None:
-        return f"not a readable image ({what}); restore or convert the file, or take it out of its list"
+        instead = "restore or convert the file, take it out of its list, or set data.on_error=skip"
+        return f"not a readable image ({what}); {instead}"
     if found.width * found.height > MAX_PIXELS:
         return (
             f"{found.width}x{found.height} px are more than the limit of {MAX_PIXELS // 10**6} million; "
