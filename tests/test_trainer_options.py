@@ -32,6 +32,20 @@ def test_what_is_refused_says_what_to_set(composed, option):
         (["trainer.precision=bf16-true"], "must be one of 32-true, 16-mixed, bf16-mixed"),
         (["trainer.precision=16-mixed"], "needs a GPU .* set bf16-mixed"),
         (
+            ["trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1", "optimizer.fused=true"],
+            "optimizer.fused=false",
+        ),
+        (["+trainer.enable_checkpointing=false"], "callbacks.checkpoint_best=null"),
+        (["trainer.devices=-1"], "must be a whole number >= 1, auto, or a list"),
+        (["trainer.devices=0"], "must be a whole number >= 1, auto, or a list"),
+        (["+trainer.accumulate_grad_batches=0"], "must be a whole number >= 1, not 0"),
+        (["trainer.gradient_clip_val=-1"], "must be a number >= 0, not -1"),
+        (["trainer.limit_val_batches=-1"], "must be a share"),
+        (["trainer.limit_train_batches=1.5"], "must be a share"),
+        (["+trainer.val_check_interval=0"], "must be a share"),
+        (["trainer.accelerator=foo"], "must be one of auto, cpu, gpu"),
+        (["trainer.accelerator=gpu"], "torch finds no GPU here; set auto or cpu"),
+        (
             ["trainer.precision=16-mixed", "trainer.gradient_clip_val=1", "trainer.accelerator=tpu"],
             r"optimizer\.fused=false",
         ),
@@ -43,7 +57,8 @@ def test_values_that_would_do_something_else_are_refused(composed, overrides, to
 
 
 @pytest.mark.parametrize(
-    "overrides", [["trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1"], ["trainer=debug"]]
+    "overrides",
+    [["trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1", "optimizer.fused=false"], ["trainer=debug"]],
 )
 def test_what_works_is_not_refused(composed, overrides):
     cfg = composed(*overrides)
