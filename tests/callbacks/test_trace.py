@@ -51,6 +51,6 @@ def test_a_link_is_not_written_through(composed, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "precious").write_text("mine")
     (tmp_path / "run" / "trace.csv").symlink_to(tmp_path / "precious")
-    with pytest.raises(BadInput, match="is a link"):
+    with pytest.raises(BadInput, match=r"trace\.csv"):
         train(composed(*SHORT))
     assert (tmp_path / "precious").read_text() == "mine"
