@@ -12,7 +12,7 @@ from onebox.data.coco import write_coco
 from onebox.data.csv_file import write_csv
 from onebox.data.forms import open_tree
 from onebox.data.index import annotation_problems, class_names
-from onebox.data.layout import Labelled, Layout
+from onebox.data.layout import Labelled, Layout, Tree
 from onebox.data.listed import Listed
 from onebox.data.processes import progress
 from onebox.data.tree import write_voc
@@ -65,17 +65,8 @@ def convert(
     said += [f"{counts.sum():,} {what}" for what, counts in listed.understood.slips.items()]
     if to == "yolo" and (difficult := int(listed.table.difficult.sum())):
         said.append(f"{difficult:,} objects are marked difficult, which YOLO has no mark for")
-    names = sorted(tree.list_names(), key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
-    members: dict[str, list[str]] = {}
-    taken: set[str] = set()
-    for name in names:
-        ids = list(dict.fromkeys(tree.ids(name)[0]))
-        if taken.isdisjoint(ids):
-            members[name] = ids
-            taken |= {*ids}
-        else:
-            said.append(f"left out: the list {name}, as some of its images are in another list")
-    members.setdefault(REST, []).extend(image_id for image_id in all_ids if image_id not in taken)
+    members, shared = _lists(tree, all_ids)
+    said += [f"left out: the list {name}, as some of its images are in another list" for name in shared]
     chosen = {name: [images[one] for one in ids if one in images] for name, ids in members.items()}
     lists = {name: some for name, some in chosen.items() if some}
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -89,6 +80,23 @@ def convert(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return lists, said
+
+
+def _lists(tree: Tree, all_ids: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """The ids of lists that share none, and of the images in none of them; and the lists that share some."""
+    names = sorted(tree.list_names(), key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+    members: dict[str, list[str]] = {}
+    shared: list[str] = []
+    taken: set[str] = set()
+    for name in names:
+        ids = list(dict.fromkeys(tree.ids(name)[0]))
+        if taken.isdisjoint(ids):
+            members[name] = ids
+            taken |= {*ids}
+        else:
+            shared.append(name)
+    members.setdefault(REST, []).extend(image_id for image_id in all_ids if image_id not in taken)
+    return members, shared
 
 
 def _usable(listed: Listed, classes: Sequence[str]) -> tuple[dict[str, Labelled], list[str]]:
