@@ -5,6 +5,8 @@ import json
 import pytest
 
 from onebox.errors import BadInput
+from onebox.runs.reading.diff import diff
+from onebox.runs.reading.diff_view import markdown
 from onebox.runs.reading.find import find_runs
 from onebox.runs.reading.table import nonfinite_notes
 from onebox.train import train
@@ -29,4 +31,7 @@ def test_a_fit_that_is_to_continue_says_it_once_and_in_run_json(composed, tmp_pa
     (found,) = find_runs(tmp_path / "run")
     ((_, (line, _)),) = nonfinite_notes([found])
     assert "loss nan from epoch 0, batch 1 on" in line
+    assert "loss nan from epoch 0, batch 1 on" in markdown(
+        diff([found, found], tmp_path, everything=False), everything=False
+    )
     assert sum("the loss is nan" in entry.message for entry in caplog.records) == 1

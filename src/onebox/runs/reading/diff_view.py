@@ -38,6 +38,8 @@ def lines(document: Document, *, everything: bool) -> Iterator[Line]:
         seconds = f", {run['seconds']:.0f} s" if run["seconds"] is not None else ""
         facts = f"{run['fingerprint']}  {run['status']}{seconds}"
         yield [(f"{letter}  ", f"bold {colour}"), (f"{run['run']:{width}}  ", colour), (facts, "dim")]
+        if run["nonfinite"]:
+            yield [(f"   {run['nonfinite']}", "red")]
     yield []
     yield from _config(document)
     yield from _code(document["code"], most)
