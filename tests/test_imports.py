@@ -16,7 +16,7 @@ LAYERS = {
     "overrides": 1,
     "trust": 2,
     "boxes": 0,
-    "trainer_options": 0,
+    "trainer_options": 1,
     "draw": 0,
     "data": 2,
     "model": 2,

@@ -80,7 +80,8 @@ def assert_same(sweep, alone, rates):
 @pytest.mark.parametrize(
     "launcher, rates",
     [
-        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], RATES),  # two jobs a worker
+        # Two jobs a worker.
+        pytest.param(["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], RATES, marks=pytest.mark.long),
         pytest.param(["hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2"], RATES[:2], marks=pytest.mark.long),
     ],
     ids=["joblib", "ray"],
