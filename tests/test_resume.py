@@ -134,7 +134,9 @@ def test_a_killed_run_resumes_and_ends_with_the_same_bits(nursery, data, tmp_pat
         try:
             if code == -signal.SIGKILL:
                 code = run(name)
-            assert code == 0, (tmp_path / f"{name}.log").read_text()
+            log = (tmp_path / f"{name}.log").read_text()
+            # A kill may come when all is written, and nothing is left to resume.
+            assert code == 0 or (code == 2 and "already holds a run (completed)" in log), log
             assert_same(tmp_path / name, tmp_path / "straight")
         except AssertionError as error:
             raise AssertionError(f"killed {', then '.join(story)}: {error}") from error
