@@ -115,15 +115,13 @@ def _usable(listed: Listed, classes: Sequence[str]) -> tuple[dict[str, Labelled]
         if problem is not None or isinstance(header, str):
             wrong.append(f"{listed.image_file(row)}: {problem}")
         elif row not in problems:
-            objects = range(table.first[row], table.first[row + 1])
+            mine = slice(table.first[row], table.first[row + 1])
+            columns = (column[mine].tolist() for column in (table.names, table.difficult, table.corners))
+            objects = [
+                (name, difficult, x1, y1, x2, y2) for name, difficult, (x1, y1, x2, y2) in zip(*columns, strict=True)
+            ]
             shown, image_id = listed.shown(header), str(listed.ids[row])
-            images[image_id] = Labelled(
-                image_id + Path(listed.image_file(row)).suffix,
-                shown.width,
-                shown.height,
-                [(str(table.names[o]), bool(table.difficult[o]), *map(float, table.corners[o])) for o in objects]  # type: ignore[misc]  # corners are four
-                if listed.is_annotated[row]
-                else None,
-            )
+            name = image_id + Path(listed.image_file(row)).suffix
+            images[image_id] = Labelled(name, shown.width, shown.height, objects if listed.is_annotated[row] else None)
     check(bool(np.any(listed.is_annotated)), "no image has an annotation; see `onebox data check`")
     return images, wrong

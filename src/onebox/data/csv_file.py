@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from onebox.data.layout import Lists, OtherForm, decimal
-from onebox.data.voc import MAX_NAME, MAX_SIDE, RawObject, Record
+from onebox.data.voc import MAX_NAME, MAX_SIDE, RawObject, Record, plain_number
 from onebox.errors import BadInput, check
 from onebox.files import MAX_LONG, read_text
 
@@ -135,13 +135,9 @@ def _objects(words: Mapping[str, str], box: Sequence[str]) -> list[RawObject]:
 
 
 def _number(words: Mapping[str, str], key: str) -> float:
-    text = words[key]
-    try:
-        number = float(text or "nan") if text.isascii() and "_" not in text else math.inf
-    except ValueError:
-        number = math.inf
+    number = plain_number(words[key])
     if math.isinf(number):
-        raise ValueError(f"has '{text[:40]}' for {key}, not a number; correct it")
+        raise ValueError(f"has '{words[key][:40]}' for {key}, not a number; correct it")
     return number
 
 

@@ -93,14 +93,18 @@ def _side(sizes: list[Element], tag: str) -> int:
     return int(number)
 
 
+def plain_number(text: str) -> float:
+    """The number that a text is: NaN for an empty one, infinite for what is none, as 1_0 and other scripts' digits."""
+    try:
+        return float(text or "nan") if text.isascii() and "_" not in text else math.inf
+    except ValueError:
+        return math.inf
+
+
 def _number(parents: list[Element], parent_tag: str, tag: str) -> float:
     """NaN where there is none."""
     text = _text(parents, f"{parent_tag}/{tag}", tag)
-    try:
-        # Python would also read 1_0 and the digits of other scripts.
-        number = float(text or "nan") if text.isascii() and "_" not in text else math.inf
-    except ValueError:
-        number = math.inf
+    number = plain_number(text)
     if math.isinf(number):
         raise _Wrong(f"<{parent_tag}/{tag}> is '{text}', not a number; correct or remove the annotation")
     return number

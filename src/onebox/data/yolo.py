@@ -16,7 +16,7 @@ import yaml  # type: ignore[import-untyped]  # its stubs are a package of their 
 
 from onebox.data.layout import Layout, Lists, called_like_splits, put
 from onebox.data.table import Table, read_table
-from onebox.data.voc import MAX_BYTES, RawObject, Record
+from onebox.data.voc import MAX_BYTES, RawObject, Record, plain_number
 from onebox.data.walk import IMAGE_SUFFIXES, Files
 from onebox.errors import BadInput, check
 from onebox.files import MAX_LONG, read_bytes, read_text, read_yaml
@@ -51,10 +51,7 @@ def read_labels(path: str, *, is_pose: bool = False) -> Record | str:
 
 
 def _read_line(words: Sequence[str], is_pose: bool) -> RawObject | str:
-    try:
-        label, *numbers = [float(word) if word.isascii() and "_" not in word else math.nan for word in words]
-    except ValueError:
-        label, numbers = math.nan, []
+    label, *numbers = map(plain_number, words)
     if not all(map(math.isfinite, (label, *numbers))) or not label.is_integer() or label < 0:
         return f"is '{' '.join(words)[:80]}'"
     if len(numbers) == 4 or (is_pose and len(numbers) > 4):

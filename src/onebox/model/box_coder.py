@@ -14,10 +14,10 @@ class BoxCoder(nn.Module):
         return raw
 
     def encode(self, boxes: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError  # each coder has its own
 
     def decode(self, codes: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError  # each coder has its own
 
 
 class XywhCoder(BoxCoder):
