@@ -217,7 +217,7 @@ def _notes(
     if conventions.box_units == "pixels" and is_large.any() and float(corners[is_large].max()) <= 100:
         text = "boxes have no number above 100: if they are percent of the image, set data.box_units=percent"
         notes.append((text, is_large, owners))
-    if conventions.box_units == "pixels" and conventions.box_origin == 1:  # edges counted from 0 may be anywhere
+    if conventions.box_units == "pixels":
         notes.append(("boxes have fractions of pixels", (corners % 1 != 0).any(axis=1), owners))
     x1, y1, x2, y2 = found.corners.T
     is_small = (np.minimum(x2 - x1, y2 - y1) < SMALL) & (x2 > x1) & (y2 > y1)
