@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from onebox.data import shapes
+from onebox.data.layout import Labelled
 from onebox.data.shapes import SHAPE_CLASSES, write_shapes
+from onebox.data.tree import _xml
 from onebox.errors import BadInput
 
 SETTINGS: dict[str, Any] = {
@@ -77,14 +79,14 @@ def test_annotations_are_voc_agree_with_their_images_and_are_balanced(tree):
         assert annotation.findall("object")
         for each in annotation.iter("object"):
             assert each.findtext("name") in SHAPE_CLASSES
-            assert (each.findtext("difficult"), each.findtext("truncated")) == ("0", "0")
+            assert each.findtext("difficult") == "0"
             x1, y1, x2, y2 = (int(each.findtext(f"bndbox/{k}", "")) for k in ("xmin", "ymin", "xmax", "ymax"))
             assert 1 <= x1 < x2 <= size[1]
             assert 1 <= y1 < y2 <= size[0]
 
 
 def test_xml_box_is_one_based_and_inclusive():
-    xml = ET.fromstring(shapes._xml("000000", np.zeros((9, 9, 3), np.uint8), [("star", (0, 2, 9, 5))]))
+    xml = ET.fromstring(_xml(Labelled("000000.jpg", 9, 9, [("star", False, 0, 2, 9, 5)])))
     assert [int(edge.text or "") for edge in xml.iterfind("object/bndbox/*")] == [1, 3, 9, 5]
 
 

@@ -8,7 +8,6 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -22,7 +21,7 @@ from onebox.data.image import MAX_BYTES, Header, read_image
 from onebox.data.index import annotation_problems
 from onebox.data.layout import Layout, Tree
 from onebox.data.listed import Listed
-from onebox.data.processes import num_cores, progress
+from onebox.data.processes import thread_map
 from onebox.data.table import Ints
 from onebox.data.tree import VOC, find_trees
 from onebox.errors import BadInput
@@ -196,11 +195,7 @@ def _decode(listed: Listed, rows: Sequence[int]) -> dict[int, bytes | str]:
             return str(error).removeprefix(f"{file}: ")
         return hashlib.sha256(b"%d %d " % pixels.shape[:2] + pixels.tobytes()).digest()
 
-    pool = ThreadPoolExecutor(num_cores())  # decoding and hashing let go of the interpreter
-    try:
-        return dict(zip(rows, progress(pool.map(look, rows), total=len(rows), description="checking"), strict=True))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return dict(zip(rows, thread_map(look, rows, description="checking"), strict=True))
 
 
 def _problem(kind: str, file: Path | str, text: str) -> Problem:

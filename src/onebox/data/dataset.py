@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -19,7 +18,7 @@ from onebox.data.cache import Pixels, stored_pixels
 from onebox.data.image import read_image
 from onebox.data.index import Index
 from onebox.data.loading import Key
-from onebox.data.processes import num_cores, progress
+from onebox.data.processes import thread_map
 from onebox.data.resize import Image, Resize
 from onebox.errors import BadInput
 
@@ -178,23 +177,16 @@ class OneBoxDataset(Dataset[Batch]):
 
     def _decode_all(self, rows: Sequence[int], images: Pixels | None) -> Mapping[int, str]:
         """Decode some rows into an array, unless it is None; returns what is wrong with those that cannot be."""
-        bad: dict[int, str] = {}
 
-        def fill(place: int) -> None:
-            row = rows[place]
+        def fill(place: int) -> str | None:
+            file = self.index.image_paths[rows[place]]
             try:
-                image = self._decode(row)
-                if images is not None:
-                    images[place] = image
+                image = self._decode(rows[place])
             except BadInput as error:
-                bad[row] = str(error).removeprefix(f"{self.index.image_paths[row]}: ")
+                return str(error).removeprefix(f"{file}: ")
+            if images is not None:
+                images[place] = image
+            return None
 
-        # Threads are enough: OpenCV lets go of the interpreter while it decodes.
-        pool = ThreadPoolExecutor(num_cores())
-        try:
-            done = pool.map(fill, range(len(rows)))
-            for _ in progress(done, total=len(rows), description="decoding"):
-                pass
-        finally:
-            pool.shutdown(cancel_futures=True)  # Ctrl-C is not to wait for all the others
-        return bad
+        wrong = zip(rows, thread_map(fill, range(len(rows)), description="decoding"), strict=True)
+        return {row: text for row, text in wrong if text is not None}

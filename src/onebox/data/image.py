@@ -8,7 +8,6 @@ import io
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -22,7 +21,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from onebox.data.processes import num_cores, progress
+from onebox.data.processes import thread_map
 from onebox.errors import BadInput
 from onebox.files import alone, npz_columns, read_bytes, read_file, replacing
 
@@ -151,12 +150,8 @@ def read_pictures(files: Sequence[str], path: Path) -> list[Picture]:
     new = [number for number, key in enumerate(keys) if key not in row_of]
     looked: dict[int, Picture] = {}
     if new:
-        pool = ThreadPoolExecutor(num_cores())  # reading and hashing let go of the interpreter
-        try:
-            pictures = pool.map(_look, [files[number] for number in new])
-            looked = dict(zip(new, progress(pictures, total=len(new), description="looking at images"), strict=True))
-        finally:
-            pool.shutdown(cancel_futures=True)  # Ctrl-C is not to wait for all the others
+        pictures = thread_map(_look, [files[number] for number in new], description="looking at images")
+        looked = dict(zip(new, pictures, strict=True))
         sound = {keys[number]: picture for number, picture in looked.items() if not isinstance(picture.header, str)}
         added = [(key, *picture) for key, picture in sound.items() if key]
         _save(path, np.concatenate([facts, np.array(added, FACT)]))

@@ -8,20 +8,21 @@ images with several objects for the "exactly one object" selection to drop. Imag
 import json
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
-from onebox.data.processes import num_cores, progress
+from onebox.data.layout import Labelled, put
+from onebox.data.processes import thread_map
+from onebox.data.tree import write_voc
 from onebox.errors import BadInput, check
-from onebox.files import read_json
+from onebox.files import alone, read_json
 
-GENERATOR = 1  # raise it whenever the same settings would give other bytes
+GENERATOR = 1  # raise it whenever the same settings would give other images or boxes
 
 SHAPE_CLASSES: tuple[str, ...] = ("circle", "square", "triangle", "star", "ring", "cross", "crescent", "hexagon")
 
@@ -34,24 +35,11 @@ Image = NDArray[np.uint8]  # [H, W, 3], BGR as cv2 writes it
 Object = tuple[str, tuple[int, int, int, int]]  # class, box (x1, y1, x2, y2) in px, 0-based, end exclusive
 
 
-def write_shapes(
-    root: str | Path,
-    *,
-    num_train: int,
-    num_val: int,
-    num_test: int,
-    multi_object_fraction: float,
-    min_side: int,
-    max_side: int,
-    seed: int,
-) -> Path:
-    """Write the data set as a VOC tree, unless it is there already.
+@dataclass(frozen=True, kw_only=True)
+class ShapesSource:
+    """Draws the data set as a VOC tree: the `source` of a data module, which needs no network.
 
-    The tree appears under its name only when it is complete: a killed run leaves `.<name>.partial` beside it,
-    which the next call replaces. Several processes may call this at once; one writes, the others wait.
-
-    Args:
-        root: the folder that receives `Annotations`, `JPEGImages`, `ImageSets/Main` and `shapes.json`.
+    Attributes:
         num_train: images in `train.txt`; `trainval.txt` lists these and those of `val.txt`.
         num_val: images in `val.txt`.
         num_test: images in `test.txt`.
@@ -59,54 +47,46 @@ def write_shapes(
         min_side: shortest image side, px, at least 32.
         max_side: longest image side, px.
         seed: of everything random, at least 0.
-
-    Returns:
-        `root` as a Path.
-
-    Raises:
-        BadInput: a setting is out of range, or `root` holds something else than these settings would give.
-    """
-    settings = {
-        "generator": GENERATOR,
-        "num_train": num_train,
-        "num_val": num_val,
-        "num_test": num_test,
-        "multi_object_fraction": multi_object_fraction,
-        "min_side": min_side,
-        "max_side": max_side,
-        "seed": seed,
-    }
-    root = Path(root)
-    check(
-        min(num_train, num_val, num_test, seed) >= 0 and 0 <= multi_object_fraction <= 1,
-        f"shapes need counts and seed >= 0, multi_object_fraction in [0, 1], got {settings}",
-    )
-    check(32 <= min_side <= max_side, f"shapes need 32 <= min_side <= max_side, got {min_side} and {max_side}")
-    if _is_written(root, settings):  # before the lock, so that a read-only data set can be used
-        return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(root.parent / f".{root.name}.lock"):
-        if not _is_written(root, settings):
-            partial = root.parent / f".{root.name}.partial"
-            shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed: nobody else holds the lock
-            _write_tree(partial, settings)
-            os.replace(partial, root)
-    return root
-
-
-class ShapesSource:
-    """`write_shapes` as the `source` of a data module: it draws, so it never needs to download.
-
-    Args:
-        settings: the arguments of `write_shapes` but `root`.
     """
 
-    def __init__(self, **settings: Any) -> None:
-        self._settings = settings
+    num_train: int
+    num_val: int
+    num_test: int
+    multi_object_fraction: float
+    min_side: int
+    max_side: int
+    seed: int
 
-    def __call__(self, root: str, *, download: bool) -> None:
-        """Write the data set at `root`, unless it is there already."""
-        write_shapes(root, **self._settings)
+    def __call__(self, root: str | Path, *, download: bool = False) -> None:
+        """Write the tree at `root`, unless it is there already.
+
+        It appears under its name only when it is complete: a killed run leaves `.<name>.partial` beside it, which the
+        next call replaces. Several processes may call this at once; one writes, the others wait.
+
+        Raises:
+            BadInput: a setting is out of range, or `root` holds something else than these settings would give.
+        """
+        root, settings = Path(root), {"generator": GENERATOR, **asdict(self)}
+        check(
+            min(self.num_train, self.num_val, self.num_test, self.seed) >= 0 and 0 <= self.multi_object_fraction <= 1,
+            f"shapes need counts and seed >= 0, multi_object_fraction in [0, 1], got {settings}",
+        )
+        sides = f"{self.min_side} and {self.max_side}"
+        check(32 <= self.min_side <= self.max_side, f"shapes need 32 <= min_side <= max_side, got {sides}")
+        if _is_written(root, settings):  # before the lock, so that a read-only data set can be used
+            return
+        with alone(root.parent / f".{root.name}.lock", waiting=f"Waiting for another process that draws {root}"):
+            if not _is_written(root, settings):
+                partial = root.parent / f".{root.name}.partial"
+                shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed: nobody else holds the lock
+                _write_tree(partial, settings)
+                os.replace(partial, root)
+
+
+def write_shapes(root: str | Path, **settings: Any) -> Path:
+    """Have the data set of `ShapesSource(**settings)` at `root`, which is returned."""
+    ShapesSource(**settings)(root)
+    return Path(root)
 
 
 def _is_written(root: Path, settings: dict[str, Any]) -> bool:
@@ -126,44 +106,21 @@ def _is_written(root: Path, settings: dict[str, Any]) -> bool:
 
 
 def _write_tree(folder: Path, settings: dict[str, Any]) -> None:
-    for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
-        (folder / part).mkdir(parents=True)
-    train = settings["num_train"]
-    trainval = train + settings["num_val"]
-    ids = [f"{index:06d}" for index in range(trainval + settings["num_test"])]
-    splits = {"train": ids[:train], "val": ids[train:trainval], "test": ids[trainval:]}
-    splits["trainval"] = ids[:trainval]
-    for split, members in splits.items():
-        (folder / "ImageSets/Main" / f"{split}.txt").write_text("".join(f"{member}\n" for member in members))
+    (folder / "JPEGImages").mkdir(parents=True)
+    ends = np.cumsum([settings[f"num_{split}"] for split in ("train", "val", "test")]).tolist()
 
-    def write(index: int) -> None:
+    def write(index: int) -> Labelled:
         image, objects = draw_sample(index, settings)
         _, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 92])
-        (folder / "JPEGImages" / f"{ids[index]}.jpg").write_bytes(jpeg.tobytes())
-        (folder / "Annotations" / f"{ids[index]}.xml").write_text(_xml(ids[index], image, objects))
+        name = f"{index:06d}.jpg"
+        (folder / "JPEGImages" / name).write_bytes(jpeg.tobytes())
+        height, width, _ = image.shape
+        return Labelled(name, width, height, [(name, False, *box) for name, box in objects])
 
-    with ThreadPoolExecutor(min(8, num_cores())) as pool:  # cv2 lets go of the GIL
-        done = pool.map(write, range(len(ids)))
-        for _ in progress(done, total=len(ids), description="drawing shapes"):
-            pass
+    images = list(thread_map(write, range(ends[-1]), description="drawing shapes"))
+    write_voc(folder, {"train": images[: ends[0]], "val": images[ends[0] : ends[1]], "test": images[ends[1] :]}, ())
+    put(folder / "ImageSets" / "Main" / "trainval.txt", "".join(f"{image.id}\n" for image in images[: ends[1]]))
     (folder / "shapes.json").write_text(json.dumps(settings, indent=2) + "\n")
-
-
-def _xml(image_id: str, image: Image, objects: list[Object]) -> str:
-    """The VOC annotation, whose coordinates are 1-based and inclusive."""
-    marked = "".join(
-        f"<object><name>{name}</name><pose>Unspecified</pose><truncated>0</truncated><difficult>0</difficult>"
-        f"<bndbox><xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox>"
-        "</object>\n"
-        for name, (x1, y1, x2, y2) in objects
-    )
-    height, width, depth = image.shape
-    return (
-        f"<annotation>\n<folder>shapes</folder>\n<filename>{image_id}.jpg</filename>\n"
-        f"<source><database>onebox shapes</database></source>\n"
-        f"<size><width>{width}</width><height>{height}</height><depth>{depth}</depth></size>\n"
-        f"<segmented>0</segmented>\n{marked}</annotation>\n"
-    )
 
 
 def draw_sample(index: int, settings: dict[str, Any]) -> tuple[Image, list[Object]]:
