@@ -304,7 +304,7 @@ def test_a_changed_file_is_read_again_and_an_unchanged_one_is_not(tmp_path, boxe
     for box in ([0, 0, 9, 9], [0, 0, 8, 8]):
         coco(path, ("a.jpg", "cat", box))
         assert boxes_of("coco", tmp_path / "t")["a"] == ("cat", *map(float, box))
-    monkeypatch.setattr("onebox.data.coco.read_coco", None)
+    monkeypatch.setattr("onebox.data.manifest.read_coco", None)
     assert boxes_of("coco", tmp_path / "t")["a"] == ("cat", 0, 0, 8, 8)
 
 

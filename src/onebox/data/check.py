@@ -16,14 +16,13 @@ import numpy as np
 import PIL.Image
 
 from onebox.data.annotations import BACKGROUND, Conventions, odd_classes
-from onebox.data.forms import open_tree
 from onebox.data.image import MAX_BYTES, Header, read_image
 from onebox.data.index import annotation_problems
-from onebox.data.layout import Layout, Tree
+from onebox.data.layout import VOC, Layout, Tree, open_tree
 from onebox.data.listed import Listed
 from onebox.data.processes import thread_map
 from onebox.data.table import Ints
-from onebox.data.tree import VOC, find_trees
+from onebox.data.tree import find_trees
 from onebox.errors import BadInput
 from onebox.errors import check as require
 from onebox.files import opened

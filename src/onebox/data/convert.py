@@ -10,9 +10,8 @@ import numpy as np
 from onebox.data.annotations import Conventions
 from onebox.data.coco import write_coco
 from onebox.data.csv_file import write_csv
-from onebox.data.forms import open_tree
 from onebox.data.index import annotation_problems, class_names
-from onebox.data.layout import Labelled, Layout, Tree
+from onebox.data.layout import Labelled, Layout, Tree, open_tree
 from onebox.data.listed import Listed
 from onebox.data.processes import progress
 from onebox.data.tree import write_voc

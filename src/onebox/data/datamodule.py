@@ -15,9 +15,8 @@ from torch.utils.data import DataLoader
 from onebox.data.annotations import BACKGROUND, Conventions, odd_classes
 from onebox.data.augment import Transform
 from onebox.data.dataset import Batch, Cache, OneBoxDataset, pixel_source
-from onebox.data.forms import open_tree
 from onebox.data.index import WHAT_TO_DO, Index, build_index, class_names, usable_rows
-from onebox.data.layout import Layout, Tree
+from onebox.data.layout import Layout, Tree, open_tree
 from onebox.data.listed import Listed
 from onebox.data.loading import Loading, make_loader
 from onebox.data.selection import SPLITS, Selection, Splits, check_disjoint

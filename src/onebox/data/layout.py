@@ -1,12 +1,12 @@
-"""What a tree of images and annotations is, whatever their form, and where its parts usually lie."""
+"""What a tree of images and annotations is, whatever their form; where its parts usually lie; how it is written."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
-from onebox.data.table import Table
-from onebox.data.voc import RawObject
+from onebox.data.table import Table, read_table
+from onebox.data.voc import RawObject, Record
 from onebox.data.walk import Files
 from onebox.errors import BadInput, check
 
@@ -34,10 +34,7 @@ class Layout:
 
     def image_folder(self, folder: Path) -> Path:
         """Where the images of a tree are: the folder that is given, one of a usual name, or the tree's own."""
-        usual = (
-            path for path in sorted(folder.glob("[!.]*")) if path.name.casefold() in IMAGE_FOLDERS and path.is_dir()
-        )
-        return self._below(folder, "images") or next(usual, folder)
+        return self._below(folder, "images") or usual_folder(folder, IMAGE_FOLDERS) or folder
 
     def annotation_place(self, folder: Path) -> Path:
         """Where the annotations are: the folder or file that is given, or the tree's own folder."""
@@ -53,6 +50,15 @@ class Layout:
         check(self.form in FORMS, f"data.form must be one of {', '.join(FORMS)}, not {self.form}")
         is_mapping = self.columns is None or isinstance(self.columns, Mapping)
         check(is_mapping, f"data.columns must map what to columns, such as {{image: filename}}, not {self.columns}")
+
+
+VOC = Layout()
+
+
+def usual_folder(folder: Path, names: Sequence[str]) -> Path | None:
+    """The folder below another one that has the first of some names, in any case, that there is; None without one."""
+    below = {path.name.casefold(): path for path in sorted(folder.iterdir(), reverse=True) if path.is_dir()}
+    return next((below[name] for name in names if name in below), None)
 
 
 class OtherForm(BadInput):
@@ -93,26 +99,53 @@ def put(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-class Tree(Protocol):
-    """Images and their annotations, in whatever form.
+class Tree:
+    """Images and their annotations, in whatever form; this base has an annotation file for each image.
+
+    Args:
+        folder: where it is.
+        layout: its parts, where they have no usual name.
+        cache_dir: folder that keeps what was read; None keeps nothing.
+        strict: whether two images of one id are refused; otherwise the first by name is taken.
 
     Attributes:
         folder: where it is.
-        images: the image files.
+        images: the image files, by id.
+        annotations: the annotation files, by id.
+        read: what one of these says, or what is wrong with it.
         remarks: what looks odd in it -> in how many places.
         has_sizes: whether an annotation of this form says the size of its image.
+
+    Raises:
+        BadInput: there is no such tree, one of its files cannot be read, or two images have one id.
     """
 
-    folder: Path
     images: Files
-    remarks: dict[str, int]
-    has_sizes: bool
+    annotations: Files
+    read: Callable[[str], Record | str]
+    has_sizes = False
+
+    def __init__(
+        self, folder: Path, layout: Layout = VOC, *, cache_dir: Path | None = None, strict: bool = True
+    ) -> None:
+        self.folder = folder
+        self.cache_dir = cache_dir
+        self.remarks: dict[str, int] = {}
+        self._open(layout)
+        if strict:
+            self.images.check_unique()
+
+    def _open(self, layout: Layout) -> None:
+        """Find the files."""
+        raise NotImplementedError  # each form has its own
 
     def list_names(self) -> list[str]:
         """The lists that there are, sorted."""
+        raise NotImplementedError
 
     def list_file(self, name: str) -> Path:
         """The file of a list, or where it would be."""
+        raise NotImplementedError
 
     def ids(self, list_name: str) -> tuple[list[str], int]:
         """The images that a list names, in its order, and how many of its lines were left out; for `*` all.
@@ -120,15 +153,37 @@ class Tree(Protocol):
         Raises:
             BadInput: there is no such list, or it cannot be read in one way.
         """
+        raise NotImplementedError
 
     def annotation_id(self, image_id: str) -> str | None:
         """The id in `table` of an image's annotation; None when it has none."""
+        raise NotImplementedError
 
     def annotation_file(self, image_id: str) -> str:
         """Where an image's annotation stands, or would."""
+        return self.annotations.file(self.annotation_id(image_id) or image_id)
 
     def table(self) -> Table:
         """All annotations, sorted by id."""
+        return read_table(self, self.cache_dir)
+
+    def no_list(self, name: str) -> BadInput:
+        """What to raise when a list is not there."""
+        there = ", ".join(self.list_names()) or "none"
+        return BadInput(f"{self.folder}: no list {name} (there are: {there}); name another one in data.splits")
+
+
+def open_tree(folder: Path, layout: Layout, cache_dir: Path | None, *, strict: bool = True) -> Tree:
+    """The tree of a layout's form; see `Tree`."""
+    from onebox.data.tree import VocTree
+
+    if layout.form == "voc":  # as in most runs, which import no other reader
+        return VocTree(folder, layout, cache_dir=cache_dir, strict=strict)
+    from onebox.data.manifest import ManifestTree
+    from onebox.data.yolo import YoloTree
+
+    kind = YoloTree if layout.form == "yolo" else ManifestTree
+    return kind(folder, layout, cache_dir=cache_dir, strict=strict)
 
 
 def called_like_splits(places: Mapping[str, str]) -> dict[str, int]:

@@ -3,11 +3,14 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from onebox.data.layout import Layout, OtherForm, called_like_splits
+from onebox.data.coco import read_coco
+from onebox.data.csv_file import read_csv
+from onebox.data.layout import Layout, OtherForm, Tree, called_like_splits
 from onebox.data.table import Table, join, kept_table
 from onebox.data.voc import Record
 from onebox.data.walk import IMAGE_SUFFIXES, Files, without_suffix
@@ -16,42 +19,18 @@ from onebox.errors import check
 Read = Callable[[Path], tuple[list[str], list[Record | str]]]
 
 
-class ManifestTree:
+class ManifestTree(Tree):
     """Images, and files that each list many of them with their annotations: these files are its lists.
 
     A list is called like its file, without the suffix, or like the file's folder where several files are called alike.
     An image is looked for beside the file that names it, below the tree's folder of images, and by its name alone.
-
-    Args:
-        folder: where it is.
-        layout: its folder of images, and the file of annotations or the folder of such files.
-        read: what one of these files says; it raises `OtherForm` for a file that is none.
-        suffix: how such files end.
-        cache_dir: folder that keeps what was read; None keeps nothing.
-        strict: whether two images of one id are refused; otherwise the first by name is taken.
-
-    Raises:
-        BadInput: there is no such folder or file, or one cannot be read.
+    COCO's files have the sizes of images, most tables do not; those of the images themselves are as good.
     """
 
-    has_sizes = False  # COCO's does, most tables do not; that of the image is as good
-
-    def __init__(
-        self,
-        folder: Path,
-        layout: Layout,
-        *,
-        read: Read,
-        suffix: str,
-        cache_dir: Path | None = None,
-        strict: bool = True,
-    ) -> None:
-        self.folder = folder
-        self._read = read
-        self._cache_dir = cache_dir
+    def _open(self, layout: Layout) -> None:
+        folder, suffix = self.folder, layout.form if layout.form == "csv" else "json"
+        self._read: Read = partial(read_csv, columns=layout.columns) if suffix == "csv" else read_coco
         self.images = Files([layout.image_folder(folder)], IMAGE_SUFFIXES, short=True)
-        if strict:
-            self.images.check_unique()
         place = layout.annotation_place(folder)
         self._files = _named([place] if place.is_file() else sorted(map(Path, Files([place], {suffix}).paths.values())))
         self._tables: dict[str, Table] = {}
@@ -62,23 +41,15 @@ class ManifestTree:
         self.remarks = called_like_splits({name: name for name in self._files})
 
     def list_names(self) -> list[str]:
-        """Those of its files."""
         return sorted(self._files)
 
     def list_file(self, name: str) -> Path:
-        """The file of a list, or where it would be."""
         return self._files.get(name, self.folder / name)
 
     def ids(self, list_name: str) -> tuple[list[str], int]:
-        """The images that a list names, in its order; for `*` all images, sorted.
-
-        Raises:
-            BadInput: there is no such list, or an image is in two lists.
-        """
         if list_name != "*":
-            there = ", ".join(self._files)
-            message = f"{self.folder}: no list {list_name} (there are: {there}); name another one in data.splits"
-            check(list_name in self._files, message)
+            if list_name not in self._files:
+                raise self.no_list(list_name)
             return list(self._load(list_name).ids.tolist()), 0
         others = []
         for name in self._files:
@@ -91,13 +62,11 @@ class ManifestTree:
         return sorted({*self.images.paths, *self._list_of}), 0
 
     def annotation_id(self, image_id: str) -> str | None:
-        """The image's own id; None when no list that was read names it."""
         return image_id if image_id in self._list_of else None
 
     def annotation_file(self, image_id: str) -> str:
         """The file that names an image, with the image."""
-        name = self._list_of.get(image_id, "")
-        return f"{self.list_file(name)}: {image_id}"
+        return f"{self.list_file(self._list_of.get(image_id, ''))}: {image_id}"
 
     def table(self) -> Table:
         """What the lists that were read say, sorted by id."""
@@ -108,7 +77,7 @@ class ManifestTree:
         """What a list says, its images by their ids; read at the first call."""
         if name not in self._tables:
             path = self._files[name]
-            table = kept_table(path, self._read, self._cache_dir)
+            table = kept_table(path, self._read, self.cache_dir)
             ids = [self._id(text, path) for text in table.ids.tolist()]
             for image_id, count in Counter(ids).items():
                 check(count == 1, f"{path}: names {image_id} {count} times; leave one")

@@ -9,16 +9,18 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onebox.data.processes import process_map
 from onebox.data.voc import Record
-from onebox.data.walk import Files
 from onebox.errors import BadInput
 from onebox.files import alone, npz_columns, read_file, remove_unfinished, replacing
+
+if TYPE_CHECKING:
+    from onebox.data.layout import Tree
 
 log = logging.getLogger(__name__)
 
@@ -142,22 +144,7 @@ def join(tables: Sequence[Table]) -> Table:
     )
 
 
-class FileEach(Protocol):
-    """A tree with an annotation file for each image.
-
-    Attributes:
-        folder: where it is.
-        annotations: these files.
-    """
-
-    folder: Path
-    annotations: Files
-
-    def read(self, path: str, /) -> Record | str:
-        """What one of these files says, or what is wrong with it."""
-
-
-def table_path(tree: FileEach, cache_dir: Path) -> Path:
+def table_path(tree: Tree, cache_dir: Path) -> Path:
     """The file that keeps a tree's table."""
     return _path_in(cache_dir, tree.folder, tree.read)
 
@@ -168,7 +155,7 @@ def _path_in(cache_dir: Path, source: Path, read: Callable[[Any], object]) -> Pa
     return cache_dir / "index" / f"{hashlib.sha256(key).hexdigest()[:16]}.npz"
 
 
-def read_table(tree: FileEach, cache_dir: Path | None) -> Table:
+def read_table(tree: Tree, cache_dir: Path | None) -> Table:
     """All annotations of a tree, sorted by id. Files are parsed when they are new or changed since the last time.
 
     Several processes may call this at once; one parses, the others wait. A folder that cannot be written costs a

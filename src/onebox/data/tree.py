@@ -2,49 +2,44 @@
 
 import re
 import xml.etree.ElementTree as ET
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from onebox.data.layout import IMAGE_FOLDERS, Labelled, Layout, Lists, called_like_splits, decimal, put
-from onebox.data.table import Table, read_table
+from onebox.data.layout import (
+    IMAGE_FOLDERS,
+    VOC,
+    Labelled,
+    Layout,
+    Lists,
+    Tree,
+    called_like_splits,
+    decimal,
+    put,
+    usual_folder,
+)
 from onebox.data.voc import read_record
 from onebox.data.walk import IMAGE_SUFFIXES, Files, walk, without_suffix
 from onebox.errors import BadInput, check
 from onebox.files import MAX_LONG, read_bytes
 
 ANNOTATION_FOLDERS = ("annotations", "annotation", "annots", "xmls", "xml", "labels", "label", "bboxes")  # in any case
-VOC = Layout()
 MAX_LOOKED_AT = 20_000  # files, when a tree has none of these layouts
 
 
-class VocTree:
+class VocTree(Tree):
     """A folder with `Annotations/`, `JPEGImages/` and perhaps `ImageSets/Main/`; ILSVRC's folder, with
     `Annotations/CLS-LOC/{train,val}/`, `Data/CLS-LOC/{train,val,test}/` and `ImageSets/CLS-LOC/`; folders of other
-    usual names; or one folder for both, each image beside its XML.
-
-    Args:
-        folder: where it is.
-        layout: its folders of images and annotations, where they have no usual name.
-        cache_dir: folder that keeps what was read; None keeps nothing.
-        strict: whether two images of one id are refused; otherwise the first by name is taken.
-
-    Attributes:
-        images: the image files by id.
-        annotations: the XML files by id; an image's has the same id, or the same last part where only one has it.
-
-    Raises:
-        BadInput: there are no such folders, one cannot be read, or two images have one id.
+    usual names; or one folder for both, each image beside its XML. An image's annotation has the same id, or the same
+    last part where only one has it.
     """
 
     has_sizes = True
     read = staticmethod(read_record)
 
-    def __init__(
-        self, folder: Path, layout: Layout = VOC, *, cache_dir: Path | None = None, strict: bool = True
-    ) -> None:
-        self.folder = folder
+    def _open(self, layout: Layout) -> None:
+        folder = self.folder
         image_folders, annotation_folders = _find_folders(folder, layout)
         self.images = Files(image_folders, IMAGE_SUFFIXES)
         self.annotations = Files(annotation_folders, {"xml"})
@@ -52,19 +47,12 @@ class VocTree:
             bare = Files(annotation_folders, {""})
             if bare.by_stem.keys() & self.images.by_stem.keys():
                 self.annotations = bare
-        self._cache_dir = cache_dir
         if not self.annotations.paths and (other := _other_form(folder)):
             raise BadInput(f"{folder}: no XML file in {annotation_folders[0].name}/; {other}")
-        if strict:
-            self.images.check_unique()
         places = [folder / "ImageSets" / "CLS-LOC", folder / "ImageSets" / "Main", folder / "ImageSets"]
         self._lists = next((place for place in places if place.is_dir()), folder)
         tops = {name.partition("/")[0] for name in self.images.paths if "/" in name}
         self.remarks = called_like_splits({top: f"{top}/*" for top in tops})
-
-    def table(self) -> Table:
-        """All XML files, sorted by id."""
-        return read_table(self, self._cache_dir)
 
     def list_names(self) -> list[str]:
         """The lists that there are, but those of one class each (dog_train)."""
@@ -73,7 +61,6 @@ class VocTree:
         return [name for name in names if name.rpartition("_")[0] not in classes]
 
     def list_file(self, name: str) -> Path:
-        """The file of a list, or where it would be."""
         return self._lists / f"{name}.txt"
 
     def ids(self, list_name: str) -> tuple[list[str], int]:
@@ -123,16 +110,11 @@ class VocTree:
         return self.images.find(text) or self.annotations.find(text)
 
     def annotation_id(self, image_id: str) -> str | None:
-        """The id of an image's XML file; None when it has none."""
         if image_id in self.annotations.paths:
             return image_id
         stem = image_id.rpartition("/")[2]
         is_known = image_id not in self.images.paths or self.images.by_stem.get(stem) == image_id
         return self.annotations.by_stem.get(stem) if is_known else None
-
-    def annotation_file(self, image_id: str) -> str:
-        """The XML file of an image, or where it would be."""
-        return self.annotations.file(self.annotation_id(image_id) or image_id)
 
 
 def find_trees(root: Path) -> list[Path]:
@@ -176,15 +158,12 @@ def _folders(folder: Path, layout: Layout) -> tuple[list[Path], list[Path]] | No
         parts = ("train", "val", "test")
         image_folders = [folder / "Data" / "CLS-LOC" / part for part in parts]
         return image_folders, [folder / "Annotations" / "CLS-LOC" / part for part in parts]
-    below = {path.name.casefold(): path for path in sorted(folder.iterdir(), reverse=True) if path.is_dir()}
-    found = []
-    for place, usual in ((layout.images, IMAGE_FOLDERS), (layout.annotations, ANNOTATION_FOLDERS)):
-        named = folder / place if place else next((below[name] for name in usual if name in below), None)
-        found.append(named)
-    if found[0] and found[1]:
-        return [found[0]], [found[1]]
+    images = folder / layout.images if layout.images else usual_folder(folder, IMAGE_FOLDERS)
+    annotations = folder / layout.annotations if layout.annotations else usual_folder(folder, ANNOTATION_FOLDERS)
+    if images and annotations:
+        return [images], [annotations]
     # One folder for both: nearly each XML file lies beside its image.
-    both = found[0] or found[1] or folder
+    both = images or annotations or folder
     names = {name for name, _ in walk(both, {"xml"})}
     if names and len(names & {name for name, _ in walk(both, IMAGE_SUFFIXES)}) >= 0.8 * len(names):
         return [both], [both]
@@ -216,19 +195,16 @@ def _nothing_fits(folder: Path) -> str:
 
 def _other_form(folder: Path) -> str | None:
     """What to say of a folder whose annotations have another form than VOC's; None if it does not look so."""
-    files = list(islice(walk(folder, IMAGE_SUFFIXES | {"txt", "json", "csv"}), MAX_LOOKED_AT))
-    by_suffix: dict[str, set[str]] = {"txt": set(), "json": set(), "csv": set(), "": set()}
-    for name, path in files:
+    names: dict[str, set[str]] = defaultdict(set)
+    for name, path in islice(walk(folder, IMAGE_SUFFIXES | {"txt", "json", "csv"}), MAX_LOOKED_AT):
         suffix = path.rpartition(".")[2].lower()
-        by_suffix[suffix if suffix in by_suffix else ""].add(name.rpartition("/")[2])
-    if not by_suffix[""]:
-        return None
-    forms = {"yolo": by_suffix["txt"] & by_suffix[""], "coco": by_suffix["json"], "csv": by_suffix["csv"]}
-    found = [form for form, names in forms.items() if names]
+        names["image" if suffix in IMAGE_SUFFIXES else suffix].add(name.rpartition("/")[2])
+    forms = {"yolo": names["txt"] & names["image"], "coco": names["json"], "csv": names["csv"]}
+    found = [form for form, there in forms.items() if there and names["image"]]
     if not found:
         return None
-    names = " or ".join(form.upper() for form in found)
-    return f"there are files as of {names}; set data={found[0]} (in `onebox data`: --data {found[0]})"
+    words = " or ".join(form.upper() for form in found)
+    return f"there are files as of {words}; set data={found[0]} (in `onebox data`: --data {found[0]})"
 
 
 def write_voc(folder: Path, lists: Lists, classes: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ The format: https://docs.ultralytics.com/datasets/detect/, with the layouts of D
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import yaml  # type: ignore[import-untyped]  # its stubs are a package of their own
 
-from onebox.data.layout import Layout, Lists, called_like_splits, put
-from onebox.data.table import Table, read_table
+from onebox.data.layout import Layout, Lists, Tree, called_like_splits, put
+from onebox.data.table import Table
 from onebox.data.voc import MAX_BYTES, RawObject, Record, plain_number
 from onebox.data.walk import IMAGE_SUFFIXES, Files
 from onebox.errors import BadInput, check
@@ -63,33 +63,19 @@ def _read_line(words: Sequence[str], is_pose: bool) -> RawObject | str:
     return f"has {len(numbers)} numbers behind the class"
 
 
-class YoloTree:
+class YoloTree(Tree):
     """Images and label files: `images/` and `labels/`, a split's folder with both, or each label file beside its image.
 
     Lists are those of a `data.yaml`, text files of paths, or the folders of images that are called like splits.
-
-    Args:
-        folder: where it is.
-        layout: its folders, and the file of the class names, where they have no usual name.
-        cache_dir: folder that keeps what was read; None keeps nothing.
-        strict: whether two images of one id are refused; otherwise the first by name is taken.
-
-    Raises:
-        BadInput: there are no such folders or files, or one cannot be read.
     """
 
-    has_sizes = False
-
-    def __init__(self, folder: Path, layout: Layout, *, cache_dir: Path | None = None, strict: bool = True) -> None:
-        self.folder = folder
-        self._cache_dir = cache_dir
+    def _open(self, layout: Layout) -> None:
+        folder = self.folder
         self.images = Files([layout.image_folder(folder)], IMAGE_SUFFIXES, short=True)
         self.annotations = Files([layout.annotation_place(folder)], {"txt"})
-        if strict:
-            self.images.check_unique()
         self._about = _data_yaml(folder)
         self._names = _class_names(folder, layout.names, self._about)
-        self.read: Callable[[str], Record | str] = partial(read_labels, is_pose="kpt_shape" in self._about)
+        self.read = partial(read_labels, is_pose="kpt_shape" in self._about)
         self._labels = {name: label for name in self.images.paths if (label := self._label_of(name))}
         check(
             bool(self._labels) or not self.images.paths,
@@ -119,7 +105,7 @@ class YoloTree:
 
     def table(self) -> Table:
         """All label files, sorted by id, with the names of the classes."""
-        table = read_table(self, self._cache_dir)
+        table = super().table()
         if not self._names or not len(table.names):
             return table
         names, problems = [], dict(table.problems)
@@ -134,31 +120,19 @@ class YoloTree:
         return replace(table, names=np.array(names, dtype=np.str_), problems=problems)
 
     def annotation_id(self, image_id: str) -> str | None:
-        """The id of an image's label file; None when it has none."""
         return self._labels.get(image_id)
-
-    def annotation_file(self, image_id: str) -> str:
-        """The label file of an image, or where it would be."""
-        return self.annotations.file(self._labels.get(image_id, image_id))
 
     def list_names(self) -> list[str]:
         """The splits that a `data.yaml`, a text file or a folder of images is called like."""
         return sorted(name for name in ("train", "val", "test") if self._members(name) is not None)
 
     def list_file(self, name: str) -> Path:
-        """The text file of a list, or where it would be."""
         return self.folder / f"{name}.txt"
 
     def ids(self, list_name: str) -> tuple[list[str], int]:
-        """The images that a list names; for `*` all, sorted.
-
-        Raises:
-            BadInput: there is no such list, or it names a file that is not there.
-        """
         found = sorted(self.images.paths) if list_name == "*" else self._members(list_name)
         if found is None:
-            there = ", ".join(self.list_names()) or "none"
-            raise BadInput(f"{self.folder}: no list {list_name} (there are: {there}); name another one in data.splits")
+            raise self.no_list(list_name)
         return found, 0
 
     def _members(self, name: str) -> list[str] | None:
