@@ -75,6 +75,17 @@ def read_file(
         raise BadInput(f"{path}: cannot be read ({reason}); {remedy}") from error
 
 
+def read_cached(path: Path, parse: Callable[[IO[bytes]], T]) -> T | None:
+    """What `parse` makes of a file of a cache; None if there is none, or, with a warning, if it cannot be used."""
+    try:
+        return read_file(path, parse, remedy="it is made again", max_bytes=None)
+    except FileNotFoundError:
+        pass
+    except BadInput as error:
+        log.warning("%s", error)
+    return None
+
+
 def read_json(path: str | Path, *, shape: Any = object, remedy: str = "restore the file or remove it") -> Any:
     """What a JSON file holds, which must be of a `shape`, see `misfit`; NaN and infinite numbers become None.
 
@@ -190,6 +201,14 @@ def npz_columns(file: IO[bytes], max_bytes: int = MAX_LONG) -> "dict[str, NDArra
     file.seek(0)
     with np.load(file, allow_pickle=False) as columns:
         return dict(columns.items())
+
+
+def write_npz(path: Path, **columns: "NDArray[Any]") -> None:
+    """Write arrays to an `.npz` file, whole or not at all."""
+    import numpy as np
+
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **columns)  # type: ignore[arg-type]  # its stub takes the columns for allow_pickle
 
 
 @contextmanager

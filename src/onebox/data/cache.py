@@ -20,16 +20,16 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from onebox.errors import BadInput
 from onebox.files import (
     alone,
     npz_columns,
     opened,
-    read_file,
+    read_cached,
     read_json,
     remove_unfinished,
     replacing,
     write_json,
+    write_npz,
 )
 
 log = logging.getLogger(__name__)
@@ -38,9 +38,8 @@ Pixels = NDArray[np.uint8]  # [N, H, W, 3], RGB
 # A cache folder may be anywhere, as in a home folder: nothing else there is shown or removed.
 OURS = re.compile(r"\.?[0-9a-f]{16,24}(-\d+)?\.(npz|pictures|pixels|rows|npy|json|lock)(\.\d+\.tmp)?")
 ABOUT = {"data": str, **dict.fromkeys(("size", "images", "image_size"), int)}
-MADE_AGAIN = "it is made again"
 KEY_BYTES = 16  # of the hash that stands for an image file's content
-KINDS = {"index": (".npz",), "pixels": (".pixels", ".npy"), "features": (".npy",)}  # .npy: of earlier versions
+KINDS = {"index": "npz", "pixels": "pixels", "features": "npy"}  # folder -> suffix of the files that people care for
 
 
 def stored_pixels(
@@ -97,16 +96,12 @@ def stored_pixels(
 
 def _stored_rows(path: Path, size: int) -> dict[bytes, int]:
     """Row of each key; `size` is that of an image in bytes."""
-    rows = path.with_suffix(".rows")
+    keys = read_cached(path.with_suffix(".rows"), lambda file: npz_columns(file)["keys"].tolist())
     try:
-        keys = read_file(rows, lambda file: npz_columns(file)["keys"].tolist(), remedy=MADE_AGAIN, max_bytes=None)
-        count = min(len(keys), path.stat().st_size // size)
+        count = path.stat().st_size // size
     except FileNotFoundError:
         return {}
-    except BadInput as error:
-        log.warning("%s", error)
-        return {}
-    return {key: row for row, key in enumerate(keys[:count])}
+    return {key: row for row, key in enumerate((keys or [])[:count])}
 
 
 def _append(
@@ -138,8 +133,7 @@ def _append(
             new.flush()
         finally:
             file.truncate(len(row_of) * size)
-    with replacing(path.with_suffix(".rows")) as temporary, temporary.open("wb") as file:
-        np.savez(file, keys=np.array(list(row_of), f"V{KEY_BYTES}"))
+    write_npz(path.with_suffix(".rows"), keys=np.array(list(row_of), f"V{KEY_BYTES}"))
     return {key: bad[number] for key, number in missing.items() if number in bad}
 
 
@@ -176,7 +170,7 @@ def open_array(
             array = _map(path, shape)
             if array is None:
                 if os.path.lexists(path):
-                    log.warning("%s is damaged; %s", path, MADE_AGAIN)
+                    log.warning("%s is damaged; it is made again", path)
                 remove_unfinished(path)
                 with replacing(path) as temporary:
                     _make(temporary, shape, dtype())
@@ -256,9 +250,9 @@ class Entry:
 def entries(cache_dir: Path) -> list[Entry]:
     """What a cache folder holds, the last used first."""
     found = []
-    for kind, suffixes in KINDS.items():
-        for path in (cache_dir / kind).glob("[!.]*"):
-            if path.suffix in suffixes and OURS.fullmatch(path.name) and path.is_file():
+    for kind, suffix in KINDS.items():
+        for path in (cache_dir / kind).glob(f"[!.]*.{suffix}"):
+            if OURS.fullmatch(path.name) and path.is_file():
                 used = path.with_suffix(".json") if path.with_suffix(".json").exists() else path
                 last_use = datetime.fromtimestamp(used.stat().st_mtime, UTC)
                 found.append(Entry(path, kind, *_describe(path), num_bytes=path.stat().st_size, last_use=last_use))
@@ -269,7 +263,8 @@ def _describe(path: Path) -> tuple[str, int, tuple[int, ...]]:
     """Where it comes from, number of images and their height and width."""
     try:
         if path.suffix == ".npz":
-            index = read_file(path, npz_columns, remedy=MADE_AGAIN, max_bytes=None)
+            with opened(path, None) as file:
+                index = npz_columns(file)
             return str(json.loads(bytes(index["words"]))["folder"]), len(index["stamps"]), ()
         about = read_json(path.with_suffix(".json"), shape=ABOUT)
         if path.suffix == ".pixels":

@@ -119,8 +119,7 @@ def check(
     rows = {name: np.array([row_of[image] for image in dict.fromkeys(ids)], np.int64) for name, ids in members.items()}
     with tempfile.TemporaryDirectory() as nothing_is_kept:
         listed = Listed(trees, images, Path(nothing_is_kept), conventions)
-        pictures = [row for row in range(len(listed)) if listed.has_image(row)]
-        headers = {row: item.header for row, item in zip(pictures, listed.pictures(pictures), strict=True)}
+        headers = {row: picture.header for row, picture in listed.pictures(range(len(listed))).items()}
     pixels = _decode(listed, [row for row, header in headers.items() if not isinstance(header, str)])
     in_lists = {row for some in rows.values() for row in some.tolist()}
     if has_background and BACKGROUND in (listed.table.names if classes is None else classes):

@@ -101,26 +101,21 @@ def _lists(tree: Tree, all_ids: Sequence[str]) -> tuple[dict[str, list[str]], li
 def _usable(listed: Listed, classes: Sequence[str]) -> tuple[dict[str, Labelled], list[str]]:
     """The images that can be used by their ids, and what is wrong with the others."""
     images: dict[str, Labelled] = {}
+    wrong: list[str] = []
     table = listed.table
     problems = annotation_problems(table, label_of=dict.fromkeys(classes, 0))
-    rows = [row for row in range(len(listed)) if listed.has_image(row)]
-    wrong = [
-        f"{listed.annotation_file(row)}: {problems.get(row, 'there is no such image')}"
-        for row in range(len(listed))
-        if row in problems or not listed.has_image(row)
-    ]
-    for row, (_, _, header) in zip(rows, listed.pictures(rows), strict=True):
-        problem = listed.image_problem(row, header)
-        if problem is not None or isinstance(header, str):
-            wrong.append(f"{listed.image_file(row)}: {problem}")
-        elif row not in problems:
+    pictures = listed.pictures(range(len(listed)))
+    for row, image_id in enumerate(listed.ids.tolist()):
+        header = pictures[row].header if row in pictures else "there is no such image"
+        if row in problems or row not in pictures:
+            wrong.append(f"{listed.annotation_file(row)}: {problems.get(row, header)}")
+        elif isinstance(header, str) or (problem := listed.image_problem(row, header)):
+            wrong.append(f"{listed.image_file(row)}: {header if isinstance(header, str) else problem}")
+        else:
             mine = slice(table.first[row], table.first[row + 1])
             columns = (column[mine].tolist() for column in (table.names, table.difficult, table.corners))
-            objects = [
-                (name, difficult, x1, y1, x2, y2) for name, difficult, (x1, y1, x2, y2) in zip(*columns, strict=True)
-            ]
-            shown, image_id = listed.shown(header), str(listed.ids[row])
-            name = image_id + Path(listed.image_file(row)).suffix
+            objects = [(name, difficult, *corners) for name, difficult, corners in zip(*columns, strict=True)]
+            shown, name = listed.shown(header), image_id + Path(listed.image_file(row)).suffix
             images[image_id] = Labelled(name, shown.width, shown.height, objects if listed.is_annotated[row] else None)
     check(bool(np.any(listed.is_annotated)), "no image has an annotation; see `onebox data check`")
     return images, wrong

@@ -23,7 +23,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from onebox.data.processes import thread_map
 from onebox.errors import BadInput
-from onebox.files import alone, npz_columns, read_bytes, read_file, replacing
+from onebox.files import alone, npz_columns, read_bytes, read_cached, write_npz
 
 log = logging.getLogger(__name__)
 
@@ -189,22 +189,13 @@ def _load(path: Path) -> NDArray[np.void]:
             raise ValueError("it is of another version")
         return facts
 
-    try:
-        return read_file(path, parse, remedy="it is made again", max_bytes=None)
-    except FileNotFoundError:
-        pass
-    except BadInput as error:
-        log.warning("%s", error)
-    return np.zeros(0, FACT)
+    facts = read_cached(path, parse)
+    return np.zeros(0, FACT) if facts is None else facts
 
 
 def _save(path: Path, facts: NDArray[np.void]) -> None:
     try:
-        with (
-            alone(path.with_suffix(".lock"), waiting=f"Waiting for another process that writes {path}"),
-            replacing(path) as temporary,
-            temporary.open("wb") as file,
-        ):
-            np.savez(file, pictures=facts)
+        with alone(path.with_suffix(".lock"), waiting=f"Waiting for another process that writes {path}"):
+            write_npz(path, pictures=facts)
     except (OSError, NotImplementedError) as error:  # filelock raises the second where a folder cannot be locked
         log.warning("%s: cannot be kept (%s); free some space or set data.cache_dir", path, error)

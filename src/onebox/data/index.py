@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +18,6 @@ from onebox.errors import BadInput
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-log = logging.getLogger(__name__)
 
 TURNED = "pictures have an EXIF rotation, which is not applied; see that their boxes fit, or set data.exif=apply"
 DEEP = "pictures have more than 8 bits a channel, of which the upper 8 are read: they may look dark; convert them"
@@ -132,15 +129,16 @@ def build_index(
 
     num_listed, rows = len(rows), _wanted_rows(listed, rows, selection)
     chosen = _choose(listed, rows, selection, label_of)
-    images = _usable_images(listed, rows, chosen, selection, undecodable)
-    table, kept = chosen.table, np.array(list(images.pictures), dtype=np.int64)
-    bad = sorted(row for row in {*chosen.problems, *images.problems} if row < images.end)
-    skipped = [_skipped(listed, int(rows[row]), chosen.problems.get(row), images.problems.get(row)) for row in bad]
+    pictures, problems, end = _usable_images(listed, rows, chosen, selection, undecodable)
+    wrong = {row: (listed.image_file(int(rows[row])), text) for row, text in problems.items()}
+    wrong |= {row: (listed.annotation_file(int(rows[row])), text) for row, text in chosen.problems.items()}
+    bad = sorted(row for row in wrong if row < end)
+    skipped = tuple(Skipped(str(listed.ids[rows[row]]), *wrong[row]) for row in bad)
     if skipped and selection.on_error == "raise":
         raise BadInput(f"{skipped[0].file}: {skipped[0].reason}")
+    table, kept = chosen.table, np.array(list(pictures), dtype=np.int64)
     sizes = torch.from_numpy(table.sizes[kept])
     boxes_px = table.corners[chosen.objects[kept]].reshape(-1, 4).astype(np.float32)
-    end = images.end
     is_good = np.ones(end, dtype=bool)
     is_good[bad] = False
     annotated, counts = listed.is_annotated[rows][:end], chosen.counts[:end]
@@ -156,15 +154,15 @@ def build_index(
         rows=rows[kept],
         ids=tuple(listed.ids[rows[kept]].tolist()),
         image_paths=tuple(map(listed.image_file, rows[kept].tolist())),
-        digests=tuple(picture.digest for picture in images.pictures.values()),
-        lengths=np.array([picture.length for picture in images.pictures.values()], dtype=np.int64),
+        digests=tuple(picture.digest for picture in pictures.values()),
+        lengths=np.array([picture.length for picture in pictures.values()], dtype=np.int64),
         sizes=sizes,
         boxes=torch.from_numpy(boxes_px) / sizes[:, [1, 0, 1, 0]].to(torch.float32),
         labels=torch.tensor([label_of[name] for name in table.names[chosen.objects[kept]].tolist()], dtype=torch.int64),
         dropped=dropped,
-        skipped=tuple(skipped),
+        skipped=skipped,
         slips={what: int(counts[rows].sum()) for what, counts in listed.understood.slips.items()},
-        notes=_notes(listed, rows) | images.notes,
+        notes=_notes(listed, rows, pictures.values()),
     )
 
 
@@ -174,19 +172,16 @@ def _wanted_rows(listed: Listed, rows: Ints, selection: Selection) -> Ints:
     return rows[np.isin(listed.ids[rows], [str(image_id) for image_id in selection.ids])]
 
 
-def _notes(listed: Listed, rows: Ints) -> dict[str, int]:
+def _notes(listed: Listed, rows: Ints, pictures: Iterable[Picture]) -> dict[str, int]:
     notes = {text: int(counts[rows].sum()) for text, counts in listed.understood.notes}
     notes["annotations have no size; that of the image is used"] = int(listed.without_size[rows].sum())
+    headers = [picture.header for picture in pictures if not isinstance(picture.header, str)]
+    notes[TURNED] = sum(header.turn > 1 for header in headers) if listed.conventions.exif == "ignore" else 0
+    notes[DEEP] = sum(header.is_deep for header in headers)
     return {text: count for text, count in notes.items() if count}
 
 
-def _skipped(listed: Listed, row: int, annotation_problem: str | None, image_problem: str | None) -> Skipped:
-    file = listed.annotation_file(row) if annotation_problem else listed.image_file(row)
-    return Skipped(str(listed.ids[row]), file, annotation_problem or str(image_problem))
-
-
-@dataclass(frozen=True, eq=False)
-class _Chosen:
+class _Chosen(NamedTuple):
     table: Table
     counts: Ints  # [L] how many objects of each row count
     objects: Ints  # [L] which of them is used
@@ -215,46 +210,35 @@ def _choose(listed: Listed, rows: Ints, selection: Selection, label_of: Mapping[
     return _Chosen(table, counts, chosen, problems, is_selected)
 
 
-@dataclass(frozen=True, eq=False)
-class _UsableImages:
-    pictures: Mapping[int, Picture]  # row -> its image, where that can be used; in the order of the rows
-    problems: Mapping[int, str]  # row -> what is wrong with its image
-    end: int  # what comes from this row on was not looked at, as `limit` is reached before it
-    notes: dict[str, int]
-
-
 def _usable_images(
     listed: Listed, rows: Ints, chosen: _Chosen, selection: Selection, undecodable: Mapping[int, str]
-) -> _UsableImages:
-    """The first selected rows, up to the limit, whose images can be used: a bad image makes room for another."""
+) -> tuple[dict[int, Picture], dict[int, str], int]:
+    """The first selected rows, up to the limit, whose images can be used: a bad image makes room for another.
+
+    Returns:
+        Row -> its image, in the order of the rows; row -> what is wrong with its image; and the row from which on
+        nothing was looked at, as the limit is reached before it.
+    """
     candidates = np.flatnonzero(chosen.is_selected).tolist()
     limit = len(candidates) if selection.limit is None else selection.limit
     problems: dict[int, str] = {}
-    pictures: dict[int, Picture] = {}
-    while candidates and len(pictures) < limit:
-        taken, candidates = candidates[: limit - len(pictures)], candidates[limit - len(pictures) :]
-        for row in taken:
-            number = int(rows[row])
+    usable: dict[int, Picture] = {}
+    while candidates and len(usable) < limit:
+        taken, candidates = candidates[: limit - len(usable)], candidates[limit - len(usable) :]
+        pictures = listed.pictures(rows[taken].tolist())
+        for row, number in zip(taken, rows[taken].tolist(), strict=True):
+            picture = pictures.get(number)
             if number in undecodable:
                 problems[row] = undecodable[number]
-            elif not listed.has_image(number):
+            elif picture is None:
                 ways = f"add it, take {listed.ids[number]} out of its list, remove its annotation"
                 problems[row] = f"no such image; {ways}, or set data.on_error=skip"
-        taken = [row for row in taken if row not in problems]
-        numbers = rows[taken].tolist()
-        for row, number, picture in zip(taken, numbers, listed.pictures(numbers), strict=True):
-            problem = listed.image_problem(number, picture.header)
-            if problem is None:
-                pictures[row] = picture
-            else:
+            elif problem := listed.image_problem(number, picture.header):
                 problems[row] = problem
-    is_full = selection.limit is not None and len(pictures) == limit
-    headers = [picture.header for picture in pictures.values() if not isinstance(picture.header, str)]
-    turned = sum(header.turn > 1 for header in headers) if listed.conventions.exif == "ignore" else 0
-    notes = {TURNED: turned, DEEP: sum(header.is_deep for header in headers)}
-    return _UsableImages(
-        pictures, problems, max(pictures) + 1 if is_full else len(rows), {text: n for text, n in notes.items() if n}
-    )
+            else:
+                usable[row] = picture
+    is_full = selection.limit is not None and len(usable) == limit
+    return usable, problems, max(usable) + 1 if is_full else len(rows)
 
 
 def usable_rows(listed: Listed, rows: Ints, selection: Selection, label_of: Mapping[str, int]) -> Ints:

@@ -1,7 +1,7 @@
 """The images that lists name, with their annotations."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -51,9 +51,8 @@ class Listed:
         no_size = (table.sizes == 0).any(axis=1) & self.is_annotated
         no_size[list(table.problems)] = False
         self.without_size = no_size & np.array([tree.has_sizes for tree in self._trees], dtype=bool)
-        rows = [row for row in np.flatnonzero(no_size).tolist() if self.has_image(row)]
         sizes, problems = table.sizes.copy(), dict(table.problems)
-        for row, (_, _, header) in zip(rows, self.pictures(rows), strict=True):
+        for row, (_, _, header) in self.pictures(np.flatnonzero(no_size).tolist()).items():
             if isinstance(header, str):
                 problems[row] = f"gives no size, nor does its image: {header}"
             else:
@@ -86,13 +85,15 @@ class Listed:
         """Whether there is an image file for this row."""
         return str(self.ids[row]) in self._trees[row].images
 
-    def pictures(self, rows: Sequence[int]) -> list[Picture]:
-        """What the image files of some rows are."""
+    def pictures(self, rows: Iterable[int]) -> dict[int, Picture]:
+        """What the image files of some rows are; rows without one are left out."""
+        rows = [row for row in rows if self.has_image(row)]
         if not rows:
-            return []
+            return {}
         folder = str(self._trees[rows[0]].folder.resolve())
         name = hashlib.sha256(folder.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        return read_pictures([self.image_file(row) for row in rows], self._cache_dir / "index" / f"{name}.pictures")
+        path = self._cache_dir / "index" / f"{name}.pictures"
+        return dict(zip(rows, read_pictures([self.image_file(row) for row in rows], path), strict=True))
 
     def shown(self, header: Header) -> Header:
         """An image as it is decoded: turned where EXIF data ask for it and `data.exif` says so."""

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from onebox.data.processes import process_map
 from onebox.data.voc import Record
-from onebox.errors import BadInput
-from onebox.files import alone, npz_columns, read_file, remove_unfinished, replacing
+from onebox.files import alone, npz_columns, read_cached, remove_unfinished, write_npz
 
 if TYPE_CHECKING:
     from onebox.data.layout import Tree
@@ -103,8 +102,7 @@ class Table:
         """Write the table, whole or not at all; `folder` is for people who look at what there is."""
         words = json.dumps({"schema": SCHEMA, "folder": folder, "problems": list(self.problems.items())})
         columns = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "problems"}
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, words=np.frombuffer(words.encode(), np.uint8), **columns)
+        write_npz(path, words=np.frombuffer(words.encode(), np.uint8), **columns)
 
     @classmethod
     def load(cls, path: Path) -> Table | None:
@@ -115,13 +113,7 @@ class Table:
             words = json.loads(bytes(columns.pop("words")))
             return cls(**columns, problems=dict(words["problems"])) if words["schema"] == SCHEMA else None
 
-        try:
-            return read_file(path, parse, remedy="it is made again", max_bytes=None)
-        except FileNotFoundError:
-            return None
-        except BadInput as error:
-            log.warning("%s", error)
-            return None
+        return read_cached(path, parse)
 
 
 def join(tables: Sequence[Table]) -> Table:
