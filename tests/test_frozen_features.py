@@ -115,6 +115,8 @@ def test_runs_of_other_heads_and_losses_share_features_and_the_same_run_has_the_
     assert (tmp_path / "first/trace.csv").read_bytes() == (tmp_path / "again/trace.csv").read_bytes()
     assert "data:image/jpeg" in (tmp_path / "first/report.html").read_text()
     loaded = load_run(tmp_path / "first")
+    assert (tmp_path / "first/predictions.csv").read_bytes() == (tmp_path / "again/predictions.csv").read_bytes()
+    assert loaded.predictions["iou"].mean() == pytest.approx(json.loads(metrics[0])["test"]["iou"], abs=1e-6)
     assert loaded.localizer(torch.zeros(1, 3, 32, 32)).boxes.shape == (1, 4)
 
 

@@ -22,6 +22,7 @@ from onebox.build import build_data, build_module, build_trainer
 from onebox.data.loading import EvalBatches
 from onebox.data.shapes import write_shapes
 from onebox.runs.checkpoint import load_weights
+from onebox.runs.predictions import read_predictions
 
 COMMAND = Path(sys.executable).parent / "onebox-train"
 COMMON = shlex.split("""
@@ -67,7 +68,7 @@ def facts(folder):
 def assert_same(folder, other):
     assert facts(folder)["status"] == "completed"
     assert facts(folder)["final_weights"] == facts(other)["final_weights"]
-    for name in ("metrics.json", "metrics.csv", "trace.csv"):
+    for name in ("metrics.json", "metrics.csv", "trace.csv", "predictions.csv"):
         assert (folder / name).read_bytes() == (other / name).read_bytes(), name
 
 
@@ -80,12 +81,15 @@ def test_two_ranks_give_the_same_bits_each_time_and_the_metrics_of_one(by_hand, 
     assert_same(tmp_path / "first", tmp_path / "second")
     stored = json.loads((tmp_path / "first/metrics.json").read_text())
     assert sum(row["images"] for row in stored["per_class"].values()) == 11  # each image once
+    predictions = read_predictions(tmp_path / "first")
+    assert predictions["iou"].mean() == pytest.approx(stored["test"]["iou"], abs=1e-6)
 
     one = ["trainer.devices=1", "trainer.strategy=auto"]
     cfg = composed(*data, *one, "callbacks.checkpoint_best=null", "callbacks.checkpoint_last=null")
     L.seed_everything(0, verbose=False)
     images = build_data(cfg)
     images.setup()
+    assert predictions["id"].tolist() == list(images.indexes["test"].ids)
     cfg.model.num_classes = images.num_classes
     module, trainer = build_module(cfg, images), build_trainer(cfg)
     load_weights(module, tmp_path / "first/checkpoints/best.ckpt")

@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,15 @@ TRAIN_METRICS = ("acc", "iou", "loc_acc", "joint_acc")
 MANY_FALLBACKS = 0.05  # share of an epoch's images; with more of them the augmentation is not what its file says
 
 Step = tuple[dict[str, Tensor], Prediction, Target]  # losses by tag, detached; what was predicted; what was true
+
+
+class Predicted(NamedTuple):
+    """What a test predicted of N images, on the processor."""
+
+    rows: Tensor  # [N] int64, of the split
+    boxes: Tensor  # [N, 4] xyxy, in [0, 1] where inside the image
+    classes: Tensor  # [N, 1 + min(5, K)] int64: the predicted one, then those of the highest logits
+    probabilities: Tensor  # as classes
 
 
 class LocalizationModule(LightningModule):
@@ -64,6 +73,8 @@ class LocalizationModule(LightningModule):
         self.eval_results = RunningResults(class_names)
         self.stored_until: str | None = None  # the backbone's stage that gives what batches hold in the place of images
         self.test_per_class: dict[str, dict[str, float]] = {}  # filled by a test
+        self.tested: Predicted | None = None  # by a test too
+        self._test_batches: list[tuple[Tensor, ...]] = []  # not yet in it
         self._warned = False  # of many fallbacks, once a fit
         self.last_step: Step  # set by each training step
         self._pending: list[Step] = []  # not yet read
@@ -143,18 +154,26 @@ class LocalizationModule(LightningModule):
         self._pending = [(losses, Prediction(*preds), Target(*targets)) for losses, preds, targets in kept["pending"]]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def _evaluate(self, batch: Batch) -> Prediction:
         preds, targets, _, losses = self._predict(batch)
         self.eval_results.add([losses], [preds], [targets], self.loss.counts(targets))
+        return preds
 
     def on_validation_epoch_end(self) -> None:
         losses, metrics = self.eval_results.pop()
         self._log("val", losses | metrics.tags())
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self.validation_step(batch, batch_idx)
+        preds = self._evaluate(batch)
+        top = preds.logits.topk(min(5, preds.logits.shape[1])).indices
+        classes = torch.cat([preds.logits.argmax(1, keepdim=True), top], dim=1)  # of equals, topk may take another
+        self._test_batches.append((preds.boxes, classes, preds.logits.softmax(1).gather(1, classes)))
 
     def on_test_epoch_end(self) -> None:
         losses, metrics = self.eval_results.pop()
+        self.tested, self._test_batches = _of_all_ranks(self._test_batches), []
         self.test_per_class = metrics.per_class
         self._log("test", losses | metrics.tags())
 
@@ -245,6 +264,18 @@ class RunningResults(nn.Module):
         self._loss_sums, self._num_images = {}, 0
         self.metrics.reset()
         return losses, results
+
+
+def _of_all_ranks(batches: Sequence[tuple[Tensor, ...]]) -> Predicted:
+    """What all processes tested, in the order of the split, of which each has every row from its own number on."""
+    columns = [torch.cat(parts).cpu() for parts in zip(*batches, strict=True)]
+    parts: list[Any] = [columns]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        parts = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(parts, columns)
+    rows = torch.cat([torch.arange(len(part[0])) * len(parts) + rank for rank, part in enumerate(parts)])
+    order = rows.argsort()
+    return Predicted(*(torch.cat(column)[order] for column in ((rows,), *zip(*parts, strict=True))))
 
 
 def _balance(losses: dict[str, Tensor]) -> dict[str, Tensor]:

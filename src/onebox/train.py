@@ -264,6 +264,7 @@ def _stopped_early(trainer: Trainer) -> str | None:
 def _test(run: RunRecord, built: Built) -> tuple[dict[str, float], dict[str, float]]:
     """The metrics of the test split and the floor beside them, both empty where there is no test image."""
     from onebox.runs.checkpoint import load_weights
+    from onebox.runs.predictions import write_predictions
     from onebox.runs.results import floor_metrics
 
     data, module, trainer, _ = built
@@ -275,6 +276,8 @@ def _test(run: RunRecord, built: Built) -> tuple[dict[str, float], dict[str, flo
     with lightnings_errors(trainer):
         trainer.test(module, datamodule=data, verbose=False)
     test = {tag.removeprefix("test/"): value.item() for tag, value in trainer.callback_metrics.items()}
+    if run.writes and module.tested is not None:
+        write_predictions(run.folder, data.indexes["test"], data.class_names, module.tested)
     num_tested = int(sum(row["images"] for row in module.test_per_class.values()))
     return test, floor_metrics(data.indexes["train"], data.indexes["test"], data.class_names, num_tested)
 

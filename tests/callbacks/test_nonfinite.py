@@ -29,6 +29,8 @@ def test_a_fit_that_is_to_continue_says_it_once_and_in_run_json(composed, tmp_pa
     assert record["nonfinite"] == {"epoch": 0, "batch": 1, "loss": "nan"}
     assert "The loss was nan" in (tmp_path / "run" / "report.html").read_text()
     (found,) = find_runs(tmp_path / "run")
+    with pytest.raises(BadInput, match=r"predicted_x1 of its row 1 is 'nan'.*whose loss was no number"):
+        _ = found.predictions
     ((_, (line, _)),) = nonfinite_notes([found])
     assert "loss nan from epoch 0, batch 1 on" in line
     assert "loss nan from epoch 0, batch 1 on" in markdown(

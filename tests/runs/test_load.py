@@ -40,6 +40,10 @@ def test_a_loaded_run_predicts_what_the_test_measured_with_averaged_weights(cfg)
     right = [one.label == run.class_names[label] for one, label in zip(found, index.labels, strict=True)]
     boxes_px = torch.stack([unnorm(box, image.shape[:2]) for box, image in zip(index.boxes, images, strict=True)])
     iou = paired_iou(torch.from_numpy(np.stack([one.box_px for one in found])), boxes_px)
+    kept = run.predictions
+    assert kept["id"].tolist() == list(index.ids)
+    assert kept["predicted_label"].tolist() == [one.label for one in found]
+    assert kept["probability"].to_numpy() == pytest.approx([one.probability for one in found], abs=1e-6)
     assert np.mean(right) == pytest.approx(tested["acc"], abs=1e-6)
     assert float(iou.mean()) == pytest.approx(tested["iou"], abs=1e-5)
     assert found[0].probability == pytest.approx(found[0].probabilities.max())

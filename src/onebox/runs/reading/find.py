@@ -8,12 +8,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onebox.errors import BadInput, check, is_finite, printable
 from onebox.files import read_json
 from onebox.runs.fingerprint import flatten
+from onebox.runs.predictions import read_predictions
 from onebox.runs.record import is_held, read_record
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +63,11 @@ class Run:
     def floors(self) -> Mapping[str, float]:
         """`floor/NAME`: what a prediction that ignores the image has for the metric `test/NAME`."""
         return _numbers({f"floor/{name}": value for name, value in self.metrics.get("floor", {}).items()})
+
+    @property
+    def predictions(self) -> "pd.DataFrame":
+        """A row for each test image, see `onebox.runs.predictions`."""
+        return read_predictions(self.path)
 
     @property
     def config(self) -> Mapping[str, Any]:

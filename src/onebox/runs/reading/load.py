@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hydra
 import numpy as np
@@ -18,7 +18,11 @@ from onebox.files import misfit
 from onebox.model.localizer import Localizer
 from onebox.runs.checkpoint import read_checkpoint
 from onebox.runs.fingerprint import with_new_names
+from onebox.runs.predictions import read_predictions
 from onebox.trust import check_config, stored_file, stored_yaml
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Detection(NamedTuple):
@@ -46,12 +50,19 @@ class LoadedRun:
         transform: makes an image what the network takes.
         class_names: the K names that belong to its logits.
         config: resolved config of the run, as plain data.
+        folder: the run directory.
     """
 
     localizer: Localizer
     transform: Transform
     class_names: list[str]
     config: dict[str, Any]
+    folder: Path
+
+    @property
+    def predictions(self) -> "pd.DataFrame":
+        """What the run predicted of each test image, see `onebox.runs.predictions`."""
+        return read_predictions(self.folder)
 
     def predict(self, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> list[Detection]:
         """Find the object of each image.
@@ -124,4 +135,4 @@ def load_run(path: str | Path, *, trust: Sequence[str] = ()) -> LoadedRun:
     except Exception as error:  # whatever the config names is called with whatever it says
         reason = textwrap.shorten(str(own_complaint(error)), 300, placeholder=" ...")
         raise BadInput(f"{path}: gives no network of the weights in {file} ({reason})") from error
-    return LoadedRun(localizer, transform, names, config)
+    return LoadedRun(localizer, transform, names, config, folder)
