@@ -57,6 +57,7 @@ ROWS = {
     "diff_s": Row("runs", "diff", "<=", 2),
     "runs_2000_s": Row("runs", "runs_2000_s", "<=", 1, "s"),
     "runs_2000_where_s": Row("runs", "runs_2000_where_s", "<=", 1, "s"),
+    "sweep_table_1000_s": Row("runs", "sweep_table_1000_s", "<=", 3, "s"),
     "sweep_serial": Row("sweep", "serial", "<=", 1.08),
     "sweep_parallel": Row("sweep", "parallel", ">=", 1.1),
     "sweep_isolation": Row("sweep", "isolation", ">=", 10),

@@ -2,6 +2,7 @@
 
 `diff_s`: `onebox diff` of two runs over `python -c "import omegaconf, rich"`. `runs_2000_s`: seconds that `onebox runs`
 over 2,000 run directories takes beyond `onebox --help`, without and with an expression that reads all metrics.
+`sweep_table_1000_s`: the same of `onebox sweep`, whose 1,000 jobs differ in a learning rate.
 
 Prints one line of JSON: lists of figures.
 """
@@ -18,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 COMMAND = str(Path(sys.executable).parent / "onebox")
-NUM_RUNS = 2000
+NUM_RUNS, NUM_JOBS = 2000, 1000
 WHERE = "val/joint_acc > .5 and model.backbone == tiny_cnn"
 TAGS = ("loss", "loss_loc", "loss_cls", "acc", "iou", "loc_acc", "loc_acc70", "joint_acc", "joint_acc_top5", "loc_l1")
 
@@ -84,12 +85,12 @@ def diff_s(rounds: int) -> list[float]:
         return [seconds(ours, folder) / seconds(theirs, folder) for _ in range(rounds)]
 
 
-def runs_2000_s(rounds: int, *, where: str | None = None) -> list[float]:
-    """Seconds beyond start-up of each round."""
+def beyond_help(rounds: int, count: int, *arguments: str) -> list[float]:
+    """Seconds beyond start-up that a command takes with so many run directories, of each round."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_runs(folder / "outputs", NUM_RUNS)
-        ours = [COMMAND, "runs", *(["--where", where] if where else [])]
+        make_runs(folder / "outputs" / "sweeps", count)
+        ours = [COMMAND, *arguments]
         seconds(ours, folder), seconds([COMMAND, "--help"], folder)
         return [seconds(ours, folder) - seconds([COMMAND, "--help"], folder) for _ in range(rounds)]
 
@@ -98,8 +99,9 @@ def main() -> None:
     rounds = 5
     figures = {
         "diff": diff_s(rounds),
-        "runs_2000_s": runs_2000_s(rounds),
-        "runs_2000_where_s": runs_2000_s(rounds, where=WHERE),
+        "runs_2000_s": beyond_help(rounds, NUM_RUNS, "runs"),
+        "runs_2000_where_s": beyond_help(rounds, NUM_RUNS, "runs", "--where", WHERE),
+        "sweep_table_1000_s": beyond_help(rounds, NUM_JOBS, "sweep", "--markdown"),
     }
     print(json.dumps(figures))
 

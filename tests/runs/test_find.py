@@ -20,7 +20,7 @@ def test_all_runs_are_found_newest_first(outputs):
 def test_a_run_is_named_by_path_time_or_fingerprint(outputs, monkeypatch):
     second = outputs / "base" / "second"
     code = json.loads((second / "run.json").read_text())["fingerprint"]
-    for name in (second, second / "run.json", "base/second", "latest~2", code, code[:5]):
+    for name in (second, second / "run.json", "base/second", "latest~2", "2", code, code[:5]):
         assert find_run(str(name), outputs).path == second, name
     assert find_run("latest", outputs).path.name == "1"
 

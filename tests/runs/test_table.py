@@ -44,6 +44,14 @@ def test_sorting_puts_what_is_unknown_last(outputs, ascending, expected):
     assert [path.rpartition("/")[2] for path in columns["run"]] == expected
 
 
+def test_a_row_is_named_by_its_number(outputs):
+    (outputs / "base" / "second" / "train.log").write_text("done\n")
+    row = json.loads(command(outputs, "--where", "seed == 1", "--json"))["rows"][0]
+    assert (row["number"], row["run"]) == (2, str(outputs / "base" / "second"))
+    assert command(outputs, "--log", "2") == "done\n"
+    assert command(outputs, "--folder", row["fingerprint"]) == f"{row['run']}\n"
+
+
 def test_all_formats_have_the_same_rows(outputs, tmp_path):
     chosen = ("--where", "seed == 1 or loss.loc == giou", "--sort", "optimizer.lr", "--metric", "val/iou")
     document = json.loads(command(outputs, "--json", *chosen[:-1], "val/joint_acc"))

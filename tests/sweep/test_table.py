@@ -1,5 +1,6 @@
 import csv
 import io
+import itertools
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from onebox.errors import BadInput
 from onebox.files import write_json
 from onebox.runs.reading.find import find_runs, read_run
 from onebox.runs.record import claim, is_held, release
-from onebox.sweep.reading import table
+from onebox.sweep.reading import follow, table
 from onebox.sweep.reading.table import list_sweep, read_sweep
 
 make_run = runpy.run_path(str(Path(__file__).parents[1] / "runs" / "conftest.py"))["make_run"]
@@ -52,8 +53,8 @@ def plan(folder, **facts):
     write_json(folder / "sweep.json", {"schema": 1, "jobs": jobs, **facts})
 
 
-def shown(folder, **options):
-    console = Console(file=io.StringIO(), width=160, highlight=False)
+def shown(folder, width=160, **options):
+    console = Console(file=io.StringIO(), width=width, highlight=False)
     list_sweep(read_sweep(folder), **options).show(console)
     return console.file.getvalue()
 
@@ -87,11 +88,11 @@ def test_the_table_tells_how_each_job_ended(sweep):
     plan(sweep)
     text = shown(sweep)
     assert "0.600 ± 1.271" in text
-    assert "failed optimizer.lr=0.001 seed=1: ValueError: no such thing (3)" in text
+    assert "failed ValueError: no such thing (#3 optimizer.lr=0.001 seed=1)" in text
     assert "5 jobs: 3 completed, 1 pending, 1 failed; 48 s of work" in text
     assert re.search(r"floor .* 0\.010", text)
     alone = shown(sweep, seeds=True, sort="number").splitlines()
-    assert [line.split()[2] for line in alone if re.match(r" *(1e-04|0\.0)", line)] == ["completed"] * 3 + ["failed", "pending"]  # fmt: skip
+    assert [line.split()[3] for line in alone if re.match(r" *\d  .*", line)] == ["completed"] * 3 + ["failed", "pending"]  # fmt: skip
 
 
 def test_one_odd_run_does_not_hide_the_others(sweep):
@@ -106,6 +107,85 @@ def test_a_planned_job_shows_what_it_will_vary(sweep):
     pending = read_sweep(sweep).jobs.loc[4]
     assert (pending["status"], pending["optimizer.lr"], pending["run"]) == ("pending", 1e-4, None)
     assert math.isnan(pending["seconds"])
+
+
+UNLIKE = (
+    ("optimizer.lr=0.01",), ("optimizer.lr=0.003", "trainer.max_epochs=60"), ("loss/loc=giou",),
+    ("loss/loc=giou", "loss.weights.loc=3.0"), ("optimizer=sgd",), ("data.limit=500",), ("image_size=128",),
+    ("optimizer=sgd", "optimizer.weight_decay=0.001"), ("model.backbone.dropout=0.5",), ("loss.weights.cls=2.0",),
+)  # fmt: skip
+
+
+@pytest.fixture
+def unlike(make_run, tmp_path):
+    """Ten jobs of `sweep.jobs`, of two seeds each; two fail for the same reason."""
+    for number, (overrides, seed) in enumerate(itertools.product(UNLIKE, (0, 1))):
+        facts = {"metrics": {"joint_acc": number / 100, "acc": 0.875, "iou": 0.25}}
+        if number in (3, 4):
+            facts = {"status": "failed", "error": {"type": "RuntimeError", "message": "out of memory " * 30}}
+        make_run(f"sweeps/unlike/{number}", *overrides, f"seed={seed}", **facts)
+    return tmp_path / "outputs" / "sweeps" / "unlike"
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
+def test_nothing_is_hidden_at_any_width(unlike, width):
+    text = shown(unlike, width)
+    table = text[: text.index("failed RuntimeError: out of memory")]
+    assert max(map(len, table.splitlines())) <= width
+    words = table.split()
+    for override in itertools.chain(*UNLIKE):
+        key, _, value = override.partition("=")
+        assert f"{key}={value.removesuffix('.0')}" in words
+    assert [words.count(value) for value in ("0.875", "0.250", "±")] == [10, 10, 8 * 4]
+    assert all(f"{18 - 2 * row}-{19 - 2 * row}" in words for row in range(10))
+    assert re.search(r"\nfailed RuntimeError: (out of memory )+.*… \(2 jobs: #3-4\)\n", text)
+
+
+def test_unlike_jobs_have_one_column_for_people_and_each_key_for_programs(unlike):
+    found = read_sweep(unlike)
+    assert found.columns == ["what"]
+    row = json.loads(command(unlike, "--json", "--sort", "number"))["rows"][1]
+    assert (row["what"], row["optimizer.lr"], row["trainer.max_epochs"]) == ("optimizer.lr=0.003 trainer.max_epochs=60", 0.003, 60)  # fmt: skip
+    assert row["number"] == "2 3"
+
+
+def test_a_row_is_named_by_its_number_or_fingerprint(sweep):
+    plan(sweep)
+    (sweep / "3" / "job.log").write_bytes(b"first\n\x1b[2Jlast \xff\n")
+    assert command(sweep, "--log", "3") == "first\n\ufffd[2Jlast \ufffd\n"
+    fingerprint = read_run(sweep / "3").record["fingerprint"]
+    assert command(sweep, "--folder", fingerprint[:6], "--sort", "status") == f"{sweep / '3'}\n"
+    assert command(sweep, "--where", "status == failed or number > 3", "--folder", "3") == f"{sweep / '3'}\n"
+    rows = json.loads(command(sweep, "--where", "status == failed or optimizer.lr < 1e-3", "--json", "--seeds"))["rows"]
+    assert sorted((row["number"], row["status"]) for row in rows) == [(3, "failed"), (4, "pending")]
+    (sweep / "2" / "job.log").symlink_to("/etc/passwd")
+    for arguments, told in (
+        (["--log", "9"], "9: no such job; the numbers are 0-4"),
+        (["--log", ""], "5 jobs have a fingerprint that begins so"),
+        (["--log", "3", "--where", "seed == 0"], "no such job; the numbers are 0 2 4"),
+        (["--folder", "4"], "4: pending, so it has no folder yet"),
+        (["--log", "0"], "has no log yet"),
+        (["--log", "2"], "is a link that leads out"),
+        (["--log", "3", "--folder", "3"], "choose one"),
+        (["--where", "optimizer.rl > 3"], "did you mean optimizer.lr"),
+    ):
+        with pytest.raises(BadInput, match=re.escape(told)):
+            command(sweep, *arguments)
+
+
+def test_following_ends_with_the_last_job(sweep, monkeypatch, capsys):
+    edit(sweep / "0", status="pending")
+    monkeypatch.setattr(follow.time, "sleep", lambda _: edit(sweep / "0", status="completed"))
+    assert json.loads(command(sweep, "--follow", "--json"))["totals"] == {"completed": 3, "failed": 1}
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    edit(sweep / "0", status="pending")
+    monkeypatch.setattr(follow.time, "sleep", interrupt)
+    done = CliRunner().invoke(app, ["sweep", str(sweep), "--follow"])
+    assert (done.exit_code, done.stdout) == (130, "")
+    assert done.stderr.splitlines()[0] == "#1 optimizer.lr=0.01 seed=1: completed"
 
 
 def test_a_choice_folds_what_it_brings_along(make_run, tmp_path):
@@ -132,7 +212,7 @@ def test_a_job_that_says_running_died_if_no_process_holds_it(sweep):
     edit(sweep / "0", status="running", started="2026-11-23T10:00:00.000+00:00")
     assert read_sweep(sweep).jobs["status"][0] == "died"
     assert read_run(sweep / "0").record["status"] == "died"  # so does onebox runs
-    assert "died optimizer.lr=0.01 seed=0: killed" in shown(sweep)
+    assert re.search(r"died killed, .* \(#0 optimizer.lr=0.01 seed=0\)", shown(sweep))
     code = "import sys; from pathlib import Path; from onebox.runs.record import claim_after_others as c; c(Path(sys.argv[1])); print(1, flush=True); sys.stdin.read()"  # fmt: skip
     holder = subprocess.Popen([sys.executable, "-c", code, str(sweep / "0")], stdin=-1, stdout=-1)
     try:

@@ -1,13 +1,18 @@
 """`onebox runs`, `sweep`, `diff` and `explain`: they only read. Nothing heavy is imported at the top."""
 
 import gc
+import os
+import sys
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onebox.errors import BadInput, print_json, print_lines, printable
+from onebox.errors import BadInput, check, print_json, print_lines, printable
+
+if TYPE_CHECKING:
+    from onebox.runs.reading.table import Listing
 
 Outputs = Annotated[Path, typer.Option(metavar="FOLDER", help="The folder in which runs are looked for.")]
 Metric = Annotated[
@@ -16,6 +21,11 @@ Metric = Annotated[
 ]
 Csv = Annotated[str | None, typer.Option(metavar="FILE|-", help="Write CSV to a file, or print it.")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown.")]
+Log = Annotated[
+    str | None,
+    typer.Option("--log", metavar="N", help="Print the log of one: its number in the table, or its fingerprint."),
+]
+Folder = Annotated[str | None, typer.Option("--folder", metavar="N", help="Print the run directory of one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 DIFF_EPILOG = (
@@ -33,6 +43,8 @@ def runs(
         bool, typer.Option("--ascending", help="Reverse the order: the smallest or the oldest first.")
     ] = False,
     limit: Annotated[int, typer.Option(min=0, help="Show at most this many; 0 shows all.")] = 30,
+    log: Log = None,
+    folder: Folder = None,
     csv: Csv = None,
     markdown: Markdown = False,
     json_: Json = False,
@@ -42,23 +54,29 @@ def runs(
 
     --where compares metrics (val/joint_acc of the best epoch, test/iou), values of the config (optimizer.lr), choices
     of groups (model/backbone) and facts of run.json (status, seed, started, git.branch) by == != < <= > >=, by ~ with
-    a pattern, or by in [A, B]; with and, or, not and parentheses.
+    a pattern, or by in [A, B]; with and, or, not and parentheses. The number of a row, or latest~NUMBER, names its run
+    for every other command too.
 
     \b
     Examples
       onebox runs
+      onebox runs --log 0
       onebox runs --where 'val/joint_acc > .3 and model/backbone == tiny_cnn' --sort test/joint_acc
       onebox runs --where 'status in [failed, interrupted] and started > 2026-11-01' --limit 0
       onebox runs --where 'name ~ base* and not seed == 0' --metric test/loc_l1 --csv runs.csv
     """
+    from onebox.runs.reading.find import find_run
     from onebox.runs.reading.table import list_runs
 
+    if (handle := _one(log, folder)) is not None:
+        return _show(find_run(handle, outputs).path, is_log=log is not None)
     gc.disable()  # of thousands of records none is dropped: looking for garbage would take a quarter of the time
     found = list_runs(outputs, where=where, sort=sort, ascending=ascending, limit=limit, metrics=metric or [])
     if not found.columns["run"] and not (json_ or csv or markdown):
         print(printable(f"no run in {outputs.resolve()}" + (f" matches {where}" if where else "")))
     else:
         found.print(csv=csv, markdown=markdown, as_json=json_)
+    return None
 
 
 def sweep(
@@ -70,6 +88,12 @@ def sweep(
         str | None, typer.Option(metavar="KEY", help="A metric, a varied key, seed, status, number or time.")
     ] = None,
     seeds: Annotated[bool, typer.Option("--seeds", help="One row for each seed.")] = False,
+    where: Annotated[
+        str | None, typer.Option(metavar="EXPR", help="Only jobs that match this expression, as for onebox runs.")
+    ] = None,
+    log: Log = None,
+    folder: Folder = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Show it again until all jobs have ended.")] = False,
     csv: Csv = None,
     markdown: Markdown = False,
     json_: Json = False,
@@ -81,20 +105,61 @@ def sweep(
 
     It is made from what is on disk, also while the sweep runs or after it died. DIR is a folder, or a name below
     outputs/sweeps; without it the newest sweep is shown. Jobs that differ by the seed alone are one row: mean ± 95 %
-    interval. A job that completed under other code or data is stale.
+    interval. A job that completed under other code or data is stale. The numbers in the first column are those of the
+    jobs, and stay theirs however the table is sorted.
 
     \b
     Examples
       onebox sweep
+      onebox sweep loss_weights --follow
+      onebox sweep loss_weights --log 3
+      cd $(onebox sweep loss_weights --folder 3)
+      onebox sweep loss_weights --where 'status == failed or loss.weights.loc > 3'
       onebox sweep loss_weights --seeds --sort seed
       onebox sweep loss_weights --metric test/loc_l1 --metric test/loss --markdown >> notes.md
       onebox sweep outputs/sweeps/loss_weights --csv loss_weights.csv
     """
-    from onebox.sweep.reading.table import list_sweep, read_sweep
+    from onebox.sweep.reading.follow import follow as follow_sweep
+    from onebox.sweep.reading.table import Sweep, list_sweep, read_sweep
 
     gc.disable()  # see runs
-    found = list_sweep(read_sweep(_sweep_folder(name, outputs)), metrics=metric or [], seeds=seeds, sort=sort)
-    found.print(csv=csv, markdown=markdown, as_json=json_)
+    place = _sweep_folder(name, outputs)
+
+    def read() -> Sweep:
+        found = read_sweep(place)
+        return found.where(where) if where else found
+
+    def listing(found: Sweep) -> "Listing":
+        return list_sweep(found, metrics=metric or [], seeds=seeds, sort=sort)
+
+    if (handle := _one(log, folder)) is not None:
+        job = read().job(handle)
+        check(job.path.is_dir(), f"{handle}: {job.record['status']}, so it has no folder yet")
+        return _show(job.path, is_log=log is not None)
+    on_terminal = sys.stdout.isatty() and not (csv or markdown or json_)
+    found = follow_sweep(read, listing, on_terminal=on_terminal) if follow else listing(read())
+    return found.print(csv=csv, markdown=markdown, as_json=json_)
+
+
+def _one(log: str | None, folder: str | None) -> str | None:
+    check(log is None or folder is None, "--log and --folder: choose one")
+    return folder if log is None else log
+
+
+def _show(folder: Path, *, is_log: bool) -> None:
+    """Print the path of a run directory, or what the run printed, without what would steer the terminal."""
+    from onebox.files import read_file
+    from onebox.trust import stored_file
+
+    if not is_log:
+        print(printable(str(folder)))
+        return
+    # job.log has all that a job of the default launcher printed, the others only what was logged.
+    name = next((name for name in ("job.log", "train.log") if os.path.lexists(folder / name)), None)
+    check(name is not None, f"{folder}: has no log yet")
+    remedy = "remove it"
+    for line in read_file(stored_file(folder, str(name)), lambda file: file.read(), remedy=remedy).splitlines():
+        print(printable(line.decode(errors="replace")))
 
 
 def _sweep_folder(name: str | None, outputs: Path) -> Path:

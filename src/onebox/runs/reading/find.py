@@ -122,7 +122,8 @@ def find_run(name: str, outputs: Path) -> Run:
 
     Args:
         name: a run directory (also relative to `outputs`), `latest`, a fingerprint or the first digits of one that no
-            other run has; with `~N` the one that was started N runs before it among those of that name.
+            other run has; with `~N` the one that was started N runs before it among those of that name. A number of
+            one or two digits is `latest~N`.
         outputs: where runs are looked for.
 
     Raises:
@@ -132,6 +133,7 @@ def find_run(name: str, outputs: Path) -> Run:
         run = read_run(folder.parent if folder.name == "run.json" else folder)
         if run is not None:
             return run
+    name = f"latest~{name}" if re.fullmatch("[0-9]{1,2}", name) else name
     base, _, back = name.rpartition("~")
     if not base or not back.isdecimal():
         base, back = name, "0" if name == "latest" else ""

@@ -19,6 +19,7 @@ from onebox.runs.reading.where import select
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
+    from rich.table import Table
 
 SCHEMA = 2
 METRICS = ("test/joint_acc", "test/acc", "test/iou", "val/joint_acc")  # shown beside what runs monitor
@@ -28,6 +29,8 @@ STYLES = {
     **{"died": "red", "failed": "red", "stale": "yellow"},
 }
 PLACES = ("run_dir=", "hydra", "data_dir=")  # overrides that say where a run lies, not what it is
+GAP = 2  # characters between two columns
+MIN_TEXT = 32  # characters of a column of texts, which are wrapped, but not to less than this
 
 
 def runs(folder: str | Path = "outputs") -> "pd.DataFrame":
@@ -82,9 +85,10 @@ def list_runs(
         found = [run for _, run in known] + unknown
     elif ascending:
         found = found[::-1]
+    numbers = {run.path: number for number, run in enumerate(every)}
     total, found = len(found), found[: limit or None]
     tags = choose_metrics(metrics, every, found)
-    columns: dict[str, Any] = {"run": [str(run.path) for run in found]}
+    columns: dict[str, Any] = {"number": [numbers[run.path] for run in found], "run": [str(run.path) for run in found]}
     columns |= {key: [run.record.get(key, math.nan) for run in found] for key in FACTS}
     columns |= {key: [scalar(run.value(key)) for run in found] for key in keys if key not in (*columns, *tags)}
     typed = [[text for text in run.record.get("overrides", []) if not text.startswith(PLACES)] for run in found]
@@ -93,7 +97,7 @@ def list_runs(
     more: Line = [(f"{total - len(found):,} more (--limit 0 shows all {total:,})", "")]
     return Listing(
         columns,
-        shown=list(dict.fromkeys(["run", "started", "status", "fingerprint", *tags, *keys, "overrides"])),
+        shown=list(dict.fromkeys(["number", "run", "started", "status", "fingerprint", *tags, *keys, "overrides"])),
         metrics=tags,
         notes=[*nonfinite_notes(found), *([more] if len(found) < total else [])],
         facts={"outputs": str(outputs), "runs": total},
@@ -120,7 +124,7 @@ class Listing:
     Attributes:
         columns: name -> all values, for programs. Beside a metric there may be `TAG_interval` and `floor/NAME`; rows
             are printed in bold where `best` is true.
-        shown: the columns for people, in order.
+        shown: the columns for people, in order; the first one stands again where the others go on below.
         metrics: those of them that are metrics.
         title: stands above it on a terminal.
         notes: lines that stand below it.
@@ -179,53 +183,60 @@ class Listing:
     def markdown(self) -> str:
         """The table and its notes as Markdown."""
         marks = ["---:" if self._is_number(name) else "---" for name in self.shown]
-        cells = [[text.replace("|", r"\|") for text in row] for row in self._texts()]
-        names = [printable(name).replace("|", r"\|") for name in self.shown]
+        rows, floor = self._texts()
+        cells = [[text.replace("|", r"\|") for text in row] for row in [*rows, *([floor] if any(floor) else [])]]
+        names = [_heading(name).replace("|", r"\|") for name in self.shown]
         table = [f"| {' | '.join(names)} |", f"|{'|'.join(marks)}|", *(f"| {' | '.join(row)} |" for row in cells)]
         return "\n".join([*table, "", *("- " + printable("".join(text for text, _ in line)) for line in self.notes)])
 
     def show(self, console: "Console") -> None:
         """Print it for people."""
-        from rich import box
+        for part in self.parts(console.width):
+            console.print(part)
+            console.print()
+        print_lines(self.notes, console)
+
+    def parts(self, room: int) -> Iterator["Table"]:
+        """As many tables below each other as it takes to hide nothing in `room` characters."""
+        from rich.box import SIMPLE_HEAD
+        from rich.cells import cell_len
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
-        table.title = Text(printable(self.title)) if self.title else None
-        for name in self.shown:
-            title = printable(name).replace("/", "/\n").replace(".", ".\n")
-            table.add_column(
-                Text(title),
-                justify="right" if self._is_number(name) else "left",
-                no_wrap=name not in (*self.metrics, "run", "overrides"),
-                min_width=max(map(len, title.split("\n"))) if name in self.metrics else None,
-                overflow="fold",
-            )
-        weights = [
-            "bold" if best else "" for best in self.columns.get("best", [False] * len(self.columns[self.shown[0]]))
-        ]
-        for number, row in enumerate(self._texts()):
-            # Of several statuses the last one is the worst.
-            styles = [
-                STYLES.get(row[i].rpartition(" ")[2], "") * (name == "status") for i, name in enumerate(self.shown)
-            ]
-            weight = weights[number] if number < len(weights) else "dim"  # the last row is the floor
-            table.add_row(*map(Text, row, styles), style=weight)
-        console.print(table)
-        print_lines(self.notes, console)
+        rows, floor = self._texts()
+        headings = [_heading(name).replace("/", "/\n").replace(".", ".\n") for name in self.shown]
+        longest, least = [], []
+        for place, name in enumerate(self.shown):
+            head = max(map(cell_len, headings[place].split("\n")))
+            longest.append(max(head, *(cell_len(row[place]) for row in [*rows, floor])))
+            least.append(longest[-1] if self._is_number(name) else min(longest[-1], max(head, MIN_TEXT)))
+        title = Text(printable(self.title)) if self.title else None
+        for places in _side_by_side(least, room):
+            table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
+            table.title, table.title_justify = title, "left"
+            title, spare = None, room - sum(least[place] + GAP for place in places) + GAP
+            for place in places:
+                width = min(longest[place], least[place] + max(0, spare), room)
+                spare -= width - least[place]
+                justify: Any = "right" if self._is_number(self.shown[place]) else "left"
+                table.add_column(Text(headings[place]), justify=justify, width=width, overflow="fold")
+            best = self.columns.get("best") or [False] * len(rows)
+            for row, is_best in zip(rows, best, strict=True):
+                # Of several statuses the last one is the worst.
+                styles = [STYLES.get(row[i].rpartition(" ")[2], "") * (self.shown[i] == "status") for i in places]
+                table.add_row(*map(Text, [row[i] for i in places], styles), style="bold" if is_best else "")
+            if any(floor[place] for place in places[1:]):
+                table.add_row(*(Text(floor[place]) for place in places), style="dim")
+            yield table
 
     def _is_number(self, name: str) -> bool:
         return name in self.metrics or all(isinstance(value, int | float) for value in self.columns[name])
 
-    def _texts(self) -> list[list[str]]:
-        """The rows for people, and if any metric of the test has a floor a last row with it."""
+    def _texts(self) -> tuple[list[list[str]], list[str]]:
+        """The rows for people, and the floor of the metrics, which has empty texts where there is none."""
         columns = [[printable(text) for text in self._column(name)] for name in self.shown]
-        floors = [self._floor(name) for name in self.shown]
-        rows = list(map(list, zip(*columns, strict=True)))
-        if any(floors):
-            floors[self.shown.index("status") if "status" in self.shown else 0] = "floor"
-            rows.append(floors)
-        return rows
+        floor = [self._floor(name) for name in self.shown]
+        return list(map(list, zip(*columns, strict=True))), ["floor", *floor[1:]] if any(floor) else floor
 
     def _floor(self, name: str) -> str:
         """The floor of a metric, or its range where the rows have different data."""
@@ -243,9 +254,37 @@ class Listing:
             ]
         if name == "seconds":
             return ["-" if math.isnan(value) else duration(value) for value in values]
+        if name == "number":
+            return [ranges(str(value)) for value in values]
         if name == "started":
             return [cell(value)[:19].replace("T", " ") for value in values]
         return ["●" if value else "" for value in values] if name == "best" else [cell(value) for value in values]
+
+
+def _heading(name: str) -> str:
+    return "#" if name == "number" else printable(name)
+
+
+def _side_by_side(widths: Sequence[int], room: int) -> Iterator[list[int]]:
+    """The places of the columns that are printed beside each other, the first column at the front of each group."""
+    group = [0]
+    for place in range(1, len(widths)):
+        if len(group) > 1 and sum(widths[other] + GAP for other in group) + widths[place] > room:
+            yield group
+            group = [0]
+        group.append(place)
+    yield group
+
+
+def ranges(numbers: str) -> str:
+    """Ascending whole numbers, shorter: `0-2 7` for `0 1 2 7`; of more than three parts only the first."""
+    parts: list[list[int]] = []
+    for number in map(int, numbers.split()):
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1] = [parts[-1][0], number]
+        else:
+            parts.append([number])
+    return " ".join(["-".join(map(str, part)) for part in parts[:3]] + ["…"] * (len(parts) > 3))
 
 
 def nonfinite_notes(found: Sequence[Run]) -> list[Line]:

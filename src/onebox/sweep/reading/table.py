@@ -2,23 +2,23 @@
 
 import json
 import math
-import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from onebox.errors import BadInput, Line, duration
+from onebox.errors import BadInput, Line, check, duration
 from onebox.runs.fingerprint import changed_parts
 from onebox.runs.provenance import source_fingerprint
 from onebox.runs.reading.changes import compare
 from onebox.runs.reading.find import MISSING, Run, find_runs, near_keys
 from onebox.runs.reading.noise import lower_is_better, t95
-from onebox.runs.reading.table import STYLES, Listing, cell, choose_metrics, nonfinite_notes, scalar, sortable
+from onebox.runs.reading.table import STYLES, Listing, cell, choose_metrics, nonfinite_notes, ranges, scalar, sortable
+from onebox.runs.reading.where import select
 from onebox.sweep.job import PLAN, is_stale, read_plan
 
 STATUSES = ("completed", "running", "pending", "interrupted", "died", "failed", "stale")  # the worst last
@@ -33,18 +33,59 @@ class Sweep:
         folder: where they lie.
         mode: each tag that it optimises -> `max` or `min`; the first one sorts the table.
         varied: keys and groups that differ between the jobs, without the seed.
-        runs: of the jobs that have a result.
+        alike: those of them that have a column of their own, as most jobs set them; the others are in `what`.
+        every: all jobs as runs, those without a run directory too.
         jobs: a row for each, in the order of the plan, then by start. `status` is that of run.json, `stale` for a run
             that completed under other code or data, `pending` for one that is only planned; `note` says why it failed
             or is stale; `group` is equal for jobs that differ by the seed alone; `seconds` are of all attempts. The
-            others are `fingerprint`, `seed`, `run`, each varied key, each metric and `floor/NAME` of what has a result.
+            others are `fingerprint`, `seed`, `run`, each varied key, `what` where there are unlike jobs, each metric
+            and `floor/NAME` of what has a result. The index is a job's number, which selecting jobs does not change.
     """
 
     folder: Path
     mode: Mapping[str, str]
     varied: Sequence[str]
-    runs: Sequence[Run]
+    alike: Sequence[str]
+    every: Sequence[Run]
     jobs: pd.DataFrame
+
+    @property
+    def runs(self) -> list[Run]:
+        """Those that have a result."""
+        return [self.every[number] for number in self.jobs.index[self.jobs["status"].isin(["completed", "stale"])]]
+
+    @property
+    def columns(self) -> list[str]:
+        """What says for people what a job varies."""
+        return [*self.alike, *(["what"] if len(self.alike) < len(self.varied) else [])]
+
+    def where(self, expression: str) -> "Sweep":
+        """Only the jobs that meet an expression of `onebox.runs.reading.where`."""
+        kept = {id(run) for run in select([self.every[number] for number in self.jobs.index], expression)[0]}
+        return replace(self, jobs=self.jobs[[id(self.every[number]) in kept for number in self.jobs.index]])
+
+    def job(self, handle: str) -> Run:
+        """The job that a number, or the first digits of a fingerprint, means.
+
+        Raises:
+            BadInput: it means none, or several.
+        """
+        known = self.jobs["fingerprint"]
+        found = known.index[known.str.startswith(handle)].tolist()
+        if handle.isdecimal() and int(handle) in known.index:
+            found = [int(handle)]
+        several = f"{len(found)} jobs have a fingerprint that begins so: #{ranges(' '.join(map(str, found)))}"
+        check(len(found) < 2, f"{handle}: {several}")
+        there = f"the numbers are {ranges(' '.join(map(str, known.index)))}; or give the first digits of a fingerprint"
+        check(bool(found), f"{handle}: no such job; {there}")
+        return self.every[found[0]]
+
+    def name(self, number: int) -> str:
+        """What a job varies, for people."""
+        job = self.jobs.loc[number]
+        seed = ["seed"] if self.jobs["seed"].nunique() > 1 else []
+        parts = [f"{key}={cell(job[key])}" for key in [*self.alike, *seed] if cell(job[key]) != "-"]
+        return " ".join([str(job.get("what") or ""), *parts]).strip()
 
 
 def read_sweep(folder: Path) -> Sweep:
@@ -61,20 +102,28 @@ def read_sweep(folder: Path) -> Sweep:
     if not found and not planned:
         raise BadInput(f"{folder}: holds neither runs nor {PLAN}, so it is no sweep")
     found = dict(sorted(found.items(), key=lambda item: item[1].record.get("started", "")))
-    varied = _varied(found, planned)
+    typed = {name: _typed(job) for name, job in planned.items()}
+    varied = _varied(found, typed)
+    typed = {name: _typed(run.record) for name, run in found.items()} | typed
+    names = list(dict.fromkeys([*planned, *found]))
+    unlike = [key for key in varied if sum(key in values for values in typed.values()) < len(names) / 2]
+    unlike = unlike if len(unlike) > 1 else []
     source = source_fingerprint()
-    jobs, results, done = [], [], []
-    for name in dict.fromkeys([*planned, *found]):
-        run = found.get(name)
-        job = _job(run, planned.get(name, {}), source)
-        jobs.append(job | {key: values.get(name, math.nan) for key, values in varied.items()})
-        with_result = [run] if run is not None and job["status"] in ("completed", "stale") else []
-        results.append({key: value for run in with_result for key, value in {**run.tags, **run.floors}.items()})
-        done += with_result
-    frame = pd.DataFrame(jobs, dtype=object).astype({"seconds": float})
+    jobs, every, results = [], [], []
+    for number, name in enumerate(names):
+        job = _job(found.get(name), planned.get(name, {}), source)
+        values = {key: column.get(name, math.nan) for key, column in varied.items()}
+        what = {"what": " ".join(_unlike(name, unlike, varied, typed))} if unlike else {}
+        jobs.append(job | values | what)
+        every.append(_run(found.get(name), folder / name, planned.get(name, {}), number=number, status=job["status"]))
+        has_result = job["status"] in ("completed", "stale")
+        results.append({**every[-1].tags, **every[-1].floors} if has_result else {})
+    frame = pd.DataFrame(jobs, dtype=object)
+    frame["seconds"] = frame["seconds"].astype(float)
     frame = frame.join(pd.DataFrame(results, index=range(len(jobs)), dtype=float))
     config = [*found.values()][-1].config if found else {}
-    return Sweep(folder, _mode(plan, config), list(varied), done, frame)
+    alike = [key for key in varied if key not in unlike]
+    return Sweep(folder, _mode(plan, config), list(varied), alike, every, frame)
 
 
 def list_sweep(sweep: Sweep, *, metrics: Sequence[str] = (), seeds: bool = False, sort: str | None = None) -> Listing:
@@ -109,12 +158,15 @@ def list_sweep(sweep: Sweep, *, metrics: Sequence[str] = (), seeds: bool = False
     totals = f"{total:,} job{'s'[: total != 1]}: {_counted(sweep.jobs['status'])}"
     return Listing(
         {str(name): values.tolist() for name, values in rows.items()},
-        shown=[*sweep.varied, *counted, *status, *front, *tags, "seconds", *([] if several else ["fingerprint"])],
+        shown=[
+            *["number", *sweep.columns, *counted, *status, *front, *tags, "seconds"],
+            *([] if several else ["fingerprint"]),
+        ],
         metrics=tags,
         title=str(sweep.folder),
         notes=[
-            [(legend, "dim")],
             *_notes(sweep),
+            [(legend, "dim")],
             *nonfinite_notes(sweep.runs),
             [(f"{totals}; {duration(sweep.jobs['seconds'].sum())} of work", "")],
         ],
@@ -127,14 +179,13 @@ def list_sweep(sweep: Sweep, *, metrics: Sequence[str] = (), seeds: bool = False
     )
 
 
-def _varied(found: Mapping[str, Run], planned: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def _varied(found: Mapping[str, Run], typed: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Key or group that differs between the jobs -> its value in each job where it is known."""
     changes = {
         item.key: {name: scalar(value) for name, value in zip(found, item.values, strict=True)}
         for item in compare(list(found.values()))
         if item.key != "seed" and (item.matters or item.origin == "override")
     }
-    typed = {name: _typed(job) for name, job in planned.items()}
     columns = {}
     for key in dict.fromkeys(key for values in typed.values() for key in values):
         several = len({repr(values.get(key, MISSING)) for values in typed.values()}) > 1
@@ -144,10 +195,30 @@ def _varied(found: Mapping[str, Run], planned: Mapping[str, Mapping[str, Any]]) 
     return columns | {key: values for key, values in changes.items() if key not in columns}
 
 
-def _typed(planned: Mapping[str, Any]) -> dict[str, Any]:
-    """Key -> value of each override."""
+def _unlike(
+    name: str, keys: Sequence[str], varied: Mapping[str, Mapping[str, Any]], typed: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:
+    """`KEY=VALUE` for each of some varied keys that a job sets; of one that none sets, unless the value is usual."""
+    for key in keys:
+        values = varied[key]
+        is_typed = any(key in job for job in typed.values())
+        usual = None if is_typed else Counter(map(cell, values.values())).most_common(1)[0][0]
+        if name in values and (key in typed[name] if is_typed else cell(values[name]) != usual):
+            yield f"{key}={cell(values[name])}"
+
+
+def _run(run: Run | None, folder: Path, planned: Mapping[str, Any], **facts: Any) -> Run:
+    """A job as an expression of --where sees it."""
+    if run is not None:
+        return Run(run.path, {**run.record, **facts})
+    choices = {key.replace(".", "/"): value for key, value in _typed(planned).items()}
+    return Run(folder, {**planned, "choices": choices, **facts})
+
+
+def _typed(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Key -> value of each override, of a plan or of run.json."""
     typed = {}
-    for text in planned.get("overrides", ()):
+    for text in job.get("overrides", ()):
         key, _, value = text.partition("=")
         try:
             typed[key.lstrip("+~")] = json.loads(value)
@@ -204,7 +275,8 @@ def _rows(sweep: Sweep, tags: Sequence[str], by: str) -> pd.DataFrame:
     floors = [f"floor/{tag.removeprefix('test/')}" for tag in tags if tag.startswith("test/")]
     jobs = sweep.jobs.rename_axis("number").reset_index()
     jobs = jobs.reindex(columns=list(dict.fromkeys([*jobs, *tags, *floors])))
-    jobs = jobs.assign(seeds=jobs["status"].isin(["completed", "stale"]), jobs=1)
+    done = jobs["status"].isin(["completed", "stale"])
+    jobs = jobs.assign(number=jobs["number"].astype(object), seeds=done, jobs=1)
     groups = jobs.groupby(jobs[by], sort=False)
     half = groups[list(tags)].count().map(lambda n: t95(n - 1) / n**0.5 if n > 1 else math.nan)
     means = groups[list(tags)].mean()
@@ -212,7 +284,7 @@ def _rows(sweep: Sweep, tags: Sequence[str], by: str) -> pd.DataFrame:
     varied = jobs.sort_values("run", key=pd.Series.isna, kind="stable").drop_duplicates(by).set_index(by)
     points = pd.DataFrame({tag: means[tag] * (-1 if mode == "min" else 1) for tag, mode in sweep.mode.items()})
     parts = [
-        varied.reindex(means.index)[list(sweep.varied)],
+        varied.reindex(means.index)[[*sweep.varied, *(name for name in sweep.columns if name == "what")]],
         groups["status"].agg(lambda values: values.iloc[0] if values.nunique() == 1 else _counted(values)),
         means,
         (groups[list(tags)].std() * half).add_suffix("_interval"),
@@ -220,8 +292,7 @@ def _rows(sweep: Sweep, tags: Sequence[str], by: str) -> pd.DataFrame:
         groups["seconds"].mean(),
         groups[["jobs", "seeds"]].sum(),
         _is_best(points).rename("best"),
-        groups[["seed", "fingerprint", "note", "run"]].agg(_joined),
-        groups["number"].min().rename("number"),
+        groups[["number", "seed", "fingerprint", "note", "run"]].agg(_joined),
     ]
     return pd.concat(parts, axis=1)
 
@@ -236,7 +307,10 @@ def _is_best(points: pd.DataFrame) -> "pd.Series[bool]":
 def _order(sweep: Sweep, rows: pd.DataFrame, sort: str | None) -> list[int]:
     """The places of the rows, sorted."""
     key = sort or next(iter(sweep.mode))
-    if key == "status":  # the worst first
+    numbers = rows["number"].map(lambda text: int(str(text).partition(" ")[0]))
+    if key == "number":
+        values = numbers
+    elif key == "status":  # the worst first
         values = rows[key].map(lambda text: -_badness(text.rpartition(" ")[2]))
     else:
         values = pd.Series(sortable(rows["seconds" if key == "time" else key].tolist()), rows.index)
@@ -244,7 +318,7 @@ def _order(sweep: Sweep, rows: pd.DataFrame, sort: str | None) -> list[int]:
     if is_metric and sweep.mode.get(key, "min" if lower_is_better(key) else "max") == "max":
         values = -values.astype(float)  # None of all jobs would be no number
     later = ~rows["best"] if len(sweep.mode) > 1 and sort is None else pd.Series(False, rows.index)
-    table = pd.DataFrame({"later": later, "value": values, "number": rows["number"]}).reset_index(drop=True)
+    table = pd.DataFrame({"later": later, "value": values, "number": numbers}).reset_index(drop=True)
     return table.sort_values(["later", "value", "number"], na_position="last").index.tolist()
 
 
@@ -268,12 +342,14 @@ def _counted(statuses: "pd.Series[str]") -> str:
 
 
 def _notes(sweep: Sweep) -> Iterator[Line]:
-    """One line for each job that failed or died, and one for each way in which others are stale."""
-    seed = ["seed"] if sweep.jobs["seed"].nunique() > 1 else []
-    for _, job in sweep.jobs[sweep.jobs["status"].isin(["failed", "died"])].iterrows():
-        parts = [f"{key}={cell(job[key])}" for key in [*sweep.varied, *seed] if cell(job[key]) != "-"]
-        name, note = " ".join(parts) or job["fingerprint"], textwrap.shorten(job["note"], MAX_NOTE, placeholder="…")
-        yield [(f"{job['status']} ", STYLES[job["status"]]), (f"{name}: {note} ({Path(job['run']).name})", "")]
+    """One line for each reason for which jobs failed or died, and one for each way in which others are stale."""
+    bad = sweep.jobs[sweep.jobs["status"].isin(["failed", "died"])]
+    for status, note in bad[["status", "note"]].drop_duplicates().itertuples(index=False):
+        jobs = bad[(bad["status"] == status) & (bad["note"] == note)]
+        reason = note if len(note) <= MAX_NOTE else f"{note[: MAX_NOTE - 1]}…"
+        numbers = ranges(" ".join(map(str, jobs.index)))
+        which = f"#{numbers} {sweep.name(jobs.index[0])}" if len(jobs) == 1 else f"{len(jobs):,} jobs: #{numbers}"
+        yield [(f"{status} ", STYLES[status]), (f"{reason} ({which.strip()})", "")]
     for note, count in Counter(sweep.jobs["note"][sweep.jobs["status"] == "stale"]).items():
         text = f"{count:,} job{'s'[: count != 1]} completed under {note}; rerun=stale runs them again"
         yield [("stale ", STYLES["stale"]), (text, "")]
