@@ -193,7 +193,7 @@ def train(cfg: DictConfig) -> Value:
     in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
     plan = read_plan(run_dir.parent) if in_sweep else {}
     if in_sweep:
-        check_planned(run_dir, facts["fingerprint"], source_fingerprint(), plan)
+        check_planned(run_dir, facts, source_fingerprint(), plan)
         now: Any = {"source": source_fingerprint(), "data": lambda: read_data(cfg).fingerprint()}
         try:
             earlier = take(run_dir, rerun=cfg.rerun, objective=_objective(cfg), **now)

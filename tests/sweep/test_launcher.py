@@ -21,6 +21,7 @@ from tests.nursery import left
 
 import onebox
 from onebox.errors import BadInput, JobFailed, Preempted, Stopped
+from onebox.sweep.compose import Composer
 from onebox.sweep.slots import device_slots
 from onebox.train import register_plugins
 
@@ -39,7 +40,7 @@ def launch(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     register_plugins()
 
-    def run(*jobs: list[str], task=chaos.task, **options):
+    def run(*jobs: list[str], task=chaos.task, coming=None, **options):
         setup_globals()
         GlobalHydra.instance().clear()
         hydra = Hydra.create_main_hydra2("train", create_config_search_path("pkg://onebox.conf"))
@@ -50,7 +51,11 @@ def launch(tmp_path, monkeypatch):
         GlobalHydra.instance().clear()
         context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
         launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)
-        return launcher.launch([["hydra.sweep.dir=sweep", *job] for job in jobs], 0)
+        combined = [("hydra.sweep.dir=sweep", *job) for job in jobs]
+        if coming is None:
+            return launcher.launch(combined, 0)
+        compose = Composer(hydra.config_loader, config)
+        return launcher.launch_composed(coming(map(compose, combined)), combined, compose)
 
     return run
 
@@ -92,6 +97,18 @@ def test_a_failure_is_one_row_and_the_others_go_on(launch):
     assert "ValueError: a fault of its own" in log("fault")
     assert "in deaf" in log("deaf")  # what it was doing
     assert "Traceback" not in log("fine")
+
+
+def test_a_job_runs_while_others_are_still_to_come(launch):
+    def coming(jobs):
+        for number, job in enumerate(jobs):
+            while len(list(Path("sweep").glob("*/run.json"))) < number:
+                yield None
+            yield job
+
+    results = launch(deed("fault"), deed("vanish"), deed("fine"), coming=coming)
+    assert [result.status for result in results] == [JobStatus.FAILED] * 2 + [JobStatus.COMPLETED]
+    assert "deed fine" in log("fine")
 
 
 def test_no_state_passes_from_job_to_job(launch):

@@ -75,8 +75,8 @@ def plain(value):
 
 
 def test_what_varies_is_what_not_all_jobs_say():
-    assert varied([job(0), job(1)]) == [{"seed": "0"}, {"seed": "1"}]
-    assert varied([job(0)]) == [{}]
+    assert varied([job(0).overrides, job(1).overrides]) == [{"seed": "0"}, {"seed": "1"}]
+    assert varied([job(0).overrides]) == [{}]
 
 
 def test_an_expression_leaves_jobs_out():

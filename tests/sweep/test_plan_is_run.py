@@ -64,6 +64,9 @@ def test_a_job_is_composed_as_hydra_does_it(overrides):
         plain.run_dir = str(job.folder)
         assert job.config == OmegaConf.to_container(plain, resolve=True)
         assert job.folder == Path(expected.hydra.sweep.dir, job.fingerprint)
+        run = composer.with_hydra(overrides, 3)
+        expected.hydra.job.id, expected.hydra.job.num = f"{expected.hydra.job.name}_3", 3
+        assert OmegaConf.to_container(run, resolve=False) == OmegaConf.to_container(expected, resolve=False)
         assert job.choices["optimizer"] == expected.hydra.runtime.choices["optimizer"]
 
 

@@ -1,6 +1,6 @@
 """Where Hydra accepts plugins from, and the only place that knows both them and how a run is built."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hydra.core.utils import JobReturn
@@ -55,6 +55,12 @@ class HermeticLauncher(Launcher):
         from onebox.sweep.launcher import launch
 
         return launch(self._options, self._context, self._task_function, self._config, job_overrides, initial_job_idx)
+
+    def launch_composed(self, jobs: Iterable[Any], combined: Sequence[Any], compose: Any) -> Sequence[JobReturn]:
+        """Run jobs as they are composed and wait for them."""
+        from onebox.sweep.launcher import launch_composed
+
+        return launch_composed(self._options, self._context, self._task_function, self._config, jobs, combined, compose)
 
 
 class OptunaSweeper(Sweeper):

@@ -32,6 +32,7 @@ class Checks:
     Attributes:
         problems: what is wrong -> the first job that it is wrong with.
         data_fingerprints: by the job's fingerprint, of those built so far.
+        died_at: the job that the process died at, if it did.
     """
 
     def __init__(self, jobs: Sequence[Job], build: Build) -> None:
@@ -42,7 +43,7 @@ class Checks:
         self._groups = sorted(alike.values(), key=lambda group: group[0].fingerprint_seedless not in firsts.values())
         self.problems: dict[str, Job] = {}
         self.data_fingerprints: dict[str, Fingerprint] = {}
-        self._died_at: Job | None = None
+        self.died_at: Job | None = None
         self._answers, sending = Pipe(duplex=False)
         configs = [dict(job.config) for job, *_ in self._groups]
         self._process = start(_build_all, (sending, build, configs))
@@ -56,9 +57,18 @@ class Checks:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """End the process, whatever it is building."""
         self._process.terminate()
         self._process.join()
         self._thread.join()
+
+    def is_running(self) -> bool:
+        """Whether some are still to be built; takes a moment."""
+        self._thread.join(0.05)
+        return self._thread.is_alive()
 
     def wait(self) -> None:
         """Until all are built.
@@ -67,8 +77,8 @@ class Checks:
             SweepFailed: the process died.
         """
         self._thread.join()
-        if self._died_at is not None:
-            raise SweepFailed(f"the process that checks the jobs died at: {self._died_at}")
+        if self.died_at is not None:
+            raise SweepFailed(f"the process that checks the jobs died at: {self.died_at}")
 
     def refuse_problems(self) -> None:
         """Wait, and raise BadInput that names every job that cannot be built."""
@@ -81,7 +91,7 @@ class Checks:
             try:
                 answer = self._answers.recv()
             except (EOFError, OSError):
-                self._died_at = group[0]
+                self.died_at = group[0]
                 return
             if isinstance(answer, dict):
                 self.data_fingerprints |= {job.fingerprint: answer for job in group}

@@ -2,23 +2,25 @@
 
 import copy
 import pickle
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.config_repository import IConfigRepository
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from onebox.errors import NO_CHDIR, check
-from onebox.runs.fingerprint import choices, fingerprint
+from onebox.runs.fingerprint import choices, fingerprint, without_hydra
 from onebox.sweep.plan import Job
 
 SWEEP_DIR = "sweep_dir"  # a key for the time of composing
+MAX_COMPOSED = 64  # sets of choices whose configs are kept, of about half a megabyte each
 RUN_DIR = "<run_dir>"  # stands in a config for the directory that its own fingerprint names
 
 
@@ -78,7 +80,7 @@ class Composer:
         self._is_hydras = "hydra" in str(sweep["dir"])  # the folder needs Hydra's own part of the config
         self._parser = OverridesParser.create(config_loader=loader)
         self._parsed: dict[str, Override] = {}
-        self._composed: dict[tuple[str, ...], tuple[DictConfig, dict[str, str | None]]] = {}
+        self._composed: OrderedDict[tuple[str, ...], _Composed] = OrderedDict()  # the last used last
         self._seedless: dict[frozenset[str], str] = {}
 
     def __call__(self, overrides: Sequence[str]) -> Job:
@@ -88,13 +90,8 @@ class Composer:
             BadInput: it would not run in a directory that is named by its fingerprint, or in another working directory.
             HydraException, OmegaConfBaseException: it cannot be composed.
         """
-        parsed = [self._parse(text) for text in overrides]
-        values = [override for override in parsed if self._is_value(override) and not self._is_hydras]
-        rest = tuple(text for text, override in zip(overrides, parsed, strict=True) if override not in values)
-        if rest not in self._composed:
-            self._composed[rest] = self._compose(rest)
-        base, chosen = self._composed[rest]
-        cfg = base.copy()
+        composed, values = self._look_up(overrides)
+        cfg = composed.plain.copy()
         ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         sweep_dir = config.pop(SWEEP_DIR)
@@ -108,7 +105,41 @@ class Composer:
             self._seedless[others] = fingerprint(seedless, cfg.fingerprint_ignore, neutral)
         folder = Path(sweep_dir, name)
         config = _replaced(config, RUN_DIR, str(folder))
-        return Job(tuple(overrides), config, chosen, name, self._seedless[others], folder)
+        return Job(tuple(overrides), config, composed.choices, name, self._seedless[others], folder)
+
+    def with_hydra(self, overrides: Sequence[str], number: int) -> DictConfig:
+        """The config of a job as Hydra runs it: with Hydra's own part, and what is interpolated as it is written."""
+        composed, values = self._look_up(overrides)
+        cfg = composed.full.copy()
+        ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
+        with read_write(cfg.hydra), open_dict(cfg.hydra):
+            parsed = [override for text in overrides if not (override := self._parse(text)).is_hydra_override()]
+            cfg.hydra.overrides.task = [override.input_line for override in parsed]
+            cfg.hydra.job.override_dirname = get_overrides_dirname(parsed, **cfg.hydra.job.config.override_dirname)
+            cfg.hydra.job.id, cfg.hydra.job.num = f"{cfg.hydra.job.name}_{number}", number
+        return cfg
+
+    def is_new_kind(self, text: str, seen: set[str]) -> bool:
+        """Whether an override may be wrong in a way that none of those `seen` is: another key, or an unknown option."""
+        override = self._parse(text)
+        kind = override.key_or_group if self._is_value(override) else text
+        if kind in seen:
+            return False
+        seen.add(kind)
+        is_option = kind == text and override.type is OverrideType.CHANGE and isinstance(override.value(), str)
+        return not (is_option and self._loader.repository.config_exists(f"{override.key_or_group}/{override.value()}"))
+
+    def _look_up(self, overrides: Sequence[str]) -> "tuple[_Composed, list[Override]]":
+        """What Hydra composes for some overrides, without those that only change values, and these."""
+        parsed = [self._parse(text) for text in overrides]
+        values = [override for override in parsed if self._is_value(override) and not self._is_hydras]
+        rest = tuple(text for text, override in zip(overrides, parsed, strict=True) if override not in values)
+        if rest not in self._composed:
+            self._composed[rest] = self._compose(rest)
+        self._composed.move_to_end(rest)
+        if len(self._composed) > MAX_COMPOSED:
+            self._composed.popitem(last=False)
+        return self._composed[rest], values
 
     def _parse(self, text: str) -> Override:
         if text not in self._parsed:
@@ -121,17 +152,21 @@ class Composer:
         key = override.key_or_group
         return is_change and key.partition(".")[0] != "hydra" and not self._loader.repository.group_exists(key)
 
-    def _compose(self, overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str | None]]:
-        """A config without Hydra's part but for the sweep's folder, and the choices."""
-        cfg = self._loader.load_sweep_config(self._sweep_config, list(overrides))
-        check_job(cfg)
-        chosen = choices(cfg.hydra)
-        sweep: Any = OmegaConf.to_container(cfg.hydra.sweep, resolve=False)
-        sweep_dir = cfg.hydra.sweep.dir if self._is_hydras else sweep["dir"]  # that follows from other keys
-        with open_dict(cfg):
-            del cfg["hydra"]
-            cfg.run_dir, cfg[SWEEP_DIR] = RUN_DIR, str(sweep_dir)
-        return cfg, chosen
+    def _compose(self, overrides: Sequence[str]) -> "_Composed":
+        full = self._loader.load_sweep_config(self._sweep_config, list(overrides))
+        check_job(full)
+        sweep: Any = OmegaConf.to_container(full.hydra.sweep, resolve=False)
+        sweep_dir = full.hydra.sweep.dir if self._is_hydras else sweep["dir"]  # that follows from other keys
+        plain = without_hydra(full, run_dir=RUN_DIR)
+        with open_dict(plain):
+            plain[SWEEP_DIR] = str(sweep_dir)
+        return _Composed(full, plain, choices(full.hydra))
+
+
+class _Composed(NamedTuple):
+    full: DictConfig
+    plain: DictConfig  # without Hydra's part but for the sweep's folder
+    choices: dict[str, str | None]
 
 
 def check_job(cfg: DictConfig) -> None:

@@ -1,8 +1,10 @@
 """What a job of a sweep does before it trains, in whatever process a launcher has put it."""
 
+import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +26,13 @@ def _is_objective(value: Any) -> bool:
 
 RERUN = ("none", "failed", "stale", "all")
 PLAN = "sweep.json"  # the plan of a sweep, in its folder
-_JOB = {**dict.fromkeys(("fingerprint", "fingerprint_seedless"), str), "overrides": [str], "data_fingerprint": dict}
-_PLAN = {"jobs": [_JOB], "objective": _is_objective, "mode": {"*": str}}
+_JOB = {
+    **dict.fromkeys(("fingerprint", "fingerprint_seedless"), str),
+    "overrides": [str],
+    "data_fingerprint": dict,
+    "config": dict,
+}
+_PLAN = {"jobs": [_JOB], "objective": _is_objective, "mode": {"*": str}, "config": dict}
 REPLACED = ".replaced"  # folder beside the jobs that receives what is run again
 
 
@@ -72,7 +79,20 @@ def take(
     return facts
 
 
-def check_planned(folder: Path, fingerprint: str, source: str, plan: Mapping[str, Any]) -> None:
+def planned_config(plan: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
+    """The resolved config of one of a plan's jobs; empty where an older plan does not have it."""
+    config: dict[str, Any] = {"": deepcopy(plan.get("config", {}))}
+    for key, value in job.get("config", {}).items():
+        *above, last = ["", *key.split(".")] if key else [""]
+        node = config
+        for name in above:
+            node = node[name] if isinstance(node.get(name), dict) else node.setdefault(name, {})
+        node[last] = value
+    found: dict[str, Any] = config[""]
+    return found
+
+
+def check_planned(folder: Path, facts: Mapping[str, Any], source: str, plan: Mapping[str, Any]) -> None:
     """Refuse a job of a grid that is not as it was planned, as its result would stand under a planned name.
 
     Raises:
@@ -81,10 +101,28 @@ def check_planned(folder: Path, fingerprint: str, source: str, plan: Mapping[str
     planned = os.environ.get(PLANNED_SOURCE)
     if planned is None:  # of a search, which composes a job when it starts it
         return
-    again = "; start the sweep again, which keeps what is done"
-    known = {job["fingerprint"] for job in plan.get("jobs", [])}
-    check(fingerprint in known, f"{folder}: not in the plan of its sweep, so its config has changed since{again}")
-    check(source == planned, f"{folder}: the code of onebox has changed since the sweep was planned{again}")
+    again = "start the sweep again, which keeps what is done"
+    jobs = plan.get("jobs", [])
+    if all(job["fingerprint"] != facts["fingerprint"] for job in jobs):
+        config = json.loads(json.dumps(facts["config"]))
+        before = (planned_config(plan, job) for job in jobs if job["overrides"] == facts["overrides"])
+        changed = differences(next(before, config), config)
+        keys = ", ".join(key for key, value in changed if folder.name not in str(value))
+        raise BadInput(f"{folder}: not in the plan of its sweep, as {keys or 'its config'} has changed since; {again}")
+    check(source == planned, f"{folder}: the code has changed since the sweep was planned; {again}")
+
+
+def differences(config: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Where another config differs: a dotted key, and all that it has there; "" where the keys themselves differ."""
+    if config.keys() != other.keys() or any("." in str(key) for key in other):
+        yield prefix.rstrip("."), other
+        return
+    for key, value in other.items():
+        before = config[key]
+        if isinstance(value, Mapping) and isinstance(before, Mapping) and value != before:
+            yield from differences(before, value, f"{prefix}{key}.")
+        elif value != before or type(value) is not type(before):  # 1 is not True, nor 1.0
+            yield f"{prefix}{key}", value
 
 
 def next_step(facts: Mapping[str, Any] | None, *, rerun: str, stale: bool) -> Step:

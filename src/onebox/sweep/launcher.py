@@ -1,11 +1,12 @@
 """The hermetic launcher: each job of a sweep in a process of its own; which runs when, and what is said of it."""
 
+import itertools
 import os
 import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,34 +33,28 @@ LOOK_AGAIN_S = 1.0  # for jobs that another sweep is running
 
 
 class Task:
-    """A job that is to be run, composed when it is first asked for its config.
+    """A job that is to be run, composed when it is first asked for, if it is not yet.
 
     Attributes:
         attempts: how often it has been started by this launch.
         result: None until it has ended for good.
     """
 
-    def __init__(
-        self, context: HydraContext, sweep_config: DictConfig, overrides: Sequence[str], number: int, label: str
-    ) -> None:
-        self._context, self._sweep_config, self._overrides = context, sweep_config, list(overrides)
-        self.number, self.label = number, label
+    def __init__(self, compose: Composer, overrides: Sequence[str], number: int, label: str) -> None:
+        self._compose, self._overrides = compose, list(overrides)
+        self.number, self.label = number, label or "one job"
         self.attempts = 0
         self.result: JobReturn | None = None
 
     @cached_property
     def config(self) -> DictConfig:
         """Its config, with `hydra`."""
-        config = self._context.config_loader.load_sweep_config(self._sweep_config, self._overrides)
-        with open_dict(config):
-            config.hydra.job.id = f"{config.hydra.job.name}_{self.number}"
-            config.hydra.job.num = self.number
-        return config
+        return self._compose.with_hydra(self._overrides, self.number)
 
     @cached_property
     def job(self) -> Job:
         """What the sweep planned, with its run directory."""
-        return Composer(self._context.config_loader, self._sweep_config)(self._overrides)
+        return self._compose(self._overrides)
 
     def forget(self) -> None:
         """Give its config back, which takes megabytes."""
@@ -92,16 +87,26 @@ class _Running:
 
 
 class Launch:
-    """Runs tasks, each in a process of its own, and returns when all have ended."""
+    """Runs tasks, each in a process of its own, and returns when all have ended.
+
+    `source` gives more of them while others run, or None where it has none yet; with it they are `at_most` so many.
+    """
 
     def __init__(
-        self, options: LaunchOptions, context: HydraContext, task_function: TaskFunction, tasks: Sequence[Task]
+        self,
+        options: LaunchOptions,
+        context: HydraContext,
+        task_function: TaskFunction,
+        tasks: Iterable[Task] = (),
+        source: Iterator[Task | None] | None = None,
+        at_most: int = 0,
     ) -> None:
-        self._options, self._context, self._task_function, self._tasks = options, context, task_function, tasks
+        self._options, self._context, self._task_function = options, context, task_function
+        self._tasks, self._source = list(tasks), source
         self._slots = device_slots(options.n_jobs, options.gpus_per_job, options.devices)  # that are free
         self._threads = options.threads_per_job or thread_share(len(self._slots))
-        self._view = View(len(tasks))
-        self._pending = deque(tasks)
+        self._view = View(at_most or len(self._tasks))
+        self._pending = deque(self._tasks)
         self._running: list[_Running] = []
         self._look_again = 0.0
         self._signals: list[int] = []
@@ -116,8 +121,9 @@ class Launch:
         """
         with self._signals_noted(), self._view:
             try:
-                while self._pending or self._running:
+                while self._pending or self._running or self._source is not None:
                     self._obey_signals()
+                    self._take_in()
                     self._start()
                     self._wait()
                     self._collect()
@@ -152,7 +158,7 @@ class Launch:
         done = sum(task.result is not None and task.result.status is JobStatus.COMPLETED for task in self._tasks)
         name = signal.Signals(self._signals[0]).name
         how, kind = ("Ctrl-C", KeyboardInterrupt) if name == "SIGINT" else (name, Preempted)
-        return kind(f"sweep stopped by {how}, {done} of {len(self._tasks)} jobs done; the same command resumes it")
+        return kind(f"sweep stopped by {how}, {done} of {self._view.total} jobs done; the same command resumes it")
 
     def _obey_signals(self) -> None:
         if self._signals and not self._is_stopping:
@@ -176,6 +182,7 @@ class Launch:
         for task in self._pending:
             task.result = failed(Stopped(f"not started, as {why}"))
         self._pending.clear()
+        self._source = None
 
     def _ask_to_stop(self, running: _Running, reason: Literal["timeout", "stop"]) -> None:
         if running.reason is None:
@@ -183,8 +190,21 @@ class Launch:
             running.reason = reason
             running.killed_at = time.monotonic() + self._options.grace_s
 
+    def _take_in(self) -> None:
+        """Let one more task come, which may take as long as it takes to compose a job."""
+        if self._source is None:
+            return
+        try:
+            task = next(self._source)
+        except StopIteration:
+            self._source, self._view.total = None, len(self._tasks)
+            return
+        if task is not None:
+            self._tasks.append(task)
+            self._pending.append(task)
+
     def _start(self) -> None:
-        """Start jobs while there are slots, and compose the next one."""
+        """Start jobs while there are slots."""
         while self._slots and (task := self._next()) is not None:
             slot = self._slots.pop(0)
             try:
@@ -212,7 +232,7 @@ class Launch:
 
     def _is_free(self, task: Task) -> bool:
         try:
-            return not is_held(task.job.folder, unknown=False)
+            return bool(task.config) and not is_held(task.job.folder, unknown=False)
         except Exception:  # it cannot be composed, which is found again when it is started
             return True
 
@@ -237,9 +257,10 @@ class Launch:
 
     def _wait(self) -> None:
         self._view.refresh()
+        seconds = TICK_S if self._source is None else 0
         if self._running:
-            connection.wait([item for running in self._running for item in running.process.waited_for], TICK_S)
-        elif self._pending:
+            connection.wait([item for running in self._running for item in running.process.waited_for], seconds)
+        elif self._pending and self._source is None:
             time.sleep(TICK_S)
 
     def _collect(self) -> None:
@@ -317,16 +338,43 @@ def launch(
     initial_job_idx: int,
 ) -> list[JobReturn]:
     """What Hydra asks a launcher for; see `hydra.plugins.launcher.Launcher.launch`."""
+    compose, common = Composer(context.config_loader, config), _set_up(config, job_overrides)
+    tasks = (
+        Task(compose, overrides, number, _label(overrides, common))
+        for number, overrides in enumerate(job_overrides, start=initial_job_idx)
+    )
+    return Launch(options, context, task_function, tasks).run()
+
+
+def launch_composed(
+    options: LaunchOptions,
+    context: HydraContext,
+    task_function: TaskFunction,
+    config: DictConfig,
+    jobs: Iterable[Job | None],
+    combined: Sequence[Sequence[str]],
+    compose: Composer,
+) -> list[JobReturn]:
+    """Run `jobs` of the combinations `combined` while others are still to be composed; None where one takes longer."""
+    common, numbers = _set_up(config, combined), itertools.count()
+
+    def task(job: Job | None) -> Task | None:
+        if job is None:
+            return None
+        found = Task(compose, job.overrides, next(numbers), _label(job.overrides, common))
+        found.job = job
+        return found
+
+    return Launch(options, context, task_function, source=map(task, jobs), at_most=len(combined)).run()
+
+
+def _set_up(config: DictConfig, job_overrides: Sequence[Sequence[str]]) -> set[str]:
+    """Make Hydra ready for jobs; what they all have."""
     setup_globals()
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     # One by one, as a search has it, jobs have nothing to differ from but the sweep.
-    common = set(config.hydra.overrides.task) if len(job_overrides) < 2 else set.intersection(*map(set, job_overrides))
-    labels = [
-        " ".join(text for text in overrides if text not in common and not text.lstrip("+~").startswith("hydra"))
-        for overrides in job_overrides
-    ]
-    tasks = [
-        Task(context, config, overrides, number, label or "one job")
-        for number, (overrides, label) in enumerate(zip(job_overrides, labels, strict=True), start=initial_job_idx)
-    ]
-    return Launch(options, context, task_function, tasks).run()
+    return set(config.hydra.overrides.task) if len(job_overrides) < 2 else set.intersection(*map(set, job_overrides))
+
+
+def _label(overrides: Sequence[str], common: set[str]) -> str:
+    return " ".join(text for text in overrides if text not in common and not text.lstrip("+~").startswith("hydra"))

@@ -34,7 +34,7 @@ class View:
             expand=True,
             disable=not self._console.is_terminal,
         )
-        self._total = total
+        self.total = total
         self._jobs = self._bar.add_task("all", total=total, unit="jobs")
         self._running: dict[int, tuple[TaskID, Path]] = {}
         self._ended: Counter[str] = Counter()
@@ -68,8 +68,8 @@ class View:
         self._ended[status] += 1
         self._bar.advance(self._jobs)
         line = f"#{number} {label}: {status} after {duration(seconds)}{detail and f', {detail}'}"
-        if not self._console.is_terminal and self._ended.total() < self._total:
-            line += f" ({self._ended.total()}/{self._total})"
+        if not self._console.is_terminal and self._ended.total() < self.total:
+            line += f" ({self._ended.total()}/{self.total})"
         return self.say(line, COLOURS[status])
 
     def refresh(self) -> None:

@@ -19,7 +19,7 @@ from onebox.files import alone, write_json
 from onebox.overrides import as_meant
 from onebox.runs.reading.find import Run
 from onebox.runs.reading.where import select
-from onebox.sweep.job import PLAN, read_plan
+from onebox.sweep.job import PLAN, differences, read_plan
 from onebox.validation import explain
 
 SCHEMA = 1
@@ -75,26 +75,72 @@ def as_override(value: Any) -> str:
     return "null" if value is None else str(value).lower()
 
 
+class Jobs:
+    """The jobs of some combinations, composed one after the other, without those that are the same as an earlier one.
+
+    Attributes:
+        combined: the combinations.
+        composed: the jobs so far.
+        problems: what is wrong -> the first combination that it is wrong with.
+    """
+
+    def __init__(self, combined: Sequence[tuple[str, ...]], compose: Callable[[Sequence[str]], Job]) -> None:
+        self.combined, self._compose = combined, compose
+        self.composed: list[Job] = []
+        self.problems: dict[str, str] = {}
+        self._names: set[str] = set()
+        self._looked_at: dict[tuple[str, ...], Job | None] = {}
+        self._left = iter(combined)
+
+    def look_ahead(self, is_new_kind: Callable[[str, set[str]], bool]) -> None:
+        """Compose one job for each key and each unknown option, so that all typos are among the `problems`."""
+        seen: set[str] = set()
+        for overrides in self.combined:
+            try:
+                is_new = [is_new_kind(text, seen) for text in overrides]  # of all, so that all are seen
+            except HydraException:
+                is_new = [True]
+            if any(is_new):
+                self._looked_at[overrides] = self._one(overrides)
+
+    def advance(self) -> bool:
+        """Compose the next one; False when there is none."""
+        for overrides in self._left:
+            job = self._looked_at.pop(overrides) if overrides in self._looked_at else self._one(overrides)
+            if job is not None and job.fingerprint not in self._names:
+                self._names.add(job.fingerprint)
+                self.composed.append(job)
+            return True
+        return False
+
+    def refuse_problems(self, consequence: str) -> None:
+        """Raise BadInput that names what is wrong, if anything is."""
+        lines = [what if what.startswith(where) else f"{where}: {what}" for what, where in self.problems.items()]
+        check(not lines, f"{'; '.join(lines)}; {consequence}")
+
+    def _one(self, overrides: tuple[str, ...]) -> Job | None:
+        try:
+            for text in overrides:
+                as_meant(text)  # a list of values may hold what no option is
+            return self._compose(overrides)
+        except (BadInput, HydraException, OmegaConfBaseException) as error:
+            what = " ".join(explain(error, overrides).split())
+            if what not in self.problems:
+                self.problems[what] = " ".join(overrides)
+            return None
+
+
 def compose_jobs(combined: Iterable[tuple[str, ...]], compose: Callable[[Sequence[str]], Job]) -> list[Job]:
-    """Compose each combination, without those that would be the same run as an earlier one.
+    """Compose all jobs of some combinations.
 
     Raises:
         BadInput: names every combination that cannot be composed.
     """
-    jobs: dict[str, Job] = {}
-    problems: dict[str, str] = {}  # what is wrong -> where first
-    for overrides in combined:
-        try:
-            for text in overrides:
-                as_meant(text)  # a list of values may hold what no option is
-            job = compose(overrides)
-        except (BadInput, HydraException, OmegaConfBaseException) as error:
-            problems.setdefault(" ".join(explain(error, overrides).split()), " ".join(overrides))
-            continue
-        jobs.setdefault(job.fingerprint, job)
-    lines = [what if what.startswith(where) else f"{where}: {what}" for what, where in problems.items()]
-    check(not lines, "; ".join(lines) + "; no job was started")
-    return list(jobs.values())
+    jobs = Jobs(list(combined), compose)
+    while jobs.advance():
+        pass
+    jobs.refuse_problems("no job was started")
+    return jobs.composed
 
 
 def without_excluded(jobs: Sequence[Job], expression: str | None) -> list[Job]:
@@ -112,9 +158,9 @@ def without_excluded(jobs: Sequence[Job], expression: str | None) -> list[Job]:
     return kept
 
 
-def varied(jobs: Sequence[Job]) -> list[dict[str, str]]:
-    """For each job the overrides that not all have."""
-    pairs = [dict(text.split("=", 1) for text in job.overrides) for job in jobs]
+def varied(combined: Sequence[tuple[str, ...]]) -> list[dict[str, str]]:
+    """For each combination the overrides that not all have."""
+    pairs = [dict(text.split("=", 1) for text in overrides) for overrides in combined]
     keys = dict.fromkeys(key for pair in pairs for key in pair)
     shown = [key for key in keys if len({pair.get(key) for pair in pairs}) > 1]
     return [{key: pair[key] for key in shown if key in pair} for pair in pairs]
@@ -124,6 +170,7 @@ def write_plan(
     folder: Path,
     jobs: Sequence[Job],
     *,
+    combined: Sequence[tuple[str, ...]] = (),
     objective: Mapping[str, str],
     source: str,
     data_fingerprints: Mapping[str, Mapping[str, str]],
@@ -131,18 +178,24 @@ def write_plan(
     """Write what is planned to `sweep.json` in the sweep's folder; what earlier starts planned stays in it.
 
     `objective` maps tags to max or min, `data_fingerprints` the fingerprints of jobs to those of their data, as far as
-    they are known; `source` is the fingerprint of the code.
+    they are known; `source` is the fingerprint of the code; `combined` are all combinations, where `jobs` are not all
+    of them yet.
     """
     with alone(folder / ".sweep.lock", waiting="another process is planning this sweep; waiting"):
-        known = {job["fingerprint"]: job for job in read_plan(folder).get("jobs", [])}
-        for job, shown in zip(jobs, varied(jobs), strict=True):
+        before = read_plan(folder)
+        known = {job["fingerprint"]: job for job in before.get("jobs", [])}
+        first = before.get("config") or jobs[0].config
+        combined = combined or [job.overrides for job in jobs]
+        shown = dict(zip(combined, varied(combined), strict=True))
+        for job in jobs:
             known[job.fingerprint] = {
                 "fingerprint": job.fingerprint,
                 "fingerprint_seedless": job.fingerprint_seedless,
                 "seed": job.config["seed"],
                 "overrides": list(job.overrides),
-                "varied": shown,
+                "varied": shown[job.overrides],
                 "data_fingerprint": data_fingerprints.get(job.fingerprint),
+                "config": dict(differences(first, job.config)),
             }
         plan = {
             "schema": SCHEMA,
@@ -152,6 +205,7 @@ def write_plan(
             "objective": list(objective),
             "mode": dict(objective),
             "source": source,
+            "config": first,  # resolved; jobs say where theirs differ
             "jobs": [{"number": number, **job} for number, job in enumerate(known.values())],
         }
         write_json(folder / PLAN, plan)

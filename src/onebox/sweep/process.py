@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import gc
 import multiprocessing
 import os
 import pickle
@@ -48,7 +49,19 @@ def start_server() -> None:
     forkserver.ensure_running()
 
 
-def start(function: Callable[..., None], args: tuple[Any, ...]) -> Any:
+def importing() -> threading.Thread:
+    """A thread that lives until the server has imported everything, or is dead."""
+
+    def wait() -> None:
+        with contextlib.suppress(SweepFailed):  # which the first job says
+            start(gc.collect, ()).join()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def start(function: Callable[..., object], args: tuple[Any, ...]) -> Any:
     """Call a function in a fork of the server; returns the process."""
     process = _context.Process(target=function, args=args)
     _fork(process)

@@ -2,8 +2,7 @@
 
 import logging
 import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -17,7 +16,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
@@ -26,11 +25,12 @@ from onebox.files import replacing
 from onebox.overrides import check_place
 from onebox.runs.provenance import source_fingerprint
 from onebox.runs.reading.find import read_run
-from onebox.sweep.check import Build, Checks
+from onebox.sweep.check import Build
 from onebox.sweep.compose import Composer
-from onebox.sweep.job import PLANNED_SOURCE, RERUN, is_stale, next_step, stored_objective
-from onebox.sweep.plan import Job, combinations, compose_jobs, varied, without_excluded, write_plan
-from onebox.sweep.process import start_server
+from onebox.sweep.course import Course
+from onebox.sweep.job import PLANNED_SOURCE, RERUN
+from onebox.sweep.plan import Jobs, combinations, varied, without_excluded, write_plan
+from onebox.sweep.process import importing, start_server
 from onebox.sweep.snapshot import code_of_now
 
 log = logging.getLogger(__name__)
@@ -40,8 +40,8 @@ log = logging.getLogger(__name__)
 class GridSweeper(Sweeper):
     """Runs all combinations of the values that the command line and `params` list, and those of `sweep.jobs`.
 
-    All are composed before the first starts, so that a typo costs nothing. They are built beside those that run. What
-    is done already is not launched.
+    Typos are found before the first job starts. The rest is composed, and what is composed is built, beside jobs that
+    run. What is done already is not launched.
 
     Args:
         params: key -> values as the command line writes them, such as `1,3,10`; the command line wins.
@@ -54,9 +54,10 @@ class GridSweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """See Hydra's Sweeper."""
         self.config, self.hydra_context = config, hydra_context
-        self._launcher = Plugins.instance().instantiate_launcher(
+        self._launcher: Any = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
+        self._takes_jobs_as_they_come = hasattr(self._launcher, "launch_composed")
 
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
         """Run the sweep; `arguments` are overrides of the command line.
@@ -70,34 +71,38 @@ class GridSweeper(Sweeper):
         check_place(folder, self.config.get("name"))
         start_server()  # imports, while the jobs are composed
         jobs = self._plan(arguments)
-        if self.config.sweep.plan == "only":
-            self._show(jobs, folder)
-            return []
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "multirun.yaml") as temporary:
-            OmegaConf.save(self.config, temporary)
         source = source_fingerprint()
-        plan = partial(write_plan, folder, jobs, objective=objectives(self.config), source=source)
-        plan(data_fingerprints={})
-        with Checks(jobs, self._build) as checks:
-            if any((job.folder / "run.json").exists() for job in jobs):
-                checks.wait()  # whether what is done is of these data
-            returns, to_run = self._kept(jobs, checks.data_fingerprints)
+        write = partial(write_plan, folder, objective=objectives(self.config), source=source)
+        with Course(jobs, self.config.rerun, self._build, write) as course:
+            if self.config.sweep.plan == "only":
+                self._show(course, folder)
+                return []
+            folder.mkdir(parents=True, exist_ok=True)
+            with replacing(folder / "multirun.yaml") as temporary:
+                OmegaConf.save(self.config, temporary)
+            os.environ[PLANNED_SOURCE] = source
             try:
-                if to_run:
-                    os.environ[PLANNED_SOURCE] = source
-                    with code_of_now(folder, wanted=self.config.sweep.snapshot):
-                        launched = self._launcher.launch([list(job.overrides) for job in to_run], initial_job_idx=0)
-                    returns |= {job.fingerprint: back for job, back in zip(to_run, launched, strict=True)}
+                with code_of_now(folder, wanted=self.config.sweep.snapshot):
+                    returns = self._launch(course)
             finally:
                 os.environ.pop(PLANNED_SOURCE, None)
-                plan(data_fingerprints=checks.data_fingerprints)
+                course.write()
                 report(folder)
-        _raise_failures([returns[job.fingerprint] for job in jobs])
-        return [returns[job.fingerprint] for job in jobs]
+        jobs.refuse_problems("the other jobs have run")
+        _raise_failures(returns)
+        return returns
 
-    def _plan(self, arguments: list[str]) -> list[Job]:
-        """Compose the jobs that the sweep asks for."""
+    def _launch(self, course: Course) -> list[JobReturn]:
+        """Run what is to be run; what all jobs came to."""
+        if self._takes_jobs_as_they_come:
+            found = self._launcher.launch_composed(course.to_run(), course.jobs.combined, self._compose)
+        else:
+            overrides = [list(job.overrides) for job in course.to_run() if job is not None]
+            found = self._launcher.launch(overrides, initial_job_idx=0) if overrides else []
+        return [*course.kept.values(), *found]
+
+    def _plan(self, arguments: list[str]) -> Jobs:
+        """The jobs that the sweep asks for, composed as far as that goes while the first cannot start yet."""
         config, context = self.config, self.hydra_context
         assert config is not None
         assert context is not None
@@ -108,64 +113,37 @@ class GridSweeper(Sweeper):
         given += [text for text in arguments if not text.lstrip("+~").startswith("sweep.")]
         parser = OverridesParser.create(config_loader=context.config_loader)
         combined = combinations(parser.parse_overrides(given), settings["jobs"])
-        bar = track(combined, "composing the jobs", transient=True, disable=not Console().is_terminal)
-        jobs = compose_jobs(bar, Composer(context.config_loader, config))
-        if len(jobs) < len(combined):
-            log.info("%d of %d combinations are duplicates", len(combined) - len(jobs), len(combined))
-        return without_excluded(jobs, settings["exclude"])
+        self._compose = Composer(context.config_loader, config)
+        jobs = Jobs(combined, self._compose)
+        jobs.look_ahead(self._compose.is_new_kind)
+        jobs.refuse_problems("no job was started")
+        needs_all = not self._takes_jobs_as_they_come or settings["exclude"] or settings["plan"] == "only"
+        imports = importing()
+        with Progress(transient=True, disable=not Console().is_terminal) as bar:
+            shown = bar.add_task("composing the jobs", total=len(combined))
+            while jobs.advance() and (needs_all or imports.is_alive()):
+                bar.advance(shown)
+        jobs.refuse_problems("no job was started")
+        jobs.composed = without_excluded(jobs.composed, settings["exclude"])
+        return jobs
 
-    def _show(self, jobs: Sequence[Job], folder: Path) -> None:
+    def _show(self, course: Course, folder: Path) -> None:
         """Print what would run, and how long that may take; nothing is written."""
         assert self.config is not None
-        returns, to_run = self._kept(jobs, {})
-        waiting = {job.fingerprint for job in to_run}
+        jobs = course.jobs.composed
+        waiting = {job.fingerprint for job in jobs if course.step(job) != "keep"}
+        course.say()
         table = Table("job", "", "what it varies", box=SIMPLE_HEAD)
-        for job, shown in zip(jobs, varied(jobs), strict=True):
+        for job, shown in zip(jobs, varied([job.overrides for job in jobs]), strict=True):
             what = " ".join(f"{key}={value}" for key, value in shown.items())
             table.add_row(job.fingerprint, "to run" if job.fingerprint in waiting else "done", Text(printable(what)))
         Console().print(table)
-        runs = [run for name in returns if (run := read_run(folder / name))]
+        runs = [run for job in jobs if job.fingerprint not in waiting and (run := read_run(job.folder))]
         seconds = [spent for run in runs if (spent := run.record.get("seconds")) is not None]
         at_once = self.config.hydra.launcher.get("n_jobs") or 1
-        if seconds and to_run:
-            left = duration(mean(seconds) * len(to_run) / at_once)
-            print(f"about {left} for {len(to_run):,} jobs, {at_once} at once, at the pace of those that are done")
-
-    def _kept(
-        self, jobs: Sequence[Job], data_fingerprints: Mapping[str, Mapping[str, str]]
-    ) -> tuple[dict[str, JobReturn], list[Job]]:
-        """What is kept, by fingerprint, and what is to run; says how many there are of each."""
-        assert self.config is not None
-        source = source_fingerprint()
-        kept: dict[str, JobReturn] = {}
-        to_run: list[Job] = []
-        counts: Counter[str] = Counter()
-        for job in jobs:
-            run = read_run(job.folder)
-            facts = run.record if run else None
-            stale = facts is not None and is_stale(facts, source, partial(data_fingerprints.get, job.fingerprint))
-            step = next_step(facts, rerun=self.config.rerun, stale=stale)
-            failed = facts is not None and facts.get("status") == "failed"
-            if step == "keep":
-                kept[job.fingerprint] = _returned(job, failed=failed)
-                counts["failed before, kept" if failed else "done, but stale" if stale else "done"] += 1
-            else:
-                to_run.append(job)
-                counts["failed before, retried" if failed and step == "resume" else step] += 1
-        log.info("%d jobs: %s", len(jobs), ", ".join(f"{number} {what}" for what, number in counts.items()))
-        if counts["done, but stale"]:
-            log.info("stale: done by other code or on other data; rerun=stale runs them again")
-        return kept, to_run
-
-
-def _returned(job: Job, *, failed: bool) -> JobReturn:
-    """What a job that is kept would have returned."""
-    value: Any = RuntimeError("failed before") if failed else stored_objective(job.folder, job.config["objective"])
-    status = JobStatus.FAILED if failed else JobStatus.COMPLETED
-    config = OmegaConf.create(dict(job.config))
-    return JobReturn(
-        overrides=list(job.overrides), cfg=config, working_dir=str(job.folder), status=status, _return_value=value
-    )
+        if seconds and waiting:
+            left = duration(mean(seconds) * len(waiting) / at_once)
+            print(f"about {left} for {len(waiting):,} jobs, {at_once} at once, at the pace of those that are done")
 
 
 def _raise_failures(returns: Sequence[JobReturn]) -> None:
