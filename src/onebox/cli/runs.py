@@ -224,7 +224,8 @@ def diff(
 
 def explain(
     names: Annotated[
-        list[str], typer.Argument(metavar="RUNS...", show_default=False, help="Folders of runs, or runs.")
+        list[str],
+        typer.Argument(metavar="RUNS...", show_default=False, help="Folders of runs, runs, or two KEY=VALUE."),
     ],
     metric: Metric = None,
     outputs: Outputs = Path("outputs"),
@@ -237,19 +238,29 @@ def explain(
     their number, what mattered most first. What never changed alone is named, as its effect cannot be told from that
     of others.
 
+    Two settings are compared on the same seeds and test images: two runs or folders of one setting each, or two
+    selections of --where's kind. Over seeds by Student's interval of the paired differences, over images by McNemar's
+    test, with the number of seeds that would tell them apart: better, worse, or cannot tell.
+
     \b
     Examples
       onebox explain outputs/sweeps/loss_weights
+      onebox explain outputs/sweeps/loss_weights loss.weights.loc=1 loss.weights.loc=10
+      onebox explain 3f2a 77c0
       onebox explain outputs/baseline outputs/giou --metric test/iou --metric test/loc_l1
       onebox explain outputs --json
     """
-    from onebox.runs.reading.explain import explain as explain_runs
-    from onebox.runs.reading.explain import lines
+    from onebox.runs.reading import explain as effects
+    from onebox.runs.reading import pairs
     from onebox.runs.reading.find import find_all
 
     gc.disable()  # see runs
-    document = explain_runs(find_all(names, outputs), metric or [])
+    settings = pairs.find_settings(names, outputs)
+    if settings is not None:
+        document, lines = pairs.compare_settings(settings, metric or []), pairs.lines
+    else:
+        document, lines = effects.explain(find_all(names, outputs), metric or []), effects.lines
     if json_:
         print_json(document)
-        return
-    print_lines(lines(document))
+    else:
+        print_lines(lines(document))

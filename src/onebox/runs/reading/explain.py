@@ -72,13 +72,18 @@ def lines(document: dict[str, Any]) -> Iterator[Line]:
         change = f"{value_text(effect['from'])} → {value_text(effect['to'])}"
         cells = [_cell(effect["metrics"][tag], tag) for tag in tags]
         rows.append([(effect["key"], "bold"), (change, ""), (str(effect["pairs"]), ""), *cells])
-    widths = [max(len(text) for text, _ in column) for column in zip(*rows, strict=True)]
-    for row in rows if document["effects"] else []:
-        yield [(f"{text:<{width}}  ", style) for (text, style), width in zip(row, widths, strict=True)]
+    yield from aligned(rows) if document["effects"] else ()
     found = "mean effect ± 95 % interval over pairs of runs that differ in this alone"
     yield [(found, "dim") if document["effects"] else ("no two runs differ in exactly one key", "yellow")]
     if document["never_alone"]:
         yield [("never varied alone: ", "yellow"), (", ".join(document["never_alone"]), "bold")]
+
+
+def aligned(rows: Sequence[Line]) -> Iterator[Line]:
+    """Rows of a table, each with its cells as wide as those of the others."""
+    widths = [max(len(text) for text, _ in column) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield [(f"{text:<{width}}  ", style) for (text, style), width in zip(row, widths, strict=True)]
 
 
 def _usual_metrics(runs: Sequence[Run]) -> list[str]:
