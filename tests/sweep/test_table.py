@@ -173,6 +173,37 @@ def test_a_row_is_named_by_its_number_or_fingerprint(sweep):
             command(sweep, *arguments)
 
 
+def test_folders_that_the_plan_no_longer_has_are_named(sweep):
+    plan(sweep)
+    document = json.loads((sweep / "sweep.json").read_text())
+    jobs = document["jobs"]
+    del jobs[1]
+    for job in jobs:
+        job["planned"] = "2026-11-01"
+    # The defaults of job 0 have changed, and those of one that never ran.
+    jobs += [
+        jobs[0] | {"fingerprint": "1" * 12, "planned": "2026-11-02"},
+        jobs[3] | {"fingerprint": "2" * 12, "planned": "2026-11-02"},
+    ]
+    write_json(sweep / "sweep.json", document)
+    (sweep / ("3" * 12)).mkdir()
+    (sweep / "notes").mkdir()
+    (sweep / "1" / "big").write_bytes(bytes(3_000_000))
+    rows = json.loads(command(sweep, "--orphans", "--json"))["rows"]
+    assert {row["folder"].rpartition("/")[2]: (row["status"], row["why"]) for row in rows} == {
+        "0": ("completed", "planned now as 111111111111"),
+        "1": ("completed", "not planned"),
+        "3" * 12: ("no run.json", "not planned"),
+    }
+    assert max(row["size_mb"] for row in rows) == pytest.approx(3.0, abs=0.1)
+    text = shown(sweep)
+    assert "the plan no longer has #0 5, see --orphans" in text
+    assert "6 jobs: 3 completed, 2 pending, 1 failed" in text  # not the old one that never ran
+    (sweep / "sweep.json").unlink()
+    with pytest.raises(BadInput, match="nothing says which folders are orphans"):
+        command(sweep, "--orphans")
+
+
 def test_following_ends_with_the_last_job(sweep, monkeypatch, capsys):
     edit(sweep / "0", status="pending")
     monkeypatch.setattr(follow.time, "sleep", lambda _: edit(sweep / "0", status="completed"))

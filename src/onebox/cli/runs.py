@@ -94,6 +94,9 @@ def sweep(
     log: Log = None,
     folder: Folder = None,
     follow: Annotated[bool, typer.Option("--follow", help="Show it again until all jobs have ended.")] = False,
+    orphans: Annotated[
+        bool, typer.Option("--orphans", help="List the folders of jobs that the plan no longer has instead.")
+    ] = False,
     csv: Csv = None,
     markdown: Markdown = False,
     json_: Json = False,
@@ -120,10 +123,14 @@ def sweep(
       onebox sweep outputs/sweeps/loss_weights --csv loss_weights.csv
     """
     from onebox.sweep.reading.follow import follow as follow_sweep
-    from onebox.sweep.reading.table import Sweep, list_sweep, read_sweep
+    from onebox.sweep.reading.orphans import list_orphans
+    from onebox.sweep.reading.sweep import Sweep
+    from onebox.sweep.reading.table import list_sweep, read_sweep
 
     gc.disable()  # see runs
     place = _sweep_folder(name, outputs)
+    if orphans:
+        return list_orphans(place).print(csv=csv, markdown=markdown, as_json=json_)
 
     def read() -> Sweep:
         found = read_sweep(place)

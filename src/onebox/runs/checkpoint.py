@@ -18,6 +18,7 @@ from torch import nn
 from onebox.errors import BadInput, check
 from onebox.files import opened, replacing
 from onebox.runs.fingerprint import changed_parts
+from onebox.runs.record import read_record, why_no_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +126,8 @@ def checkpoint_to_resume(run_dir: Path, facts: Mapping[str, Any]) -> Path | None
         )
         log.info("resumes after %s epochs, %s steps", content["epoch"], content["global_step"])
         return path
-    log.info("starts again: there is no checkpoint to resume from")
+    attempts = (read_record(run_dir) or {}).get("attempts") or [{}]
+    log.info("starts again: %s", why_no_checkpoint(attempts[-1]) or "there is no checkpoint to resume from")
     return None
 
 

@@ -28,6 +28,7 @@ _ATTEMPT: dict[str, Any] = {
     "seconds": is_finite,
     "error": dict,
     "data_fingerprint": {"*": str},
+    "checkpoints_removed": str,
 }
 RECORD: dict[str, Any] = {  # the shape of run.json, see `onebox.files.misfit`
     **_ATTEMPT,
@@ -42,11 +43,13 @@ RECORD: dict[str, Any] = {  # the shape of run.json, see `onebox.files.misfit`
     "hardware": dict,
     "seed": is_finite,
 }
-ATTEMPT = ("status", "started", "ended", "seconds", "error", "host", "source")  # what is kept of an earlier one
+# What is kept of an earlier one.
+ATTEMPT = ("status", "started", "ended", "seconds", "error", "host", "source", "checkpoints_removed")
 WRITTEN = (  # what a run writes beside run.json
     *("config.yaml", "metrics.json", "metrics.csv", "trace.csv", "samples.npz", "predictions.csv", "predictions.jpg"),
     *("report.html", "checkpoints/last.ckpt", "checkpoints/best.ckpt", "checkpoints/previous.ckpt"),
 )
+CHECKPOINTS = ("last.ckpt", "best.ckpt", "previous.ckpt", "new.ckpt")  # that a run writes to its `checkpoints`
 _held: dict[Path, TextIO] = {}
 _FLOCK = "hhqqi4x"  # struct flock of Linux: type, whence, start, length, process
 
@@ -118,6 +121,39 @@ def read_record(folder: Path | str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return facts
+
+
+def stored_checkpoints(folder: Path) -> dict[Path, os.stat_result]:
+    """The checkpoints that a run has written; no link is followed, and what else lies beside them is not looked at."""
+    found = {}
+    for path in (folder / "checkpoints" / name for name in CHECKPOINTS):
+        with suppress(OSError):
+            if not path.parent.is_symlink() and stat.S_ISREG((state := path.lstat()).st_mode):
+                found[path] = state
+    return found
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints of a run that has ended; run.json says so from then on.
+
+    Raises:
+        BadInput: another process is running it, or it is no run.
+    """
+    check(_take(folder, wait=False) is not None, f"{folder}: is no run any more")
+    try:
+        # First, so that a kill in between leaves no run of which nothing says where its checkpoints are.
+        removed = {"checkpoints_removed": _text(datetime.now(UTC))}
+        write_json(folder / "run.json", read_json(folder / "run.json") | removed)
+        for path in stored_checkpoints(folder):
+            path.unlink()
+    finally:
+        release(folder)
+
+
+def why_no_checkpoint(facts: Mapping[str, Any]) -> str:
+    """When `remove_checkpoints` removed those of a run, for people; empty if it did not."""
+    when = str(facts.get("checkpoints_removed") or "")
+    return when and f"its checkpoints were removed by onebox prune on {when[:10]}"
 
 
 def _take(folder: Path, *, wait: bool) -> dict[str, Any] | None:

@@ -181,6 +181,7 @@ def write_plan(
     they are known; `source` is the fingerprint of the code; `combined` are all combinations, where `jobs` are not all
     of them yet.
     """
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
     with alone(folder / ".sweep.lock", waiting="another process is planning this sweep; waiting"):
         before = read_plan(folder)
         known = {job["fingerprint"]: job for job in before.get("jobs", [])}
@@ -196,11 +197,12 @@ def write_plan(
                 "varied": shown[job.overrides],
                 "data_fingerprint": data_fingerprints.get(job.fingerprint),
                 "config": dict(differences(first, job.config)),
+                "planned": now,
             }
         plan = {
             "schema": SCHEMA,
             "name": jobs[0].config["name"],
-            "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "started": now,
             "command": sys.argv,
             "objective": list(objective),
             "mode": dict(objective),

@@ -19,6 +19,7 @@ from onebox.model.localizer import Localizer
 from onebox.runs.checkpoint import read_checkpoint
 from onebox.runs.fingerprint import with_new_names
 from onebox.runs.predictions import read_predictions
+from onebox.runs.record import read_record, why_no_checkpoint
 from onebox.trust import check_config, stored_file, stored_yaml
 
 if TYPE_CHECKING:
@@ -109,6 +110,8 @@ def load_run(path: str | Path, *, trust: Sequence[str] = ()) -> LoadedRun:
     folder = Path(path)
     files = [folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last", "previous")]
     file = next((name for name in files if name.exists()), None)
+    why = why_no_checkpoint(read_record(folder) or {}) if file is None else ""
+    check(not why, f"{folder}: {why}; onebox reproduce {folder} trains it again")
     if file is None or not (folder / "config.yaml").exists():
         raise BadInput(f"{folder}: no trained run; it needs config.yaml and checkpoints/best.ckpt or last.ckpt")
     stored_file(folder, str(file.relative_to(folder)))

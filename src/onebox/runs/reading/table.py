@@ -5,7 +5,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from onebox.files import write_text
 from onebox.runs.fingerprint import flatten
 from onebox.runs.reading.find import MISSING, Run, find_runs, near_keys
 from onebox.runs.reading.where import select
+from onebox.runs.record import why_no_checkpoint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,12 +95,14 @@ def list_runs(
     typed = [[text for text in run.record.get("overrides", []) if not text.startswith(PLACES)] for run in found]
     columns["overrides"] = [" ".join(texts) for texts in typed]
     columns |= {tag: [run.tags.get(tag, math.nan) for run in found] for tag in tags}
+    bare = [numbers[run.path] for run in found if why_no_checkpoint(run.record)]
+    without: Line = [(f"no checkpoints, as onebox prune removed them: #{ranges(sorted(bare))}", "dim")]
     more: Line = [(f"{total - len(found):,} more (--limit 0 shows all {total:,})", "")]
     return Listing(
         columns,
         shown=list(dict.fromkeys(["number", "run", "started", "status", "fingerprint", *tags, *keys, "overrides"])),
         metrics=tags,
-        notes=[*nonfinite_notes(found), *([more] if len(found) < total else [])],
+        notes=[*nonfinite_notes(found), *([without] if bare else []), *([more] if len(found) < total else [])],
         facts={"outputs": str(outputs), "runs": total},
     )
 
@@ -255,7 +258,7 @@ class Listing:
         if name == "seconds":
             return ["-" if math.isnan(value) else duration(value) for value in values]
         if name == "number":
-            return [ranges(str(value)) for value in values]
+            return [ranges(map(int, str(value).split())) for value in values]
         if name == "started":
             return [cell(value)[:19].replace("T", " ") for value in values]
         return ["●" if value else "" for value in values] if name == "best" else [cell(value) for value in values]
@@ -276,10 +279,10 @@ def _side_by_side(widths: Sequence[int], room: int) -> Iterator[list[int]]:
     yield group
 
 
-def ranges(numbers: str) -> str:
-    """Ascending whole numbers, shorter: `0-2 7` for `0 1 2 7`; of more than three parts only the first."""
+def ranges(numbers: Iterable[int]) -> str:
+    """Ascending whole numbers as a short text: `0-2 7` for 0, 1, 2, 7; of more than three parts only the first."""
     parts: list[list[int]] = []
-    for number in map(int, numbers.split()):
+    for number in numbers:
         if parts and parts[-1][-1] == number - 1:
             parts[-1] = [parts[-1][0], number]
         else:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from onebox.errors import EXIT_INTERRUPTED, printable, say
 from onebox.runs.reading.table import Listing
-from onebox.sweep.reading.table import Sweep
+from onebox.sweep.reading.sweep import Sweep
 
 PAUSE_S = 2.0
 UNENDED = ("pending", "running")

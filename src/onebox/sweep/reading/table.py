@@ -4,88 +4,25 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from onebox.errors import BadInput, Line, check, duration
+from onebox.errors import BadInput, Line, duration
 from onebox.runs.fingerprint import changed_parts
 from onebox.runs.provenance import source_fingerprint
 from onebox.runs.reading.changes import compare
 from onebox.runs.reading.find import MISSING, Run, find_runs, near_keys
 from onebox.runs.reading.noise import lower_is_better, t95
 from onebox.runs.reading.table import STYLES, Listing, cell, choose_metrics, nonfinite_notes, ranges, scalar, sortable
-from onebox.runs.reading.where import select
 from onebox.sweep.job import PLAN, is_stale, read_plan
+from onebox.sweep.reading.orphans import superseded
+from onebox.sweep.reading.sweep import Sweep
 
 STATUSES = ("completed", "running", "pending", "interrupted", "died", "failed", "stale")  # the worst last
 MAX_NOTE = 160  # characters
-
-
-@dataclass(frozen=True, eq=False)
-class Sweep:
-    """All jobs of a sweep.
-
-    Attributes:
-        folder: where they lie.
-        mode: each tag that it optimises -> `max` or `min`; the first one sorts the table.
-        varied: keys and groups that differ between the jobs, without the seed.
-        alike: those of them that have a column of their own, as most jobs set them; the others are in `what`.
-        every: all jobs as runs, those without a run directory too.
-        jobs: a row for each, in the order of the plan, then by start. `status` is that of run.json, `stale` for a run
-            that completed under other code or data, `pending` for one that is only planned; `note` says why it failed
-            or is stale; `group` is equal for jobs that differ by the seed alone; `seconds` are of all attempts. The
-            others are `fingerprint`, `seed`, `run`, each varied key, `what` where there are unlike jobs, each metric
-            and `floor/NAME` of what has a result. The index is a job's number, which selecting jobs does not change.
-    """
-
-    folder: Path
-    mode: Mapping[str, str]
-    varied: Sequence[str]
-    alike: Sequence[str]
-    every: Sequence[Run]
-    jobs: pd.DataFrame
-
-    @property
-    def runs(self) -> list[Run]:
-        """Those that have a result."""
-        return [self.every[number] for number in self.jobs.index[self.jobs["status"].isin(["completed", "stale"])]]
-
-    @property
-    def columns(self) -> list[str]:
-        """What says for people what a job varies."""
-        return [*self.alike, *(["what"] if len(self.alike) < len(self.varied) else [])]
-
-    def where(self, expression: str) -> "Sweep":
-        """Only the jobs that meet an expression of `onebox.runs.reading.where`."""
-        kept = {id(run) for run in select([self.every[number] for number in self.jobs.index], expression)[0]}
-        return replace(self, jobs=self.jobs[[id(self.every[number]) in kept for number in self.jobs.index]])
-
-    def job(self, handle: str) -> Run:
-        """The job that a number, or the first digits of a fingerprint, means.
-
-        Raises:
-            BadInput: it means none, or several.
-        """
-        known = self.jobs["fingerprint"]
-        found = known.index[known.str.startswith(handle)].tolist()
-        if handle.isdecimal() and int(handle) in known.index:
-            found = [int(handle)]
-        several = f"{len(found)} jobs have a fingerprint that begins so: #{ranges(' '.join(map(str, found)))}"
-        check(len(found) < 2, f"{handle}: {several}")
-        there = f"the numbers are {ranges(' '.join(map(str, known.index)))}; or give the first digits of a fingerprint"
-        check(bool(found), f"{handle}: no such job; {there}")
-        return self.every[found[0]]
-
-    def name(self, number: int) -> str:
-        """What a job varies, for people."""
-        job = self.jobs.loc[number]
-        seed = ["seed"] if self.jobs["seed"].nunique() > 1 else []
-        parts = [f"{key}={cell(job[key])}" for key in [*self.alike, *seed] if cell(job[key]) != "-"]
-        return " ".join([str(job.get("what") or ""), *parts]).strip()
 
 
 def read_sweep(folder: Path) -> Sweep:
@@ -95,6 +32,7 @@ def read_sweep(folder: Path) -> Sweep:
         BadInput: there are neither, or the plan cannot be read.
     """
     plan = read_plan(folder)
+    old = superseded(plan)
     planned = {str(job["fingerprint"]): job for job in plan.get("jobs", [])}
     # The same config twice, in folders of other layouts: the one that completed counts, else the newest.
     runs = sorted(find_runs(folder)[::-1], key=lambda run: run.record.get("status") == "completed")
@@ -102,10 +40,12 @@ def read_sweep(folder: Path) -> Sweep:
     if not found and not planned:
         raise BadInput(f"{folder}: holds neither runs nor {PLAN}, so it is no sweep")
     found = dict(sorted(found.items(), key=lambda item: item[1].record.get("started", "")))
+    planned = {name: job for name, job in planned.items() if name in found or name not in old}  # the rest never comes
     typed = {name: _typed(job) for name, job in planned.items()}
     varied = _varied(found, typed)
     typed = {name: _typed(run.record) for name, run in found.items()} | typed
     names = list(dict.fromkeys([*planned, *found]))
+    orphans = [number for number, name in enumerate(names) if plan and (name in old or name not in planned)]
     unlike = [key for key in varied if sum(key in values for values in typed.values()) < len(names) / 2]
     unlike = unlike if len(unlike) > 1 else []
     source = source_fingerprint()
@@ -123,7 +63,7 @@ def read_sweep(folder: Path) -> Sweep:
     frame = frame.join(pd.DataFrame(results, index=range(len(jobs)), dtype=float))
     config = [*found.values()][-1].config if found else {}
     alike = [key for key in varied if key not in unlike]
-    return Sweep(folder, _mode(plan, config), list(varied), alike, every, frame)
+    return Sweep(folder, _mode(plan, config), list(varied), alike, every, frame, orphans)
 
 
 def list_sweep(sweep: Sweep, *, metrics: Sequence[str] = (), seeds: bool = False, sort: str | None = None) -> Listing:
@@ -347,9 +287,11 @@ def _notes(sweep: Sweep) -> Iterator[Line]:
     for status, note in bad[["status", "note"]].drop_duplicates().itertuples(index=False):
         jobs = bad[(bad["status"] == status) & (bad["note"] == note)]
         reason = note if len(note) <= MAX_NOTE else f"{note[: MAX_NOTE - 1]}…"
-        numbers = ranges(" ".join(map(str, jobs.index)))
+        numbers = ranges(jobs.index)
         which = f"#{numbers} {sweep.name(jobs.index[0])}" if len(jobs) == 1 else f"{len(jobs):,} jobs: #{numbers}"
         yield [(f"{status} ", STYLES[status]), (f"{reason} ({which.strip()})", "")]
     for note, count in Counter(sweep.jobs["note"][sweep.jobs["status"] == "stale"]).items():
         text = f"{count:,} job{'s'[: count != 1]} completed under {note}; rerun=stale runs them again"
         yield [("stale ", STYLES["stale"]), (text, "")]
+    if sweep.orphans:
+        yield [(f"the plan no longer has #{ranges(sweep.orphans)}, see --orphans", "")]
