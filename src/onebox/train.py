@@ -182,12 +182,13 @@ def train(cfg: DictConfig) -> Value:
     from onebox.runs.fingerprint import run_facts
     from onebox.runs.provenance import source_fingerprint
     from onebox.runs.record import RunRecord, claim, sigterm_raises
-    from onebox.sweep.job import Done, check_planned, read_plan, stored_objective, take
+    from onebox.sweep.job import Done, check_planned, planned_varied, read_plan, stored_objective, take
 
     run_dir = Path(os.path.relpath(cfg.run_dir))
     facts = run_facts(cfg, HydraConfig.get())
     number = ranks.served_rank(cfg.trainer)
     if number is not None:
+        hparams.name_events(cfg, {})
         with ranks.as_rank(number, run_dir), sigterm_raises():
             return _experiment(cfg, RunRecord.of_rank(run_dir, number), facts["fingerprint"], capped=True)
     in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
@@ -204,6 +205,7 @@ def train(cfg: DictConfig) -> Value:
     with sigterm_raises(), RunRecord(run_dir, earlier, **facts) as run:
         validate(cfg)  # before tensorboard is imported, which takes longer
         planned = [job["overrides"] for job in plan.get("jobs", [])]
+        hparams.name_events(cfg, planned_varied(plan, facts["fingerprint"]))
         with hparams.session(cfg, facts, planned, RESULT_TAGS):
             if (count := ranks.num_ranks(cfg.trainer)) > 1:
                 try:

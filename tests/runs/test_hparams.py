@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from onebox.runs.hparams import session
+from onebox.runs.hparams import name_events, session
 from onebox.train import RESULT_TAGS
 
 
@@ -72,6 +72,9 @@ def test_tensorboard_shows_all_jobs_what_they_vary_and_how_they_ended(tmp_path, 
     finally:
         server.terminate()
         server.wait()
+    # The list of runs says what a job varies.
+    names = {group["name"].partition("/")[2] for group in groups}
+    assert names == {"", "tensorboard/loc=l1,dropout=0", "tensorboard/loc=giou,dropout=0", "tensorboard/loc=giou,dropout=0.5"}  # fmt: skip
     found = {
         group["name"].partition("/")[0]: (group["hparams"]["loss/loc"], group["sessions"][0]["status"])
         for group in groups
@@ -84,3 +87,25 @@ def test_tensorboard_shows_all_jobs_what_they_vary_and_how_they_ended(tmp_path, 
         if group["name"] != "x":
             assert any(value["name"]["tag"] == "best/joint_acc" for value in group["metricValues"])
     assert experiment["hparamInfos"][0]["name"] == "loss/loc"  # what is varied comes first
+
+
+@pytest.mark.parametrize(
+    ("varied", "there", "name"),
+    [
+        ({"optimizer.lr": "0.01", "model/backbone": "tiny_cnn"}, (), "lr=0.01,backbone=tiny_cnn"),
+        ({"loss/loc": "l1", "loss.weights.loc": "3"}, (), "loss.loc=l1,loss.weights.loc=3"),
+        ({"data.ids": "['a/b', \\x]", "seed": "1"}, (), "ids=__a_b_,__x_,seed=1"),
+        ({"name": "x" * 500}, (), "name=" + "x" * 115),
+        ({}, (), ""),
+        ({"seed": "1"}, ("events.out.tfevents.1",), ""),  # of a run that began when names were not given
+        ({"seed": "1"}, ("lr=0.01/events.out.tfevents.1",), "lr=0.01"),  # the sweep has got another axis since
+    ],
+)
+def test_events_lie_in_a_folder_that_says_what_a_job_varies(tmp_path, varied, there, name):
+    for path in there:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    events = {"_target_": "lightning.TensorBoardLogger", "save_dir": str(tmp_path), "name": "", "version": ""}
+    cfg = OmegaConf.create({"logger": {"tensorboard": events}})
+    name_events(cfg, varied)
+    assert cfg.logger.tensorboard.version == name

@@ -1,6 +1,7 @@
-"""TensorBoard's HPARAMS tab."""
+"""TensorBoard's HPARAMS tab, and the names of runs in it."""
 
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from onebox.errors import Preempted
 
+MAX_NAME = 120  # characters
 START, END = ".hparams", ".hparams_end"  # how the names of their event files end
 
 
@@ -61,6 +63,28 @@ def session(
             _write(folder, END, session_end_info=plugin_data_pb2.SessionEndInfo(status=status))
 
 
+def name_events(cfg: DictConfig, varied: Mapping[str, str]) -> None:
+    """Name the folder of a job's events after what the job varies: TensorBoard calls a run by the path of its events.
+
+    What has begun keeps its name, also in the other processes of a run.
+
+    Args:
+        cfg: its config, in which the logger's `version` is set.
+        varied: key or group -> value of what differs between the jobs of its sweep.
+    """
+    part = _logger(cfg)
+    if part is None or part.name or part.version:
+        return
+    events = [path.parent for path in sorted(Path(part.save_dir).glob("**/events.out.tfevents.*"))]
+    if events:
+        part.version = str(events[0].relative_to(part.save_dir)).removeprefix(".")
+        return
+    names = {key: re.split(r"[./]", key)[-1] for key in varied}
+    are_clear = len({*names.values()}) == len(names)
+    text = ",".join(f"{names[key] if are_clear else key.replace('/', '.')}={value}" for key, value in varied.items())
+    part.version = re.sub(r"[^\w.=,+-]", "_", text)[:MAX_NAME]
+
+
 def _shown(
     cfg: DictConfig, facts: Mapping[str, Any], planned: Sequence[Sequence[str]]
 ) -> tuple[dict[str, bool | float | str], set[str]]:
@@ -79,12 +103,15 @@ def _shown(
 
 
 def _events_folder(cfg: DictConfig) -> Path | None:
-    if os.environ.get("LOCAL_RANK", "0") != "0":  # the first of several processes does it
+    part = _logger(cfg)
+    if part is None or os.environ.get("LOCAL_RANK", "0") != "0":  # the first of several processes does it
         return None
-    for part in (cfg.logger or {}).values():
-        if part and part["_target_"].endswith("TensorBoardLogger"):
-            return Path(part.save_dir, part.name or "", part.version or "")
-    return None
+    return Path(part.save_dir, part.name or "", part.version or "")
+
+
+def _logger(cfg: DictConfig) -> Any:
+    parts = (cfg.logger or {}).values()
+    return next((part for part in parts if part and part["_target_"].endswith("TensorBoardLogger")), None)
 
 
 def _write(folder: Path, suffix: str, **fields: Any) -> None:

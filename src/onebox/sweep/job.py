@@ -31,6 +31,7 @@ _JOB = {
     "overrides": [str],
     "data_fingerprint": dict,
     "config": dict,
+    "varied": {"*": str},
 }
 _PLAN = {"jobs": [_JOB], "objective": _is_objective, "mode": {"*": str}, "config": dict}
 REPLACED = ".replaced"  # folder beside the jobs that receives what is run again
@@ -90,6 +91,12 @@ def planned_config(plan: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str,
         node[last] = value
     found: dict[str, Any] = config[""]
     return found
+
+
+def planned_varied(plan: Mapping[str, Any], fingerprint: str) -> dict[str, str]:
+    """What one of a plan's jobs varies: the value of each key."""
+    jobs = (job for job in plan.get("jobs", []) if job["fingerprint"] == fingerprint)
+    return {key.lstrip("+~"): str(value) for job in jobs for key, value in (job.get("varied") or {}).items()}
 
 
 def check_planned(folder: Path, facts: Mapping[str, Any], source: str, plan: Mapping[str, Any]) -> None:
