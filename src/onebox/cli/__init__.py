@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from onebox.cli import lr_find, prune, reproduce, runs
+from onebox.cli import export, lr_find, predict, prune, reproduce, runs
 from onebox.errors import (
     EXIT_FAULT,
     EXIT_INTERRUPTED,
@@ -51,9 +51,10 @@ app = typer.Typer(
 data_app = typer.Typer(help="Get and check data, and see what is cached.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 app.command(epilog=reproduce.EPILOG)(reproduce.reproduce)
-for command in (runs.runs, runs.sweep, runs.explain, lr_find.lr_find, prune.prune):
+for command in (runs.runs, runs.sweep, runs.explain, lr_find.lr_find, prune.prune, export.export):
     app.command(epilog=EPILOG)(command)
 app.command(epilog=runs.DIFF_EPILOG)(runs.diff)
+app.command(epilog=predict.EPILOG)(predict.predict)
 
 
 @data_app.command(epilog=EPILOG)

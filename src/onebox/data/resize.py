@@ -5,10 +5,15 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from PIL import Image as Pillow
 
 from onebox.errors import check, is_integer
+
+try:
+    import torch
+except ImportError:  # an exported network needs none; Pillow's pixels are the same but for a rounding
+    torch = None  # type: ignore[assignment]
 
 Image = NDArray[np.uint8]  # [H, W, 3], RGB
 
@@ -42,6 +47,9 @@ class Resize:
     def __call__(self, image: Image) -> Image:
         """[H, W, 3] of any size to [size, size, 3]."""
         square = (self.size, self.size)
+        if self.interpolation in ANTIALIASED and torch is None:
+            method = Pillow.Resampling[self.interpolation.upper()]
+            return np.asarray(Pillow.fromarray(image).resize(square, method))
         if self.interpolation in ANTIALIASED:
             batch = torch.from_numpy(np.require(image, requirements="W")).permute(2, 0, 1)[None]
             resized = torch.nn.functional.interpolate(batch, square, mode=self.interpolation, antialias=True)

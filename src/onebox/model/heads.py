@@ -92,7 +92,7 @@ class AttentionPoolHead(Head):
 
     def forward(self, features: Features) -> Tensor:
         cells = self.thin(features.maps).flatten(2).transpose(1, 2) + self.positions  # [B, H * W, channels]
-        pooled, _ = self.attention(self.query.expand(len(cells), -1, -1), cells, cells, need_weights=False)
+        pooled, _ = self.attention(self.query.expand(cells.shape[0], -1, -1), cells, cells, need_weights=False)
         return self.layers(pooled[:, 0])
 
 

@@ -115,5 +115,5 @@ class Localizer(nn.Module):
         """Codes from the localisation head's outputs; of a box for each class that of the label or likeliest class."""
         if self.num_boxes > 1:
             chosen = logits.argmax(1) if labels is None else labels
-            out = out.unflatten(1, (self.num_boxes, 4))[torch.arange(len(out), device=out.device), chosen]
+            out = out.unflatten(1, (self.num_boxes, 4))[torch.arange(out.shape[0], device=out.device), chosen]
         return self.box_coder.encode(out) if self.loc_head.gives_boxes else self.box_coder.activate(out)

@@ -2,20 +2,22 @@
 
 import textwrap
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import hydra
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from onebox.boxes import clip, unnorm
+from onebox.boxes import clip
 from onebox.data.augment import Transform
 from onebox.errors import BadInput, check, own_complaint
 from onebox.files import misfit
 from onebox.model.localizer import Localizer
+from onebox.predict import Detection, detect, read_any
 from onebox.runs.checkpoint import read_checkpoint
 from onebox.runs.fingerprint import with_new_names
 from onebox.runs.predictions import read_predictions
@@ -25,21 +27,7 @@ from onebox.trust import check_config, stored_file, stored_yaml
 if TYPE_CHECKING:
     import pandas as pd
 
-
-class Detection(NamedTuple):
-    """What is in an image.
-
-    Attributes:
-        box_px: [4] float32, xyxy in pixels of the image that was given, inside it.
-        label: name of the class.
-        probability: of that class.
-        probabilities: [K] float32, of all classes.
-    """
-
-    box_px: NDArray[np.float32]
-    label: str
-    probability: float
-    probabilities: NDArray[np.float32]
+Given = NDArray[np.uint8] | str | Path
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,33 +53,37 @@ class LoadedRun:
         """What the run predicted of each test image, see `onebox.runs.predictions`."""
         return read_predictions(self.folder)
 
-    def predict(self, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> list[Detection]:
+    def predict(self, images: Given | Sequence[Given]) -> list[Detection]:
         """Find the object of each image.
 
         Args:
-            images: RGB images [H, W, 3] uint8, each of its own size; or one of them. They are predicted as one batch.
+            images: RGB images [H, W, 3] uint8, each of its own size, or paths of image files; or one of them. They are
+                predicted as one batch.
 
         Returns:
             One detection an image.
+
+        Raises:
+            BadInput: an array is no such image, or a file cannot be read.
         """
-        if isinstance(images, np.ndarray) and images.ndim == 3:
-            images = [images]
-        for image in images:
+        is_one = isinstance(images, str | Path) or (isinstance(images, np.ndarray) and images.ndim == 3)
+        given: Any = [images] if is_one else images
+        arrays = [read_any(Path(one))[0] if isinstance(one, str | Path) else one for one in given]
+        for image in arrays:
             is_rgb = image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
             check(is_rgb, f"an image must be uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
-        if not len(images):
-            return []
-        batch = torch.from_numpy(np.stack([self.transform.resize(image) for image in images]))
+        return detect(self, arrays)
+
+    def resize(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """See `onebox.predict.Model`."""
+        return self.transform.resize(image)
+
+    def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See `onebox.predict.Model`."""
         device = next(self.localizer.parameters()).device
         with torch.inference_mode():
-            preds = self.localizer(batch.permute(0, 3, 1, 2).to(device))
-        boxes, probabilities = clip(preds.boxes).cpu(), preds.logits.softmax(1).cpu()
-        return [
-            Detection(
-                unnorm(box, image.shape[:2]).numpy(), self.class_names[int(p.argmax())], float(p.max()), p.numpy()
-            )
-            for image, box, p in zip(images, boxes, probabilities, strict=True)
-        ]
+            preds = self.localizer(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))
+        return clip(preds.boxes).cpu().numpy(), preds.logits.softmax(1).cpu().numpy()
 
 
 def load_run(path: str | Path, *, trust: Sequence[str] = ()) -> LoadedRun:
@@ -118,12 +110,12 @@ def load_run(path: str | Path, *, trust: Sequence[str] = ()) -> LoadedRun:
     path = folder / "config.yaml"
     config = with_new_names(stored_yaml(folder, path.name, "it is not that of a run"))
     config = config if isinstance(config, dict) else {}
-    parts: dict[str, Any] = {group: config.get(group) or {} for group in ("model", "augment")}
+    parts: dict[str, Any] = {group: deepcopy(config.get(group)) or {} for group in ("model", "augment")}
     is_whole = misfit(parts, {"model": {"backbone": dict}, "augment": dict}) is None and "backbone" in parts["model"]
     check(is_whole, f"{path}: not the config of a run: it needs model, with its backbone, and augment")
     check_config(parts, path, trust)
-    if "pretrained" in config["model"]["backbone"]:
-        config["model"]["backbone"]["pretrained"] = False  # the checkpoint has all weights
+    if "pretrained" in parts["model"]["backbone"]:
+        parts["model"]["backbone"]["pretrained"] = False  # the checkpoint has all weights
     checkpoint = read_checkpoint(file)
     state, names = checkpoint.get("state_dict"), checkpoint["onebox"].get("class_names")
     check(isinstance(state, dict) and isinstance(names, list), f"{file}: holds no weights, or no names of classes")
