@@ -48,6 +48,25 @@ def nursery() -> Iterator[Nursery]:
 
 
 @pytest.fixture(scope="session")
+def trained(nursery: Nursery, shapes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a small run that has completed."""
+    folder = tmp_path_factory.mktemp("trained")
+    overrides = [
+        f"data.root={shapes_root}",
+        "data.source=null",
+        f"data.cache_dir={folder / 'cache'}",
+        "image_size=32",
+        "data.batch_size=8",
+        "trainer.max_epochs=2",
+        "optimizer.lr=0.01",
+        "callbacks.pictures=null",
+        f"hydra.run.dir={folder / 'run'}",
+    ]
+    assert nursery.run(*overrides, log=folder / "log") == 0, (folder / "log").read_text()
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
 def voc_root() -> Path:
     """The folder that holds VOCdevkit."""
     if "ONEBOX_VOC_ROOT" not in os.environ:

@@ -52,7 +52,7 @@ def export(
     file = out or found.path / f"model{SUFFIXES[to]}"
     check(file.suffix == SUFFIXES[to], f"{file}: the name of a file for --to {to} ends in {SUFFIXES[to]}")
     check(file.parent.is_dir(), f"{file}: no such folder; create it, or choose another --out")
-    from onebox.export import export as write  # takes torch with it
+    from onebox.runs.reading.export import export as write  # takes torch with it
     from onebox.runs.reading.load import load_run
 
     loaded = load_run(found.path, trust=trust or [])
@@ -70,8 +70,8 @@ def export(
 
 def _images(folder: Path) -> "tuple[list[Image], str]":
     """Images to compare on, and what they are."""
-    from onebox.predict import read_any
     from onebox.runs.predictions import PREDICTIONS, read_predictions
+    from onebox.runs.reading.predict import read_any
 
     images: list[Any] = []
     if (folder / PREDICTIONS).exists():

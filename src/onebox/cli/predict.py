@@ -16,7 +16,7 @@ from onebox.cli.reproduce import Outputs, Trust
 from onebox.errors import EXIT_FAULT, EXIT_INTERRUPTED, BadInput, check, printable, say
 
 if TYPE_CHECKING:
-    from onebox.predict import Decoded, Detection, Model
+    from onebox.runs.reading.predict import Decoded, Detection, Model
 
 EPILOG = (
     "Exit codes: 0 success, 1 some files could not be read (each is named; the others are done), 2 bad input, "
@@ -90,7 +90,7 @@ def predict(
       onebox predict RUN photos --format voc --out pseudo --min-probability .9   labels to train on
       find /photos -name '*.jpg' | onebox predict model.onnx - --format jsonl > found.jsonl
     """
-    from onebox.predict import common_folder, detect_files, image_files
+    from onebox.runs.reading.predict import common_folder, detect_files, image_files
 
     check(out is not None or not (pictures or format_ in TREES), "name the folder to write to: --out FOLDER")
     is_new = out is None or not out.exists() or not any(out.iterdir())
@@ -121,7 +121,7 @@ def predict(
 
 def _model(name: str, trust: Sequence[str], outputs: Path) -> "Model":
     if name.endswith(".onnx"):
-        from onebox.onnx_model import OnnxModel
+        from onebox.runs.reading.onnx_model import OnnxModel
 
         return OnnxModel(Path(name))
     from onebox.runs.reading.find import find_run
@@ -217,7 +217,7 @@ def _tree(form: str, out: Path, folder: Path, classes: Sequence[str]) -> Iterato
     from onebox.data.convert import WRITERS
     from onebox.data.layout import Labelled
     from onebox.data.walk import without_suffix
-    from onebox.predict import read_any
+    from onebox.runs.reading.predict import read_any
 
     images = out / ("JPEGImages" if form == "voc" else "images")
     labelled: dict[str, Labelled] = {}

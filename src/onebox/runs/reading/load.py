@@ -17,10 +17,10 @@ from onebox.data.augment import Transform
 from onebox.errors import BadInput, check, own_complaint
 from onebox.files import misfit
 from onebox.model.localizer import Localizer
-from onebox.predict import Detection, detect, read_any
 from onebox.runs.checkpoint import read_checkpoint
 from onebox.runs.fingerprint import with_new_names
 from onebox.runs.predictions import read_predictions
+from onebox.runs.reading.predict import Detection, detect, read_any
 from onebox.runs.record import read_record, why_no_checkpoint
 from onebox.trust import check_config, stored_file, stored_yaml
 
@@ -75,11 +75,11 @@ class LoadedRun:
         return detect(self, arrays)
 
     def resize(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """See `onebox.predict.Model`."""
+        """See `onebox.runs.reading.predict.Model`."""
         return self.transform.resize(image)
 
     def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """See `onebox.predict.Model`."""
+        """See `onebox.runs.reading.predict.Model`."""
         device = next(self.localizer.parameters()).device
         with torch.inference_mode():
             preds = self.localizer(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))

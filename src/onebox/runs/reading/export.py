@@ -17,8 +17,8 @@ from onebox.data.resize import Resize
 from onebox.errors import BadInput, check
 from onebox.files import replacing
 from onebox.model.localizer import Localizer
-from onebox.onnx_model import KEY, OnnxModel
 from onebox.runs.reading.load import LoadedRun
+from onebox.runs.reading.onnx_model import KEY, OnnxModel
 
 TOLERANCE = 1e-4  # of any box (in [0, 1]) or probability
 OUTPUTS = ("boxes", "labels", "probabilities")

@@ -18,7 +18,7 @@ MAX_BYTES = 1 << 31  # what one file of ONNX can hold
 
 
 class OnnxModel:
-    """See `onebox.predict.Model`.
+    """See `onebox.runs.reading.predict.Model`.
 
     Attributes:
         class_names: the K names that belong to its probabilities.
@@ -54,10 +54,10 @@ class OnnxModel:
         self.about: dict[str, Any] = about
 
     def resize(self, image: Image) -> Image:
-        """See `onebox.predict.Model`."""
+        """See `onebox.runs.reading.predict.Model`."""
         return self._resize(image)
 
     def run(self, images: Image) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """See `onebox.predict.Model`."""
+        """See `onebox.runs.reading.predict.Model`."""
         boxes, probabilities = self.session.run(["boxes", "probabilities"], {"images": images})
         return boxes, probabilities
