@@ -232,6 +232,8 @@ COMMANDS = {
     "convert": ["{run} {out} --to csv"],
     "download": [],  # reads no folder of others
     "lr-find": [],
+    "predict": ["{run} {run}", "{other} {run} --format csv"],
+    "export": ["{run} --out {out}.onnx", "{run} --to torch"],
 }
 
 
