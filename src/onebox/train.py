@@ -224,9 +224,22 @@ def _experiment(cfg: DictConfig, run: RunRecord, fingerprint: str, *, capped: bo
     """Build, fit, test, close; `capped`, with few loader workers, as other processes want the rest."""
     use_threads(cfg, capped=capped)
     built = build(cfg, run, fingerprint)
+    _let_be_pruned(cfg, built.trainer, fingerprint)
     _fit(cfg, run, built)
-    test, floor = _test(run, built)
+    test, floor = ({}, {}) if run.is_pruned else _test(run, built)
     return _close(cfg, run, built, test, floor)
+
+
+def _let_be_pruned(cfg: DictConfig, trainer: Trainer, fingerprint: str) -> None:
+    """Let a job of a search that has a pruner ask it after each epoch."""
+    hydra = HydraConfig.get()
+    is_job = os.path.abspath(Path(cfg.run_dir).parent) == os.path.abspath(hydra.sweep.dir)
+    if is_job and hydra.sweeper.get("pruner") is not None:
+        from onebox.callbacks.pruning import Pruning
+        from onebox.sweep.study import reporter
+
+        if (is_hopeless := reporter(hydra.sweeper, fingerprint)) is not None:
+            trainer.callbacks.append(Pruning(cfg.objective, is_hopeless))  # type: ignore[attr-defined]  # see _fit
 
 
 def _fit(cfg: DictConfig, run: RunRecord, built: Built) -> None:

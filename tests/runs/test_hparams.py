@@ -39,7 +39,7 @@ def test_tensorboard_shows_all_jobs_what_they_vary_and_how_they_ended(tmp_path, 
     folder = tmp_path / "outputs" / "sweeps" / "small"
     # TensorBoard shows the results that the session names which it happens to read first, so all name the same.
     events = {"_target_": "lightning.TensorBoardLogger", "save_dir": str(folder / "x"), "name": "", "version": ""}
-    cfg = OmegaConf.create({"logger": {"tensorboard": events}, "hparams": ["loss/loc"]})
+    cfg = OmegaConf.create({"logger": {"tensorboard": events}, "hparams": ["loss/loc"], "run_dir": str(folder)})
     facts: dict = {"choices": {"loss/loc": "ciou"}, "overrides": ["loss/loc=ciou"]}
     for fails in (True, False, True):  # one that failed is resumed, and only its last end counts
         with contextlib.suppress(ValueError), session(cfg, facts, [], RESULT_TAGS):

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from onebox.errors import Preempted
+from onebox.runs.record import read_record
 
 MAX_NAME = 120  # characters
 START, END = ".hparams", ".hparams_end"  # how the names of their event files end
@@ -23,7 +24,8 @@ def session(
     """Tell TensorBoard a run's hyper-parameters and which tags are its results, and after the block how it ended.
 
     A run shows up while it runs, and also when it fails before there is a trainer. One that was stopped or killed has
-    no end, and resumes as the same session. Without TensorBoard among `cfg.logger` nothing happens.
+    no end, and resumes as the same session; one that was pruned ends with the status `unknown`, neither a success nor
+    a failure. Without TensorBoard among `cfg.logger` nothing happens.
 
     Args:
         cfg: the composed config.
@@ -54,7 +56,8 @@ def session(
     status = api_pb2.STATUS_FAILURE
     try:
         yield
-        status = api_pb2.STATUS_SUCCESS
+        is_pruned = "pruned" in (read_record(cfg.run_dir) or {})
+        status = api_pb2.STATUS_UNKNOWN if is_pruned else api_pb2.STATUS_SUCCESS
     except (Preempted, KeyboardInterrupt):
         status = None
         raise

@@ -32,7 +32,7 @@ _ATTEMPT: dict[str, Any] = {
 }
 RECORD: dict[str, Any] = {  # the shape of run.json, see `onebox.files.misfit`
     **_ATTEMPT,
-    **dict.fromkeys(("name", "fingerprint", "fingerprint_seedless", "weights_fingerprint"), str),
+    **dict.fromkeys(("name", "fingerprint", "fingerprint_seedless", "weights_fingerprint", "pruned"), str),
     "attempts": [_ATTEMPT],
     "config": {"fingerprint_ignore": [str], "fingerprint_neutral": dict},
     "choices": {"*": str},
@@ -45,6 +45,7 @@ RECORD: dict[str, Any] = {  # the shape of run.json, see `onebox.files.misfit`
 }
 # What is kept of an earlier one.
 ATTEMPT = ("status", "started", "ended", "seconds", "error", "host", "source", "checkpoints_removed")
+ENDED = ("completed", "pruned")  # statuses that no attempt changes any more
 WRITTEN = (  # what a run writes beside run.json
     *("config.yaml", "metrics.json", "metrics.csv", "trace.csv", "samples.npz", "predictions.csv", "predictions.jpg"),
     *("report.html", "checkpoints/last.ckpt", "checkpoints/best.ckpt", "checkpoints/previous.ckpt"),
@@ -57,7 +58,7 @@ _FLOCK = "hhqqi4x"  # struct flock of Linux: type, whence, start, length, proces
 def claim(folder: Path, *, fingerprint: str, resume: str) -> dict[str, Any] | None:
     """Take a run directory for this process, until `release` or its end; again, where it has it already.
 
-    `resume` is `auto`, which accepts a run of the same fingerprint that did not complete, or `never`, which accepts no
+    `resume` is `auto`, which accepts a run of the same fingerprint that has not `ENDED`, or `never`, which accepts no
     run. Returns what run.json says of the run to resume; None when there is none.
 
     Raises:
@@ -72,7 +73,7 @@ def claim(folder: Path, *, fingerprint: str, resume: str) -> dict[str, Any] | No
     if facts is not None:
         status, theirs = facts.get("status"), facts.get("fingerprint")
         holds, instead = f"{folder}: already holds a run", "choose another hydra.run.dir or remove the folder"
-        check(status != "completed" and resume != "never", f"{holds} ({status}); {instead}")
+        check(status not in ENDED and resume != "never", f"{holds} ({status}); {instead}")
         other = f"of another config (fingerprint {theirs}, not {fingerprint})"
         check(theirs == fingerprint, f"{holds}, {other}; {instead}")
     return _take(folder, wait=False)
@@ -196,9 +197,9 @@ def _lock(file: TextIO, folder: Path, *, wait: bool) -> None:
 class RunRecord:
     """A run directory that this process has claimed: keeps run.json true, and releases the directory at the end.
 
-    As a context manager it writes `running` at the start and at the end `completed`, `interrupted` (Ctrl-C, SIGTERM)
-    or `failed` with the reason, and names the command that resumes an interrupted run. A killed run still says
-    `running`.
+    As a context manager it writes `running` at the start and at the end `completed`, `pruned` (by the search that it
+    is a job of), `interrupted` (Ctrl-C, SIGTERM) or `failed` with the reason, and names the command that resumes an
+    interrupted run. A killed run still says `running`.
 
     The last attempt of a run that is resumed, whose run.json is `earlier`, moves to `attempts`. `facts` are recorded
     from the start.
@@ -227,6 +228,11 @@ class RunRecord:
         """Whether an earlier attempt began the run."""
         return "attempts" in self._facts
 
+    @property
+    def is_pruned(self) -> bool:
+        """Whether its search has ended it."""
+        return "pruned" in self._facts
+
     def add(self, **facts: Any) -> None:
         """Record more."""
         self._facts |= facts
@@ -254,7 +260,7 @@ class RunRecord:
         about: dict[str, Any] = {"type": type(error).__name__, "message": str(error)}
         facts: dict[str, Any] = {"status": "failed", "error": about, **_ended(self._facts["started"])}
         if error is None:
-            facts["status"] = "completed"
+            facts["status"] = "pruned" if self.is_pruned else "completed"
             del facts["error"]
         elif isinstance(error, KeyboardInterrupt | Preempted):
             facts["status"] = "interrupted"

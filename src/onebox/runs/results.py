@@ -66,7 +66,7 @@ def print_results(run_dir: Path) -> None:
     from onebox.runs.reading.report import balance_line, read_metrics
 
     console = Console()
-    metrics = read_metrics(run_dir)
+    metrics, run = read_metrics(run_dir), read_json(run_dir / "run.json")
     test, floor = metrics["test"], metrics["floor"]
     if test:
         which = "last weights"
@@ -82,13 +82,14 @@ def print_results(run_dir: Path) -> None:
             table.add_row(name, result, f"{floor[name]:.3f}", style="bold" if name == "joint_acc" else "")
         table.caption = "floor: the median box and the most frequent class, whatever the image"
     else:
-        table = Table("", "result", title="training images, last epoch (there is no test split)")
+        why = f"pruned {run['pruned']}, so not tested" if "pruned" in run else "there is no test split"
+        table = Table("", "result", title=f"training images, last epoch ({why})")
         for tag, value in metrics["final"].items():
             if tag.startswith("train/"):
                 table.add_row(tag, f"{value:.4f}")
     console.print(table)
     where = {"run": str(run_dir), "report": str(run_dir / "report.html")}
-    balance = read_json(run_dir / "run.json").get("balance")
+    balance = run.get("balance")
     if balance:
         where = {"balance": balance_line(balance), **where}
     if any(run_dir.rglob("events.out.tfevents.*")):

@@ -96,8 +96,9 @@ class Course:
         data = self._checks.data_fingerprints if self._checks else {}
         stale = facts is not None and is_stale(facts, self._source, partial(data.get, job.fingerprint))
         step = next_step(facts, rerun=self._rerun, stale=stale)
-        failed = facts is not None and facts.get("status") == "failed"
-        kept = "failed before, kept" if failed else STALE if stale else "done"
+        status = facts and facts.get("status")
+        failed = status == "failed"
+        kept = "failed before, kept" if failed else STALE if stale else "pruned" if status == "pruned" else "done"
         again = "failed before, retried" if failed and step == "resume" else step
         self._becomes[job.fingerprint] = kept if step == "keep" else again
         return step

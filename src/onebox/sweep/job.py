@@ -11,7 +11,7 @@ from typing import Any, Literal
 from onebox.errors import BadInput, check, is_finite
 from onebox.files import read_json
 from onebox.runs.fingerprint import changed_parts
-from onebox.runs.record import claim_after_others, release
+from onebox.runs.record import ENDED, claim_after_others, release
 from onebox.trust import stored_file
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def take(
         Done: it need not run.
     """
     facts = claim_after_others(folder)
-    doubtful = rerun == "stale" and facts is not None and facts.get("status") in ("completed", "failed")
+    doubtful = rerun == "stale" and facts is not None and facts.get("status") in (*ENDED, "failed")
     stale = doubtful and is_stale(facts or {}, source, data)
     what = next_step(facts, rerun=rerun, stale=stale)
     if what == "keep":
@@ -137,7 +137,7 @@ def next_step(facts: Mapping[str, Any] | None, *, rerun: str, stale: bool) -> St
     if facts is None:
         return "new"
     status = facts.get("status")
-    if status not in ("completed", "failed"):
+    if status not in (*ENDED, "failed"):
         return "resume"
     if rerun == "all" or (rerun == "stale" and stale):
         return "again"
@@ -157,7 +157,7 @@ def is_stale(facts: Mapping[str, Any], source: str, data: Callable[[], Mapping[s
 
 
 def stored_objective(folder: Path, objective: str | Sequence[str]) -> Value:
-    """The objective of a completed run, as metrics.json has it; None where the fit did not log it."""
+    """The objective of a run that has ended, as metrics.json has it; None where the fit did not log it."""
     remedy = "rerun=all runs it again, into another folder"
     metrics = read_json(folder / "metrics.json", shape={"best": {"*": is_finite}}, remedy=remedy)
     return value_of(metrics.get("best") or {}, objective)

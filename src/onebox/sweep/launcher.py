@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from onebox.errors import BadInput, JobFailed, Preempted, Stopped
 from onebox.runs.fingerprint import run_facts, without_hydra
-from onebox.runs.record import is_held, record_failure
+from onebox.runs.record import is_held, read_record, record_failure
 from onebox.sweep.compose import Composer
 from onebox.sweep.live import View
 from onebox.sweep.plan import Job
@@ -293,7 +293,9 @@ class Launch:
         """An attempt is over: the job is done, has failed, or will be retried."""
         if answer.status is JobStatus.COMPLETED:
             task.result = answer
-            self._view.end(task.number, task.label, "done", seconds, _objectives(task.config, answer))
+            is_pruned = (read_record(task.job.folder) or {}).get("status") == "pruned"
+            how = "pruned" if is_pruned else "done"
+            self._view.end(task.number, task.label, how, seconds, _objectives(task.config, answer))
             return task.forget()
         error = answer._return_value  # the property raises it
         if isinstance(error, Stopped):

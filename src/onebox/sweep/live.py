@@ -13,7 +13,7 @@ from rich.table import Column
 from onebox.errors import duration, print_lines, printable
 from onebox.files import MAX_LONG, read_bytes
 
-COLOURS = {"done": "green", "failed": "red", "stopped": "yellow", "retried": "yellow"}
+COLOURS = {"done": "green", "pruned": "blue", "failed": "red", "stopped": "yellow", "retried": "yellow"}
 
 
 class View:

@@ -36,7 +36,12 @@ LIBRARIES = (
 )
 LEFT_OUT = (
     *("onebox.cli", "onebox.conf", "onebox.runs.reading", "onebox.sweep.reading", __name__),
-    *("onebox.sweep.search", "onebox.callbacks.lr_range"),  # which take Optuna and pandas with them
+    *(
+        "onebox.sweep.search",
+        "onebox.sweep.space",
+        "onebox.sweep.study",
+        "onebox.callbacks.lr_range",
+    ),  # which take Optuna and pandas with them
 )
 
 

@@ -1,11 +1,12 @@
 """A search by Optuna that survives being killed: its study lies in the sweep's folder and is resumed from there."""
 
+import importlib.util
 import logging
 import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,31 +14,29 @@ from typing import Any
 import numpy as np
 import optuna
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Transformer
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-    check_distribution_compatibility,
-)
+from optuna.distributions import BaseDistribution, check_distribution_compatibility
+from optuna.samplers import BaseSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from onebox.errors import BadInput, SweepFailed, check, is_integer, is_number
+from onebox.errors import BadInput, SweepFailed, check, is_finite, is_integer, is_number
 from onebox.files import alone, write_text
 from onebox.overrides import check_place
+from onebox.runs.reading.find import read_run
+from onebox.runs.reading.report import read_epochs
 from onebox.sweep.check import Build, Checks
 from onebox.sweep.compose import Composer
 from onebox.sweep.plan import compose_jobs
 from onebox.sweep.process import start_server
 from onebox.sweep.snapshot import code_of_now
+from onebox.sweep.space import distribution, ends_of, values_of
+from onebox.sweep.study import RUN, Constraint, constrain, make, make_pruner, open_storage
+from onebox.sweep.study import report as report_values
 from onebox.sweep.sweeper import objectives, report
 
 log = logging.getLogger(__name__)
@@ -54,10 +53,13 @@ class Search(Sweeper):
     """
 
     sampler: DictConfig  # of an Optuna sampler that takes a `seed`
+    pruner: str | None  # one of the names of `pruners`; None: every job is trained to its end
+    pruners: Mapping[str, DictConfig]  # Optuna's pruners by name
+    constraints: str | Sequence[str] | None  # see `Constraint`
     direction: str | Sequence[str] | None  # maximize or minimize, one for each objective; None: see `objectives`
     storage: str  # address of the database that holds the study
     study_name: str
-    n_trials: int  # that the study holds in the end, with those of earlier starts
+    n_trials: int | None  # that the study holds in the end, with those of earlier starts; None: all of a grid
     n_jobs: int | None  # trials that are proposed and launched together; None: the launcher's n_jobs, or 1
     max_failure_rate: float  # a larger share of failed jobs among those launched together ends the search
     params: Mapping[Any, str] | None  # override -> its values in Hydra's notation: `tag(log, interval(1e-4, 1e-2))`
@@ -65,13 +67,29 @@ class Search(Sweeper):
 
     def __post_init__(self) -> None:
         name, n_jobs, rate = "hydra.sweeper", self.n_jobs, self.max_failure_rate
-        check(is_integer(self.n_trials, 1), f"{name}.n_trials must be a number >= 1, not {self.n_trials}")
+        check(bool(self.sampler), f"{name}.sampler is null; choose hydra/sweeper=tpe, or one that --help lists")
+        self._is_grid = str(self.sampler._target_).endswith(".GridSampler")
+        is_number_of_trials = is_integer(self.n_trials, 1) or (self.n_trials is None and self._is_grid)
+        check(is_number_of_trials, f"{name}.n_trials must be a number >= 1, not {self.n_trials}")
         check(n_jobs is None or is_integer(n_jobs, 1), f"{name}.n_jobs must be null or a number >= 1, not {n_jobs}")
         check(is_number(rate, 0, 1), f"{name}.max_failure_rate must be in [0, 1], not {rate}")
+        needs = "cmaes" if str(self.sampler._target_).endswith(".CmaEsSampler") else "optuna"
+        is_there = importlib.util.find_spec(needs) is not None
+        check(is_there, f"{self.sampler._target_} needs the package {needs}: pip install 'onebox[optuna]'")
+        texts = [self.constraints] if isinstance(self.constraints, str) else self.constraints or []
+        self._constraints = [Constraint.parse(text) for text in texts]
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """See Hydra's Sweeper."""
         self._config, self._loader = config, hydra_context.config_loader
+        chosen = config.hydra.runtime.choices["hydra/sweeper"]
+        loader: Any = self._loader  # Hydra's interface does not show where it reads files
+        found = loader.repository.load_config(f"hydra/sweeper/{chosen}")
+        wanted, sweep = found and OmegaConf.select(found.config, "sampler._target_"), config.hydra.runtime.choices.sweep
+        check(
+            wanted in (None, self.sampler._target_),
+            f"hydra/sweeper={chosen}, but sweep={sweep} brings another sampler; take sweep=search with it",
+        )
         self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -88,23 +106,24 @@ class Search(Sweeper):
         check_place(folder, self._config.get("name"))
         tags = objectives(self._config)
         directions = _directions(tags, self.direction)
+        check(self.pruner is None or len(tags) == 1, "hydra.sweeper.pruner needs one objective; set it to null")
         space, fixed = self._space(arguments)
+        make_pruner(self.pruner, self.pruners)
+        self._make_sampler(space, place=0)
         base = self._check(space, fixed)
         with (
             alone(folder / ".search.lock", waiting="another process is running this search; waiting for it to end"),
             _quiet_optuna(),
         ):
-            try:
-                study = optuna.create_study(
-                    study_name=self.study_name, storage=self.storage, directions=directions, load_if_exists=True
-                )
-            except RuntimeError as error:  # the database has the schema of another Optuna
-                raise BadInput(
-                    f"{self.storage}: cannot be used by Optuna {optuna.__version__} ({error}); move it away, the runs "
-                    "that it asked for stay"
-                ) from error
-            _check_study(study, folder, {"config": base, "objective": list(tags)}, space)
-            _retry(study, failed=self._config.rerun != "none")
+            study = optuna.create_study(
+                study_name=self.study_name,
+                storage=open_storage(self.storage),
+                pruner=make_pruner(self.pruner, self.pruners),
+                directions=directions,
+                load_if_exists=True,
+            )
+            _check_study(study, folder, {"config": base, "objective": list(tags)}, directions, space)
+            _retry(study, space, failed=self._config.rerun != "none")
             try:
                 self._search(study, folder, space, fixed)
             finally:
@@ -119,7 +138,7 @@ class Search(Sweeper):
         parser = OverridesParser.create(config_loader=self._loader)
         lines = [f"{key}={value}" for key, value in (self.params or {}).items()] + arguments
         last = {override.get_key_element(): override for override in parser.parse_overrides(lines)}
-        space = {key: _distribution(override) for key, override in last.items() if override.is_sweep_override()}
+        space = {key: distribution(override) for key, override in last.items() if override.is_sweep_override()}
         fixed = [str(override.input_line) for override in last.values() if not override.is_sweep_override()]
         check(
             not (self._config.sweep.jobs or self._config.sweep.exclude),
@@ -142,7 +161,7 @@ class Search(Sweeper):
 
         Returns the fingerprint of what is not searched.
         """
-        ends = {key: _ends(part) for key, part in space.items()}
+        ends = {key: ends_of(part) for key, part in space.items()}
         first = {key: values[0] for key, values in ends.items()}
         corners = [first, *(first | {key: value} for key, values in ends.items() for value in values[1:])]
         combined = [(*(f"{key}={value}" for key, value in corner.items()), *fixed) for corner in corners]
@@ -153,14 +172,24 @@ class Search(Sweeper):
         return compose_jobs([tuple(fixed)], compose)[0].fingerprint
 
     def _search(self, study: Study, folder: Path, space: dict[str, BaseDistribution], fixed: Sequence[str]) -> None:
-        log.info("%s: %s of %s trials done", folder, len(_ended(study)), self.n_trials)
+        n_trials = self.n_trials or math.inf
+        if self._is_grid:
+            n_trials = min(n_trials, math.prod(len(values_of(key, part)) for key, part in space.items()))
+        log.info("%s: %s of %s trials done", folder, len(_ended(study)), n_trials)
         n_jobs = self.n_jobs or _launcher_jobs(self._config)
-        while (to_do := self.n_trials - len(_ended(study))) > 0:
-            trials = [self._ask(study, space) for _ in range(min(to_do, n_jobs))]
+        study.sampler = self._make_sampler(space, place=0)  # which is also asked when a trial ends
+        left = [Trial(study, trial._trial_id) for trial in _standing(study) if trial.state is TrialState.RUNNING]
+        compose = Composer(self._loader, self._config)
+        while (to_do := n_trials - len(_ended(study))) > 0:
+            number = int(min(to_do, n_jobs))
+            trials = [left.pop(0) if left else self._ask(study, space) for _ in range(number)]
             jobs = [[*(f"{key}={value}" for key, value in trial.params.items()), *fixed] for trial in trials]
+            for trial, job in zip(trials, jobs, strict=True):
+                with suppress(BadInput):  # of a job that cannot be composed: the launcher says so
+                    trial.set_user_attr(RUN, compose_jobs([tuple(job)], compose)[0].fingerprint)
             with code_of_now(folder, wanted=self._config.sweep.snapshot):
                 returns = self._launcher.launch(jobs, initial_job_idx=trials[0].number)
-            failed = [not _tell(study, trial, job) for trial, job in zip(trials, returns, strict=True)]
+            failed = [not self._tell(study, trial, job, folder) for trial, job in zip(trials, returns, strict=True)]
             _write_results(study, folder, list(objectives(self._config)))
             if sum(failed) / len(failed) > self.max_failure_rate:
                 log.error("%s of %s jobs failed, more than max_failure_rate allows", sum(failed), len(failed))
@@ -170,37 +199,40 @@ class Search(Sweeper):
         # Optuna keeps no state of its random numbers. Seeded again by the trial's place, a search that resumes neither
         # repeats its first draws nor differs from one that was never stopped.
         place = len([trial for trial in _standing(study) if trial.state is not TrialState.WAITING])
-        seed = np.random.SeedSequence([self.sampler.seed, place]).generate_state(1)[0]
-        study.sampler = instantiate(self.sampler, seed=int(seed))
+        study.sampler = self._make_sampler(space, place)
         return study.ask(space)
 
+    def _make_sampler(self, space: Mapping[str, BaseDistribution], place: int) -> BaseSampler:
+        if self._is_grid:  # whose order follows from the seed
+            return make(
+                self.sampler, "sampler", search_space={key: values_of(key, part) for key, part in space.items()}
+            )
+        seed = np.random.SeedSequence([self.sampler.seed, place]).generate_state(1)[0]
+        return make(self.sampler, "sampler", seed=int(seed))
 
-def _distribution(override: Override) -> BaseDistribution:
-    """What Optuna draws from for a sweep in Hydra's notation.
-
-    Raises:
-        BadInput: Optuna refuses the range.
-    """
-    value: Any = override.value()
-    is_log = "log" in getattr(value, "tags", ())
-    try:
-        if isinstance(value, IntervalSweep):
-            if isinstance(value.start, int) and isinstance(value.end, int):
-                return IntDistribution(value.start, value.end, log=is_log)
-            return FloatDistribution(float(value.start or 0), float(value.end or 0), log=is_log)
-        if isinstance(value, RangeSweep) and not value.shuffle:
-            numbers: Any = list(value.range())  # without its end, as Python has it
-            kind: Any = IntDistribution if isinstance(numbers[0], int) else FloatDistribution
-            return kind(numbers[0], numbers[-1], step=value.step)
-        choices: Any = list(override.sweep_iterator(transformer=Transformer.encode))
-        return CategoricalDistribution(choices)
-    except (ValueError, IndexError) as error:
-        raise BadInput(f"{override.input_line}: {error}") from error
-
-
-def _ends(part: Any) -> Sequence[Any]:
-    """Each choice of a distribution, or both ends of its range."""
-    return part.choices if isinstance(part, CategoricalDistribution) else (part.low, part.high)
+    def _tell(self, study: Study, trial: Trial, job: JobReturn, folder: Path) -> bool:
+        """Tell the study what a job came to; False when it failed."""
+        run = read_run(folder / trial.user_attrs.get(RUN, ""))
+        value = job._return_value  # its property prints a line of its own for a job that failed
+        if job.status is JobStatus.COMPLETED:
+            is_pruned, lacking = run is not None and run.record.get("status") == "pruned", ""
+            if run is not None:
+                lacking = constrain(trial, self._constraints, run)
+                if len(study.directions) == 1:  # what another start, or a grid, has made reported nothing
+                    tag, rows = next(iter(objectives(self._config))), read_epochs(run.path / "metrics.csv")
+                    report_values(trial, {int(row["epoch"]): row[tag] for row in rows if tag in row})
+            if is_pruned:
+                study.tell(trial, state=TrialState.PRUNED)
+                return True
+            values = list(value) if isinstance(value, list | tuple) else [value]
+            is_told = len(values) == len(study.directions) and all(map(is_finite, values))
+            if is_told and not lacking:
+                study.tell(trial, [float(item) for item in values])
+                return True
+            value = f"it has no {lacking}" if is_told else f"its objective is {value}"
+        log.warning("trial %s failed: %s", trial.number, value)
+        study.tell(trial, state=TrialState.FAIL)
+        return False
 
 
 def _directions(tags: Mapping[str, str], wanted: str | Sequence[str] | None) -> list[StudyDirection]:
@@ -216,13 +248,20 @@ def _directions(tags: Mapping[str, str], wanted: str | Sequence[str] | None) -> 
     return derived
 
 
-def _check_study(study: Study, folder: Path, facts: Mapping[str, Any], space: Mapping[str, BaseDistribution]) -> None:
+def _check_study(
+    study: Study,
+    folder: Path,
+    facts: Mapping[str, Any],
+    directions: Sequence[StudyDirection],
+    space: Mapping[str, BaseDistribution],
+) -> None:
     """Refuse to resume a study whose objectives would not compare with new ones."""
     known = study.user_attrs
     for key, value in facts.items():
         if key not in known:
             study.set_user_attr(key, value)
     others = [key for key in facts if known.get(key, facts[key]) != facts[key]]
+    others += ["direction"] * (study.directions != list(directions))
     for trial in study.get_trials(deepcopy=False):
         for key in trial.distributions.keys() & space.keys():
             try:
@@ -247,19 +286,18 @@ def _ended(study: Study) -> list[FrozenTrial]:
     return [trial for trial in _standing(study) if trial.state.is_finished()]
 
 
-def _retry(study: Study, *, failed: bool) -> None:
-    """Queue the trials again that a killed process left behind, and those that `failed`.
+def _retry(study: Study, space: Mapping[str, BaseDistribution], *, failed: bool) -> None:
+    """Queue the trials again that `failed`, and those that a killed process had not finished to ask for.
 
-    Safe against a kill in between: a trial is enqueued before it is marked as failed, and what is enqueued no longer
-    stands.
+    What was asked for and has no end is launched again as the same trial. Safe against a kill in between: a trial is
+    enqueued before it is marked as failed, and what is enqueued no longer stands.
     """
-    standing = {trial.number for trial in _standing(study)}
-    for trial in study.get_trials(deepcopy=False):
-        running = trial.state is TrialState.RUNNING
-        if trial.number in standing and (running or (failed and trial.state is TrialState.FAIL)):
+    for trial in _standing(study):
+        is_cut_off = trial.state is TrialState.RUNNING and not space.keys() <= trial.params.keys()
+        if is_cut_off or (failed and trial.state is TrialState.FAIL):
             study.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number})
-            log.info("trial %s was %s and is run again", trial.number, "cut off" if running else "failed")
-        if running:
+            log.info("trial %s was %s and is run again", trial.number, "cut off" if is_cut_off else "failed")
+        if is_cut_off:
             study.tell(trial.number, state=TrialState.FAIL)
 
 
@@ -269,20 +307,6 @@ def _launcher_jobs(config: DictConfig) -> int:
     if not isinstance(n_jobs, int):
         return 1
     return n_jobs if n_jobs > 0 else os.cpu_count() or 1  # joblib's -1 is all cores
-
-
-def _tell(study: Study, trial: Trial, job: JobReturn) -> bool:
-    """Tell the study what a job gave; False when it failed."""
-    value = job._return_value  # its property prints a line of its own for a job that failed
-    if job.status is JobStatus.COMPLETED:
-        values = list(value) if isinstance(value, list | tuple) else [value]
-        if len(values) == len(study.directions) and all(is_number(item) and math.isfinite(item) for item in values):
-            study.tell(trial, [float(item) for item in values])
-            return True
-        value = f"its objective is {value}"
-    log.warning("trial %s failed: %s", trial.number, value)
-    study.tell(trial, state=TrialState.FAIL)
-    return False
 
 
 def _write_results(study: Study, folder: Path, tags: Sequence[str]) -> None:

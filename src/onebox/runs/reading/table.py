@@ -26,7 +26,7 @@ SCHEMA = 2
 METRICS = ("test/joint_acc", "test/acc", "test/iou", "val/joint_acc")  # shown beside what runs monitor
 FACTS = ("name", "status", "started", "seconds", "fingerprint", "fingerprint_seedless", "seed")
 STYLES = {
-    **{"completed": "green", "running": "cyan", "pending": "dim", "interrupted": "yellow"},
+    **{"completed": "green", "pruned": "blue", "running": "cyan", "pending": "dim", "interrupted": "yellow"},
     **{"died": "red", "failed": "red", "stale": "yellow"},
 }
 PLACES = ("run_dir=", "hydra", "data_dir=")  # overrides that say where a run lies, not what it is

@@ -21,7 +21,7 @@ from onebox.sweep.job import PLAN, is_stale, read_plan
 from onebox.sweep.reading.orphans import superseded
 from onebox.sweep.reading.sweep import Sweep
 
-STATUSES = ("completed", "running", "pending", "interrupted", "died", "failed", "stale")  # the worst last
+STATUSES = ("completed", "pruned", "running", "pending", "interrupted", "died", "failed", "stale")  # the worst last
 MAX_NOTE = 160  # characters
 
 
@@ -175,6 +175,8 @@ def _job(run: Run | None, planned: Mapping[str, Any], source: str) -> dict[str, 
         status = "stale"
     elif status == "died":
         note = "killed, out of memory, or the machine went down"
+    elif status == "pruned":
+        note = str(record.get("pruned", ""))
     elif status == "failed":
         error = record.get("error", {})
         note = " ".join(f"{error.get('type', 'error')}: {error.get('message', '')}".split())
