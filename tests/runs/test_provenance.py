@@ -40,7 +40,7 @@ def test_the_patch_brings_tracked_and_untracked_source_back(repository, tmp_path
         git("add", name)
     (folder / "gone.py").unlink()
     index = (folder / ".git" / "index").read_bytes()
-    state = provenance.git_state(tmp_path)
+    state = provenance.git_state(tmp_path)["git"]
     assert state["dirty"] and state["changed"] == ["gone.py", "model.py", "staged.py", "sub/mit Ümlaut.py"]
     assert (folder / ".git" / "index").read_bytes() == index  # the user's index is not touched
     git("worktree", "add", "-q", tmp_path / "again", state["sha"])
@@ -63,7 +63,7 @@ def test_secrets_data_and_what_git_ignores_stay_out(repository, tmp_path):
     (folder / "model.py").write_text("# " + KEY + secret)  # git tracks it
     (folder / "tokenizer.py").write_text("kept = 1\n")
     git("add", ".env")  # also when it is tracked
-    state = provenance.git_state(tmp_path)
+    state = provenance.git_state(tmp_path)["git"]
     text = provenance.patch(tmp_path)
     assert secret not in text and "kept = 1" in text
     assert state["changed"] == ["tokenizer.py"]
@@ -74,13 +74,13 @@ def test_secrets_data_and_what_git_ignores_stay_out(repository, tmp_path):
 
 def test_no_patch_is_left_by_a_clean_checkout_a_giant_change_or_outside_git(repository, tmp_path, monkeypatch):
     folder, _ = repository
-    state = provenance.git_state(tmp_path)
+    state = provenance.git_state(tmp_path)["git"]
     assert state["branch"] == "trunk" and len(state["sha"]) == 40 and not state["dirty"]
     monkeypatch.setattr(provenance, "MAX_PATCH_BYTES", 10)
     (folder / "model.py").write_text("width = 16\n")
-    assert provenance.git_state(tmp_path)["patch_too_large"] > 10
+    assert provenance.git_state(tmp_path)["git"]["patch_too_large"] > 10
     monkeypatch.setattr(provenance.onebox, "__file__", str(tmp_path / "__init__.py"))
-    assert provenance.git_state(tmp_path) is None
+    assert provenance.git_state(tmp_path)["git"] is None
     assert provenance.patch(tmp_path) is None
 
 

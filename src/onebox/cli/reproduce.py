@@ -210,6 +210,6 @@ def _checkout(recorded: "Recorded") -> list[str]:
     lines = [f"git worktree add --detach {code} {sha}"]
     if git.get("patch"):
         patch = shlex.quote(f"{run}/changes.patch.gz")
-        lines.append(f"gzip -dc {patch} | git -C {code} apply --whitespace=nowarn")
+        lines.append(f"gzip -dc {patch} | git -C {code} apply --whitespace=nowarn --exclude='.own/*'")
     lines.append(f"cd {code} && make setup && .venv/bin/onebox reproduce {shlex.quote(str(run))}")
     return lines

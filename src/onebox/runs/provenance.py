@@ -1,6 +1,7 @@
 """Where a run's numbers come from: code, packages, machine."""
 
 import fnmatch
+import functools
 import gzip
 import hashlib
 import os
@@ -9,7 +10,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -17,10 +19,12 @@ from typing import IO, Any
 
 import onebox
 from onebox.files import read_file, read_json, replacing, write_json
+from onebox.runs.own_code import files_of, hashes, with_own_code
 from onebox.trust import stored_file
 
 PATCH_FILE = "changes.patch.gz"
 GIT_FILE = "git.json"
+OWN = ".own"  # folder in a patch that stands for repositories of one's own code
 MAX_PATCH_BYTES = 2_000_000
 MAX_LEFT_OUT = 100  # names
 MAX_UNTRACKED_BYTES = 200_000  # of one file; a longer one is data
@@ -45,15 +49,20 @@ VARIABLES = re.compile(
 )
 
 
-def provenance(run_dir: Path) -> dict[str, Any]:
-    """Everything that is known before torch is imported; uncommitted changes go to `PATCH_FILE` in `run_dir`."""
+def provenance(run_dir: Path, own: Mapping[str, Path] | None = None) -> dict[str, Any]:
+    """Everything that is known before torch is imported; uncommitted changes go to `PATCH_FILE` in `run_dir`.
+
+    `own` is the `own_code` of the run.
+    """
+    own_hashes = hashes(own or {})
     return {
         "host": platform.node(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "environment": environment(),
-        "source": source_fingerprint(),
-        "git": git_state(run_dir),
+        "source": with_own_code(source_fingerprint(), own_hashes),
+        **({"own_code": own_hashes} if own else {}),
+        **git_state(run_dir, own),
         "packages": packages(),
     }
 
@@ -63,7 +72,7 @@ def remember() -> None:
 
     Otherwise a file that is edited while a sweep runs would be taken for the code of the jobs that begin afterwards.
     """
-    _remembered.update(source=source_fingerprint(), git=_git_now())
+    _remembered.update(source=source_fingerprint(), git=git_and_patch())
 
 
 def repository() -> Path:
@@ -72,42 +81,74 @@ def repository() -> Path:
     return Path.cwd() if "site-packages" in source.parts else source
 
 
-def git_state(run_dir: Path) -> dict[str, Any] | None:
-    """Commit, branch and uncommitted changes of `repository`; None outside git.
+def git_state(run_dir: Path, own: Mapping[str, Path] | None = None) -> dict[str, Any]:
+    """`git`: commit, branch and uncommitted changes of `repository`, None outside git; `own_git`: likewise of `own`.
 
     The changes of tracked and untracked source, but nothing that git ignores or that looks like a secret, are written
-    to `PATCH_FILE` in `run_dir`; `changed` names their files, `left_out` those that are not in it.
+    to `PATCH_FILE` in `run_dir`; `changed` names their files, `left_out` those that are not in it. In the patch one's
+    own code stands below the folder `OWN`, by its name. Code in no repository is all change.
     """
-    state, changed = _remembered["git"] if _remembered else _git_now()
+    state, changed = git_and_patch()
+    states: dict[str, Any] = {}
+    for name, place in (own or {}).items():
+        found, changes = own_git(place)
+        known = [state, *states.values()]
+        if found is not None and found["folder"] not in [other["folder"] for other in known if other]:
+            states[name] = found
+            changed += changes
     if changed:
         with replacing(run_dir / PATCH_FILE) as temporary:
             temporary.write_bytes(gzip.compress(changed, mtime=0))
-    return state
+    return {"git": state} | ({"own_git": states} if states else {})
 
 
-def write_git_state(folder: Path) -> None:
-    """Leave in a copy of the code, below `folder`, what `git_state` is to say of it."""
-    state = git_state(folder)
+def git_and_patch() -> tuple[dict[str, Any] | None, bytes]:
+    """What `git_state` gives, and the patch, of onebox."""
+    return _remembered.get("git") or _git_now(repository(), Path(onebox.__file__).parents[1])
+
+
+@functools.cache
+def own_git(place: Path) -> tuple[dict[str, Any] | None, bytes]:
+    """State and patch of the repository that one's own code lies in, taken once in a process."""
+    folder = place if place.is_dir() else place.parent
+    found, changed = _git_now(folder, place.parent, prefix=f"{OWN}/{place.stem}/")
+    if found is None:
+        with tempfile.TemporaryDirectory() as empty, suppress(OSError, subprocess.SubprocessError):
+            _git(folder, "init", "--quiet", empty)
+            names = [str(path.relative_to(folder)) for path in files_of(place)]
+            kept = [name for name in names if _is_kept(folder / name, name, new=True)]
+            where = {"GIT_DIR": f"{empty}/.git", "GIT_WORK_TREE": str(folder)}
+            changed = _patch(folder, kept, kept, f"{OWN}/{place.stem}/", **where) if kept else b""
+            found = {"folder": str(folder), "sha": None, "changed": kept}
+    return found, changed
+
+
+def write_git_state(folder: Path, state: Mapping[str, Any] | None, changed: bytes) -> None:
+    """Leave in a copy of code, below `folder`, what `git_state` is to say of it."""
+    (folder / PATCH_FILE).write_bytes(gzip.compress(changed, mtime=0))
     write_json(folder / GIT_FILE, state)
 
 
-def _git_now() -> tuple[dict[str, Any] | None, bytes]:
-    """What `git_state` gives, and the patch; empty where there is none, or one that is too large."""
-    copy = Path(onebox.__file__).parents[1]
-    if (copy / GIT_FILE).is_file():  # a sweep's, see `write_git_state`
+def _git_now(folder: Path, copy: Path, prefix: str = "") -> tuple[dict[str, Any] | None, bytes]:
+    """What `git_state` says of a repository, and the patch; empty where there is none, or one that is too large.
+
+    Where `copy` is one, which a sweep has made, it says what the repository was then.
+    """
+    if (copy / GIT_FILE).is_file():
         return read_json(copy / GIT_FILE), (patch(copy) or "").encode("utf-8", "surrogateescape")
     try:
-        head = _git(repository(), "rev-parse", "--show-toplevel", "HEAD", "--abbrev-ref", "HEAD").decode().splitlines()
+        head = _git(folder, "rev-parse", "--show-toplevel", "HEAD", "--abbrev-ref", "HEAD").decode().splitlines()
         top = Path(head[0])
         status = _git(top, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all")
         changes = {os.fsdecode(line[3:]): line[:2] for line in status.split(b"\0") if line}
         kept = sorted(name for name, kind in changes.items() if _is_kept(top / name, name, new=kind == b"??"))
         new = [name for name in kept if changes[name][:1] in b"?A" and (top / name).exists()]
-        changed = _patch(top, kept, new) if kept else b""
+        changed = _patch(top, kept, new, prefix) if kept else b""
     except (OSError, subprocess.SubprocessError, IndexError):
         return None, b""
     too_large = len(changed) > MAX_PATCH_BYTES  # one that is cut could not be applied
     state = {
+        "folder": head[0],
         "sha": head[1],
         "branch": head[2],
         "dirty": bool(changes),
@@ -183,16 +224,19 @@ def _git(folder: Path, *arguments: str, **variables: str) -> bytes:
     return subprocess.run(command, check=True, capture_output=True, timeout=20, env=variables).stdout
 
 
-def _patch(top: Path, names: list[str], new: list[str]) -> bytes:
+def _patch(top: Path, names: list[str], new: list[str], prefix: str, **variables: str) -> bytes:
     """`git diff HEAD` of some files, `new` ones among them, without parts that show a private key."""
-    options = "--binary --no-ext-diff --no-textconv --no-color --no-renames --src-prefix=a/ --dst-prefix=b/"
+    options = "--binary --no-ext-diff --no-textconv --no-color --no-renames"
+    places = [f"--src-prefix=a/{prefix}", f"--dst-prefix=b/{prefix}"]
     with tempfile.TemporaryDirectory() as folder:
         # Untracked files take part in a diff once they are in an index, which is not to be the user's.
-        index = str(Path(folder) / "index")
-        _git(top, "read-tree", "HEAD", GIT_INDEX_FILE=index)
+        variables["GIT_INDEX_FILE"] = str(Path(folder) / "index")
+        head = [] if "GIT_DIR" in variables else ["HEAD"]  # a repository that was just made has none
+        if head:
+            _git(top, "read-tree", "HEAD", **variables)
         if new:
-            _git(top, "add", "--intent-to-add", "--", *new, GIT_INDEX_FILE=index)
-        found = _git(top, "diff", "HEAD", *options.split(), "--", *names, GIT_INDEX_FILE=index)
+            _git(top, "add", "--intent-to-add", "--", *new, **variables)
+        found = _git(top, "diff", *head, *options.split(), *places, "--", *names, **variables)
     parts = re.split(rb"^(?=diff --git )", found, flags=re.M)
     return b"".join(part for part in parts if not _PRIVATE_KEY.search(part))
 

@@ -244,11 +244,13 @@ class RunRecord:
         self._facts = read_json(self.folder / "run.json")
 
     def __enter__(self) -> Self:
+        from onebox.runs.own_code import own_code
         from onebox.runs.provenance import provenance  # of no use to what only reads runs
 
+        own = own_code(self._facts.get("config", {}), self._facts.get("config_folders", []))
         try:
             self._reserve(RESERVED)
-            self.add(started=_text(datetime.now(UTC)), command=sys.argv, **provenance(self.folder))
+            self.add(started=_text(datetime.now(UTC)), command=sys.argv, **provenance(self.folder, own))
         except BaseException:  # whatever it is, the directory must not stay claimed
             release(self.folder)
             raise
@@ -257,6 +259,8 @@ class RunRecord:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        from onebox.runs.own_code import resume_command
+
         about: dict[str, Any] = {"type": type(error).__name__, "message": str(error)}
         facts: dict[str, Any] = {"status": "failed", "error": about, **_ended(self._facts["started"])}
         if error is None:
@@ -267,7 +271,7 @@ class RunRecord:
             about["message"] = str(error) or "stopped by Ctrl-C"
             is_stored = (self.folder / "checkpoints" / "last.ckpt").exists()
             then = "resumes it" if is_stored else "starts it again, as nothing was stored yet"
-            error.args = (f"{about['message']}; onebox-train resume={self.folder} {then}",)
+            error.args = (f"{about['message']}; {resume_command(self.folder, self._facts)} {then}",)
         else:
             about["traceback"] = "".join(traceback.format_exception(error))
         try:

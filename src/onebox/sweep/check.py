@@ -1,8 +1,9 @@
 """Whether the jobs of a sweep can run: each is built once, in a process beside those that run already."""
 
 import logging
+import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -11,6 +12,7 @@ from typing import Any, Self
 from onebox.errors import SweepFailed, check, own_complaint
 from onebox.sweep.plan import Job
 from onebox.sweep.process import start
+from onebox.sweep.snapshot import use_copies
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ class Checks:
         self.died_at: Job | None = None
         self._answers, sending = Pipe(duplex=False)
         configs = [dict(job.config) for job, *_ in self._groups]
-        self._process = start(_build_all, (sending, build, configs))
+        self._process = start(_build_all, (sending, build, configs, dict(os.environ)))
         sending.close()
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
@@ -99,7 +101,11 @@ class Checks:
                 log.error("%s: %s; this job will fail", group[0], answer)
 
 
-def _build_all(sending: Connection, build: Build, configs: Sequence[dict[str, Any]]) -> None:
+def _build_all(
+    sending: Connection, build: Build, configs: Sequence[dict[str, Any]], environment: Mapping[str, str]
+) -> None:
+    os.environ.update(environment)
+    use_copies()
     known: dict[str, Any] = {}
     for config in configs:
         try:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from onebox.errors import NO_CHDIR, check
 from onebox.runs.fingerprint import choices, fingerprint, without_hydra
+from onebox.runs.own_code import config_folders, own_code
 from onebox.sweep.plan import Job
 
 SWEEP_DIR = "sweep_dir"  # a key for the time of composing
@@ -105,7 +106,8 @@ class Composer:
             self._seedless[others] = fingerprint(seedless, cfg.fingerprint_ignore, neutral)
         folder = Path(sweep_dir, name)
         config = _replaced(config, RUN_DIR, str(folder))
-        return Job(tuple(overrides), config, composed.choices, name, self._seedless[others], folder)
+        own = own_code(config, composed.folders)
+        return Job(tuple(overrides), config, composed.choices, name, self._seedless[others], folder, own)
 
     def with_hydra(self, overrides: Sequence[str], number: int) -> DictConfig:
         """The config of a job as Hydra runs it: with Hydra's own part, and what is interpolated as it is written."""
@@ -160,13 +162,14 @@ class Composer:
         plain = without_hydra(full, run_dir=RUN_DIR)
         with open_dict(plain):
             plain[SWEEP_DIR] = str(sweep_dir)
-        return _Composed(full, plain, choices(full.hydra))
+        return _Composed(full, plain, choices(full.hydra), config_folders(full.hydra))
 
 
 class _Composed(NamedTuple):
     full: DictConfig
     plain: DictConfig  # without Hydra's part but for the sweep's folder
     choices: dict[str, str | None]
+    folders: list[str]  # of configs of one's own
 
 
 def check_job(cfg: DictConfig) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from onebox.errors import BadInput, check, is_finite
 from onebox.files import read_json
 from onebox.runs.fingerprint import changed_parts
+from onebox.runs.own_code import now, with_own_code
 from onebox.runs.record import ENDED, claim_after_others, release
 from onebox.trust import stored_file
 
@@ -110,13 +111,17 @@ def check_planned(folder: Path, facts: Mapping[str, Any], source: str, plan: Map
         return
     again = "start the sweep again, which keeps what is done"
     jobs = plan.get("jobs", [])
-    if all(job["fingerprint"] != facts["fingerprint"] for job in jobs):
+    found = [job for job in jobs if job["fingerprint"] == facts["fingerprint"]]
+    if not found:
         config = json.loads(json.dumps(facts["config"]))
         before = (planned_config(plan, job) for job in jobs if job["overrides"] == facts["overrides"])
         changed = differences(next(before, config), config)
         keys = ", ".join(key for key, value in changed if folder.name not in str(value))
         raise BadInput(f"{folder}: not in the plan of its sweep, as {keys or 'its config'} has changed since; {again}")
-    check(source == planned, f"{folder}: the code has changed since the sweep was planned; {again}")
+    check(
+        source == found[0].get("source", planned),
+        f"{folder}: the code has changed since the sweep was planned; {again}",
+    )
 
 
 def differences(config: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -145,15 +150,17 @@ def next_step(facts: Mapping[str, Any] | None, *, rerun: str, stale: bool) -> St
 
 
 def is_stale(facts: Mapping[str, Any], source: str, data: Callable[[], Mapping[str, str] | None]) -> bool:
-    """Whether a run, or an attempt at it, was made by other code or from other data than those given.
+    """Whether a run, or an attempt at it, was made by other code or from other data than those of today.
 
-    `data` is only called when it decides, and gives None where the fingerprint of the data is not known.
+    `source` is the fingerprint of onebox's code. `data` is only called when it decides, and gives None where the
+    fingerprint of the data is not known.
     """
+    source = with_own_code(source, now(facts.get("own_code") or {}))
     if any(part.get("source", source) != source for part in (facts, *facts.get("attempts", []))):
         return True
     before = facts.get("data_fingerprint")
-    now = data() if before else None
-    return bool(before and now and changed_parts(before, now))
+    today = data() if before else None
+    return bool(before and today and changed_parts(before, today))
 
 
 def stored_objective(folder: Path, objective: str | Sequence[str]) -> Value:

@@ -4,7 +4,7 @@ import itertools
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from onebox.errors import BadInput, check
 from onebox.files import alone, write_json
 from onebox.overrides import as_meant
+from onebox.runs.own_code import hashes, with_own_code
 from onebox.runs.reading.find import Run
 from onebox.runs.reading.where import select
 from onebox.sweep.job import PLAN, differences, read_plan
@@ -36,6 +37,7 @@ class Job:
     fingerprint: str  # see `onebox.runs.fingerprint`
     fingerprint_seedless: str  # the same for all seeds
     folder: Path  # its run directory
+    own_code: Mapping[str, Path] = field(default_factory=dict)  # see `onebox.runs.own_code`
 
     def __str__(self) -> str:
         return " ".join(self.overrides)
@@ -178,8 +180,8 @@ def write_plan(
     """Write what is planned to `sweep.json` in the sweep's folder; what earlier starts planned stays in it.
 
     `objective` maps tags to max or min, `data_fingerprints` the fingerprints of jobs to those of their data, as far as
-    they are known; `source` is the fingerprint of the code; `combined` are all combinations, where `jobs` are not all
-    of them yet.
+    they are known; `source` is the fingerprint of onebox's code; `combined` are all combinations, where `jobs` are not
+    all of them yet.
     """
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     with alone(folder / ".sweep.lock", waiting="another process is planning this sweep; waiting"):
@@ -196,6 +198,7 @@ def write_plan(
                 "overrides": list(job.overrides),
                 "varied": shown[job.overrides],
                 "data_fingerprint": data_fingerprints.get(job.fingerprint),
+                "source": with_own_code(source, hashes(job.own_code)),
                 "config": dict(differences(first, job.config)),
                 "planned": now,
             }

@@ -36,6 +36,7 @@ from onebox.errors import (
     say,
 )
 from onebox.streams import open_streams
+from onebox.sweep.snapshot import use_copies
 
 LOG = "job.log"  # what a job prints, in its run directory
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -158,6 +159,7 @@ def _work(order: Order, answers: Connection) -> None:
     faulthandler.register(signal.SIGUSR1)
     os.environ.clear()
     os.environ.update(order.environment)
+    use_copies()
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(order.threads)))
     override = " ".join(order.config.hydra.overrides.task)
     print(printable(f"--- attempt {order.attempt}, {datetime.now():%Y-%m-%d %H:%M:%S}: {override}"), flush=True)

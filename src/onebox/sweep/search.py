@@ -167,6 +167,7 @@ class Search(Sweeper):
         combined = [(*(f"{key}={value}" for key, value in corner.items()), *fixed) for corner in corners]
         compose = Composer(self._loader, self._config)
         jobs = compose_jobs(combined, compose)
+        self._own_code = {name: place for job in jobs for name, place in job.own_code.items()}
         with Checks(jobs, self.build) as checks:
             checks.refuse_problems()
         return compose_jobs([tuple(fixed)], compose)[0].fingerprint
@@ -187,7 +188,8 @@ class Search(Sweeper):
             for trial, job in zip(trials, jobs, strict=True):
                 with suppress(BadInput):  # of a job that cannot be composed: the launcher says so
                     trial.set_user_attr(RUN, compose_jobs([tuple(job)], compose)[0].fingerprint)
-            with code_of_now(folder, wanted=self._config.sweep.snapshot):
+            with code_of_now(folder, wanted=self._config.sweep.snapshot) as keep:
+                keep(self._own_code)
                 returns = self._launcher.launch(jobs, initial_job_idx=trials[0].number)
             failed = [not self._tell(study, trial, job, folder) for trial, job in zip(trials, returns, strict=True)]
             _write_results(study, folder, list(objectives(self._config)))

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -29,7 +29,7 @@ from onebox.sweep.check import Build
 from onebox.sweep.compose import Composer
 from onebox.sweep.course import Course
 from onebox.sweep.job import PLANNED_SOURCE, RERUN
-from onebox.sweep.plan import Jobs, combinations, varied, without_excluded, write_plan
+from onebox.sweep.plan import Job, Jobs, combinations, varied, without_excluded, write_plan
 from onebox.sweep.process import importing, start_server
 from onebox.sweep.snapshot import code_of_now
 
@@ -82,8 +82,8 @@ class GridSweeper(Sweeper):
                 OmegaConf.save(self.config, temporary)
             os.environ[PLANNED_SOURCE] = source
             try:
-                with code_of_now(folder, wanted=self.config.sweep.snapshot):
-                    returns = self._launch(course)
+                with code_of_now(folder, wanted=self.config.sweep.snapshot) as keep:
+                    returns = self._launch(course, keep)
             finally:
                 os.environ.pop(PLANNED_SOURCE, None)
                 course.write()
@@ -92,12 +92,18 @@ class GridSweeper(Sweeper):
         _raise_failures(returns)
         return returns
 
-    def _launch(self, course: Course) -> list[JobReturn]:
-        """Run what is to be run; what all jobs came to."""
+    def _launch(self, course: Course, keep: Callable[[Mapping[str, Path]], None]) -> list[JobReturn]:
+        """Run what is to be run, whose own code is to be kept first; what all jobs came to."""
+
+        def kept(job: Job | None) -> Job | None:
+            keep(job.own_code if job else {})
+            return job
+
+        jobs = map(kept, course.to_run())
         if self._takes_jobs_as_they_come:
-            found = self._launcher.launch_composed(course.to_run(), course.jobs.combined, self._compose)
+            found = self._launcher.launch_composed(jobs, course.jobs.combined, self._compose)
         else:
-            overrides = [list(job.overrides) for job in course.to_run() if job is not None]
+            overrides = [list(job.overrides) for job in jobs if job is not None]
             found = self._launcher.launch(overrides, initial_job_idx=0) if overrides else []
         return [*course.kept.values(), *found]
 

@@ -128,7 +128,9 @@ def _code(runs: Sequence[Run]) -> Document:
         found["files"] = [line.replace("\t", " ") for line in files]
     one, other = (_patched_files(patch(run.path) or "") for run in runs[:2])
     names = dict.fromkeys([*one, *other])
-    found["uncommitted"] = [name for name in names if name.startswith(FOLDERS) and one.get(name) != other.get(name)]
+    found["uncommitted"] = [
+        name for name in names if name.startswith((*FOLDERS, ".own/")) and one.get(name) != other.get(name)
+    ]
     return found
 
 
