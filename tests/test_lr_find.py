@@ -47,7 +47,7 @@ def test_lr_find_suggests_a_rate_draws_the_curve_and_changes_nothing_else(run, t
         (["-o", "lr.svg"], "lr.svg: the curve is a PNG; choose an --output that ends in .png"),
         (["optimizer.lr=0"], "optimizer.lr is 0, so parts of the network"),
         (["optimzer.lr=1"], "no key optimzer"),
-        (["data.batch_size=0"], "data.batch_size must be a number >= 1, not 0"),
+        (["data.batch_size=0"], "data.batch_size must be a number >= 1 and <= 1000000000, not 0"),
         (["model.backbone.dropout=2"], "model.backbone.dropout must be in [0, 1), not 2"),
         (["data={limit:"], "no viable alternative at input"),
         (["scheduler=null"], "scheduler cannot be null; choose one of its options"),

@@ -140,6 +140,8 @@ def test_cosine_rises_holds_the_optimizers_rate_and_falls_to_the_final_one():
 def test_one_cycle_starts_peaks_and_ends_where_it_is_told():
     seen = rates(one_cycle, 100, warmup=0.3, initial_factor=0.1, final_factor=0.001)
     assert (seen[0], max(seen), seen[-1]) == pytest.approx((0.05, 0.5, 0.0005))
+    short = rates(one_cycle, 4, warmup=0.25, initial_factor=0.1, final_factor=0.001)  # it rises in a single step
+    assert (short[0], short[-1]) == pytest.approx((0.05, 0.0005))
 
 
 def test_slanted_triangular_rises_and_falls_in_each_cycle():

@@ -1,6 +1,7 @@
 """Whole runs, in this process, through the function that the command calls."""
 
 import csv
+import itertools
 import json
 import logging
 import multiprocessing
@@ -13,6 +14,7 @@ import pytest
 import torch
 import yaml
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision.ops import box_convert
 
@@ -21,6 +23,7 @@ from onebox.data.datamodule import VocDataModule
 from onebox.errors import BadInput, Preempted
 from onebox.module import LocalizationModule
 from onebox.train import train
+from onebox.validation import validate
 
 QUIET = ["callbacks/progress=lines", "trainer.log_every_n_steps=1"]
 PICTURES_OFF = "callbacks.pictures=null"
@@ -245,7 +248,7 @@ def test_the_baseline_recipe_learns_the_embedded_data_above_the_floor(run):
         (["augment.min_visibility=5"], "min_visibility must be"),
         (["model.backbone.input.std=[0,1,1]"], "model.backbone.input.std needs three numbers > 0"),
         (["image_size=8"], "image_size must be a number >= 16"),
-        (["model.backbone.widths=[]"], "widths must name at least one"),
+        (["model.backbone.widths=[]"], "widths and hidden_features must be numbers >= 1"),
         (["callbacks.pictures.columns=0"], "pictures.columns must be"),
         (["callbacks/early_stopping=default", "callbacks.early_stopping.monitor=val/nothing"], "val/nothing"),
         (
@@ -264,6 +267,58 @@ def test_a_value_that_makes_no_sense_is_refused_before_images_are_decoded(
     with pytest.raises((BadInput, HydraException), match=f"(?s){told}"):
         train(composed(*QUIET, "image_size=64", *overrides))
     assert read(tmp_path / "run", "run.json")["status"] == "failed"
+
+
+def numbers(node, key=""):
+    parts = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for name, value in parts:
+        yield from numbers(value, f"{key}[{name}]" if isinstance(node, list) else f"{key}.{name}".lstrip("."))
+    if type(node) in (int, float):
+        yield key
+
+
+def test_no_number_of_a_config_is_one_that_cannot_be_computed_with(composed):
+    cfg = composed("augment=strong", "scheduler=slanted_triangular", "callbacks/ema=default", "loss/loc=l1_giou")
+    keys = [key for key in numbers(OmegaConf.to_container(cfg)) if not key.startswith("fingerprint")]
+    assert len(keys) > 60
+    for key, value in zip(keys, itertools.cycle([float("nan"), float("-inf"), 10**30]), strict=False):
+        before = OmegaConf.select(cfg, key)
+        OmegaConf.update(cfg, key, value)
+        with pytest.raises(BadInput, match=rf"^{re.escape(key)} must be a number that can be computed with, not"):
+            validate(cfg)
+        OmegaConf.update(cfg, key, before)
+    validate(cfg)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["trainer.strategy=nope"], "strategy='nope'"),
+        (["optimizer.lr=-1"], "Invalid learning rate: -1"),
+        (["optimizer.weight_decay=-1"], "Invalid weight_decay value: -1"),
+        (["loss.weights.loc=-1"], "loss.weights.loc must be a number >= 0, not -1"),
+        (["data.num_workers=-1"], "num_workers must be a number >= 0 and <= 1024, not -1"),
+        (["data.num_workers=1000000"], "num_workers must be a number >= 0 and <= 1024"),
+        (["data.batch_size=0"], "batch_size must be a number >= 1"),
+        (["callbacks/ema=default", "callbacks.ema.decay=2"], "callbacks.ema.decay must be in "),
+        (["callbacks/ema=default", "callbacks.ema.update_every_n_steps=-1"], "must be a whole number >= 1, not -1"),
+        (["callbacks/early_stopping=default", "callbacks.early_stopping.patience=-1"], "must be a whole number >= 0"),
+        (["callbacks.checkpoint_best.save_top_k=3"], "save_top_k must be 1, not 3"),
+        (["scheduler=plateau", "scheduler.min_delta=-1"], "scheduler.min_delta must be a number >= 0, not -1"),
+        (["scheduler=one_cycle", "scheduler.final_factor=0"], "scheduler.final_factor must be a number > 0, not 0"),
+        (["loss.cls.criterion.label_smoothing=-1"], "loss.cls.criterion.label_smoothing must be in .0, 1., not -1"),
+        (["loss/loc=l1_giou", "loss.loc.terms.giou.criterion.eps=-1"], "loss.loc.terms.giou.criterion.eps must be in"),
+        (["loss/loc=smooth_l1", "loss.loc.criterion.beta=-1"], "loss.loc.criterion.beta must be a number >= 0"),
+        (["augment=batched_strong", "augment.max_redraws=0.5"], "max_redraws must be in"),
+        (["model.backbone.widths=[8,0]"], "widths and hidden_features must be numbers >= 1"),
+        (["model.backbone.in_channels=1"], "in_channels must be 3"),
+        (["trainer.num_sanity_val_steps=0.5"], "trainer.num_sanity_val_steps must be a whole number >= 0, not 0.5"),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_refused_before_data_are_read(composed, monkeypatch, overrides, told):
+    monkeypatch.setattr(VocDataModule, "prepare_data", lambda self: pytest.fail("reads data"))
+    with pytest.raises((BadInput, HydraException), match=f"(?s){told}"):
+        train(composed(*QUIET, *overrides))
 
 
 def test_an_augmentation_that_gives_another_size_is_refused(composed):

@@ -119,7 +119,7 @@ def one_cycle(
         optimizer,
         max_lr=[group["lr"] for group in optimizer.param_groups],
         total_steps=num_steps,
-        pct_start=warmup,
+        pct_start=warmup if warmup * num_steps != 1 else warmup * (1 + 1e-9),  # it divides by their difference
         div_factor=1 / initial_factor,
         final_div_factor=initial_factor / final_factor,
     )

@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from onebox.build import Built, build, lightnings_errors, read_data, use_threads
+from onebox.build import Built, build, lightnings_errors, read_data, rehearse, use_threads
 from onebox.errors import (
     EXIT_FAULT,
     EXIT_INTERRUPTED,
@@ -209,6 +209,8 @@ def train(cfg: DictConfig) -> Value:
         earlier = claim(run_dir, fingerprint=facts["fingerprint"], resume=cfg.resume)
     with sigterm_raises(), RunRecord(run_dir, earlier, **facts) as run:
         validate(cfg)  # before tensorboard is imported, which takes longer
+        if not in_sweep:  # which has built each of its jobs
+            rehearse(cfg)
         planned = [job["overrides"] for job in plan.get("jobs", [])]
         hparams.name_events(cfg, planned_varied(plan, facts["fingerprint"]))
         with hparams.session(cfg, facts, planned, RESULT_TAGS):
@@ -249,6 +251,7 @@ def _let_be_pruned(cfg: DictConfig, trainer: Trainer, fingerprint: str) -> None:
 
 def _fit(cfg: DictConfig, run: RunRecord, built: Built) -> None:
     from onebox.callbacks.freeze import Freeze
+    from onebox.callbacks.nonfinite import NonFiniteLoss
     from onebox.model.pretrained import weights_hash
 
     data, module, trainer, checkpoint = built
@@ -259,8 +262,14 @@ def _fit(cfg: DictConfig, run: RunRecord, built: Built) -> None:
         parts: Any = {"backbone": cfg.model.backbone, "augment": cfg.augment}
         plain: Any = {name: OmegaConf.to_container(part, resolve=True) for name, part in parts.items()}
         store_features(trainer, module, data, checkpoint=checkpoint, **plain)
-    with lightnings_errors(trainer):
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    try:
+        with lightnings_errors(trainer):
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except BadInput:  # it may have stopped at such a loss
+        for callback in callbacks:
+            if isinstance(callback, NonFiniteLoss):
+                run.add(**callback.outcome(module))
+        raise
     run.add(final_weights=weights_hash(module))
     stopped = _stopped_early(trainer)
     if stopped is not None:

@@ -2,8 +2,9 @@
 
 import difflib
 import functools
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any
@@ -14,13 +15,30 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from onebox.errors import BadInput, check, is_integer, own_complaint
+from onebox.errors import BadInput, check, is_integer, is_number, own_complaint
 from onebox.overrides import is_group, several_values
 from onebox.runs.fingerprint import flatten
 from onebox.trainer_options import trainer_problems
 
+Limit = tuple[Callable[[Any], bool], str]
 GROUPS = ("data", "augment", "model", "loss", "optimizer", "param_groups", "trainer", "callbacks", "logger")
 WORDS = {"monitor_mode": ("max", "min"), "resume": ("auto", "never"), "rerun": ("none", "failed", "stale", "all")}
+LARGEST = 10**18  # of a whole number; what is larger overflows somewhere
+_WHOLE: Limit = (lambda value: is_integer(value, 0), "a whole number >= 0")
+_COUNT: Limit = (lambda value: is_integer(value, 1), "a whole number >= 1")
+_SIZE: Limit = (lambda value: is_number(value, 0), "a number >= 0")
+_SHARE: Limit = (lambda value: is_number(value, 0, 1), "in [0, 1]")
+# Name of a class -> what its arguments must be, where a library takes others without a word or fails in the fit.
+LIMITS: dict[str, dict[str, Limit]] = {
+    "CrossEntropyLoss": {"label_smoothing": _SHARE},
+    "balanced_cross_entropy": {"label_smoothing": _SHARE},
+    "SmoothL1Loss": {"beta": _SIZE},
+    **{f"{name}_box_iou_loss": {"eps": _SHARE} for name in ("generalized", "distance", "complete")},
+    "EarlyStopping": {"patience": _WHOLE, "min_delta": _SIZE},
+    "EMAWeightAveraging": {"decay": _SHARE, "update_every_n_steps": _COUNT},
+    "Plateau": {"factor": _SHARE, "patience": _WHOLE, "min_delta": _SIZE, "min_lr": _SIZE},
+    "Trainer": {"num_sanity_val_steps": _WHOLE},
+}
 _ABSENT = object()
 
 
@@ -35,7 +53,12 @@ def validate(cfg: DictConfig) -> None:
     ]
     if not problems:
         is_fused = bool(cfg.optimizer.get("fused"))
-        problems = [*_bad_values(cfg), *trainer_problems(cfg.trainer, is_fused=is_fused), *_unknown_tags(cfg)]
+        problems = [*_odd_numbers(OmegaConf.to_container(cfg))]
+        problems = problems or [
+            *_bad_values(cfg),
+            *trainer_problems(cfg.trainer, is_fused=is_fused),
+            *_unknown_tags(cfg),
+        ]
     check(not problems, "; ".join(problems))
 
 
@@ -47,11 +70,29 @@ def _bad_values(cfg: DictConfig) -> Iterator[str]:
     for key in counts:
         if not is_integer(value := OmegaConf.select(cfg, key), 1):
             yield f"{key} must be a number >= 1, not {value}"
+    if (best := OmegaConf.select(cfg, "callbacks.checkpoint_best.save_top_k")) not in (None, 1):
+        yield f"callbacks.checkpoint_best.save_top_k must be 1, not {best}; checkpoint_best=null tests the last"
     if OmegaConf.select(cfg, "data.root") is None:
         yield "data.root must be given (KEY=VALUE)"
     for key, words in WORDS.items():
         if cfg.get(key) not in words:
             yield f"{key} must be one of {', '.join(words)}, not {cfg.get(key)}"
+
+
+def _odd_numbers(node: Any, key: str = "") -> Iterator[str]:
+    """What is wrong with the numbers of a config, whoever takes them."""
+    if isinstance(node, int | float) and not (math.isfinite(node) if isinstance(node, float) else abs(node) <= LARGEST):
+        yield f"{key} must be a number that can be computed with, not {node:.5g}"
+    elif isinstance(node, dict | list):
+        parts = node.items() if isinstance(node, dict) else ((f"[{number}]", item) for number, item in enumerate(node))
+        for name, value in parts:
+            yield from _odd_numbers(value, f"{key}.{name}".lstrip(".").replace(".[", "["))
+    target = str(node.get("_target_")) if isinstance(node, dict) else ""
+    for name, (is_right, what) in LIMITS.get(target.rpartition(".")[2], {}).items():
+        value = node.get(name)
+        is_told = isinstance(value, float) and not math.isfinite(value)
+        if not (value is None or is_told or "${" in str(value) or is_right(value)):
+            yield f"{key}.{name} must be {what}, not {value}"
 
 
 def _unknown_tags(cfg: DictConfig) -> Iterator[str]:

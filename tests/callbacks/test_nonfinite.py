@@ -20,6 +20,7 @@ def test_a_fit_stops_where_its_loss_is_no_number(composed, tmp_path):
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["status"] == "failed"
     assert "the loss is nan" in record["error"]["message"]
+    assert record["nonfinite"] == {"epoch": 0, "batch": 1, "loss": "nan"}
 
 
 def test_a_fit_that_is_to_continue_says_it_once_and_in_run_json(composed, tmp_path, caplog):

@@ -86,7 +86,9 @@ def test_seeds_are_one_row_with_mean_and_interval_the_best_first(sweep):
 
 def test_the_table_tells_how_each_job_ended(sweep):
     plan(sweep)
+    edit(sweep / "1", nonfinite={"epoch": 2, "batch": 5, "loss": "inf"})
     text = shown(sweep)
+    assert re.search(r"^NaN .*lr/1: loss inf from epoch 2, batch 5 on", text, re.M)
     assert "0.600 ± 1.271" in text
     assert "failed ValueError: no such thing (#3 optimizer.lr=0.001 seed=1)" in text
     assert "5 jobs: 3 completed, 1 pending, 1 failed; 48 s of work" in text

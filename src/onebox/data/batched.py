@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from onebox.data.augment import Augmented, Boxes, Images
 from onebox.data.resize import Image, Resize
-from onebox.errors import check, is_number
+from onebox.errors import check, is_integer, is_number
 
 GREY = np.array([0.299, 0.587, 0.114])  # brightness of R, G, B (ITU-R BT.601)
 MIDDLE = 128.0  # what contrast leaves as it is
@@ -59,9 +59,9 @@ class BatchedTransform:
             ("saturation", saturation, 0, 1),
             ("fill", fill, 0, 255),
             ("min_visibility", min_visibility, 0, 1),
-            ("max_redraws", max_redraws, 0, 1000),
         ):
             check(is_number(value, low, high), f"augment.{name} must be in [{low}, {high}], not {value}")
+        check(is_integer(max_redraws, 0, 1000), f"augment.max_redraws must be in [0, 1000], not {max_redraws}")
         zooms = list(scale) if isinstance(scale, list | tuple) else [scale]
         check(
             len(zooms) == 2 and all(is_number(zoom, 0.01, 100) for zoom in zooms) and zooms[0] <= zooms[1],

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from onebox.errors import BadInput, check, is_integer
 
+MOST = 10**9  # images of a batch
 Key = tuple[int, int]  # (epoch or number of the view, row of the index)
 
 
@@ -32,9 +33,9 @@ class Loading:
     drop_last: bool
 
     def __post_init__(self) -> None:
-        for key, least in {"batch_size": 1, "eval_batch_size": 1, "num_workers": 0}.items():
+        for key, least, most in (("batch_size", 1, MOST), ("eval_batch_size", 1, MOST), ("num_workers", 0, 1024)):
             value = getattr(self, key)
-            check(is_integer(value, least), f"data.{key} must be a number >= {least}, not {value}")
+            check(is_integer(value, least, most), f"data.{key} must be a number >= {least} and <= {most}, not {value}")
 
 
 def make_loader(

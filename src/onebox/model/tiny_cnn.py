@@ -26,7 +26,10 @@ class TinyCnn(Backbone):
     ) -> None:
         super().__init__(input)
         smallest = 2 ** len(widths)
-        check(bool(widths), "model.backbone.widths must name at least one block")
+        counts = (*widths, hidden_features)
+        are_counts = bool(widths) and all(is_integer(count, 1) for count in counts)
+        check(are_counts, f"model.backbone.widths and hidden_features must be numbers >= 1, not {counts}")
+        check(in_channels == 3, f"model.backbone.in_channels must be 3 (images are RGB), not {in_channels}")
         check(is_integer(image_size, smallest), f"image_size must be a number >= {smallest}, not {image_size}")
         check(is_number(dropout, 0, 0.999), f"model.backbone.dropout must be in [0, 1), not {dropout}")
         blocks: list[nn.Module] = []
