@@ -215,8 +215,7 @@ def _tree(form: str, out: Path, folder: Path, classes: Sequence[str]) -> Iterato
     from PIL import Image
 
     from onebox.data.convert import WRITERS
-    from onebox.data.layout import Labelled
-    from onebox.data.walk import without_suffix
+    from onebox.data.layout import Labelled, without_suffix
     from onebox.runs.reading.predict import read_any
 
     images = out / ("JPEGImages" if form == "voc" else "images")

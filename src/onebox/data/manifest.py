@@ -10,10 +10,9 @@ import numpy as np
 
 from onebox.data.coco import read_coco
 from onebox.data.csv_file import read_csv
-from onebox.data.layout import Layout, OtherForm, Tree, called_like_splits
+from onebox.data.layout import IMAGE_SUFFIXES, Files, Layout, OtherForm, Tree, called_like_splits, without_suffix
 from onebox.data.table import Table, join, kept_table
 from onebox.data.voc import Record
-from onebox.data.walk import IMAGE_SUFFIXES, Files, without_suffix
 from onebox.errors import check
 
 Read = Callable[[Path], tuple[list[str], list[Record | str]]]

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from onebox.data.layout import (
     IMAGE_FOLDERS,
+    IMAGE_SUFFIXES,
     VOC,
+    Files,
     Labelled,
     Layout,
     Lists,
@@ -18,9 +20,10 @@ from onebox.data.layout import (
     decimal,
     put,
     usual_folder,
+    walk,
+    without_suffix,
 )
 from onebox.data.voc import read_record
-from onebox.data.walk import IMAGE_SUFFIXES, Files, walk, without_suffix
 from onebox.errors import BadInput, check
 from onebox.files import MAX_LONG, read_bytes
 

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import yaml  # type: ignore[import-untyped]  # its stubs are a package of their own
 
-from onebox.data.layout import Layout, Lists, Tree, called_like_splits, put
+from onebox.data.layout import IMAGE_SUFFIXES, Files, Layout, Lists, Tree, called_like_splits, put
 from onebox.data.table import Table
 from onebox.data.voc import MAX_BYTES, RawObject, Record, plain_number
-from onebox.data.walk import IMAGE_SUFFIXES, Files
 from onebox.errors import BadInput, check
 from onebox.files import MAX_LONG, read_bytes, read_text, read_yaml
 

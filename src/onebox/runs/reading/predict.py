@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import ImageOps
 
 from onebox.data.image import HEADERS, MAX_BYTES, MAX_PIXELS, Image, read_header, read_image
+from onebox.data.layout import IMAGE_SUFFIXES, walk
 from onebox.data.processes import num_cores
-from onebox.data.walk import IMAGE_SUFFIXES, walk
 from onebox.errors import BadInput, check
 from onebox.files import read_bytes
 
