@@ -122,7 +122,7 @@ def _append(
     with path.open("r+b" if path.exists() else "w+b") as file:
         try:
             file.truncate(start * size)
-            _reserve(file, (start + len(missing)) * size)
+            _reserve(file, start * size, (start + len(missing)) * size)
             new = np.memmap(path, np.uint8, "r+", offset=start * size, shape=(len(missing), *shape))
             bad = decode(list(missing.values()), new)
             good = [(place, key) for place, (key, number) in enumerate(missing.items()) if number not in bad]
@@ -173,8 +173,9 @@ def open_array(
                     log.warning("%s is damaged; it is made again", path)
                 remove_unfinished(path)
                 with replacing(path) as temporary:
-                    _make(temporary, shape, dtype())
-                    array = np.lib.format.open_memmap(temporary, mode="r+")
+                    array = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype(), shape=shape)
+                    with temporary.open("r+b") as file:
+                        _reserve(file, array.offset, temporary.stat().st_size)
                     fill(array)
                     array.flush()
                     write_json(path.with_suffix(".json"), {**about, "header": _header(temporary, array)})
@@ -204,24 +205,15 @@ def _header(path: Path, array: Any) -> str:
         return hashlib.sha256(file.read(array.offset)).hexdigest()
 
 
-def _make(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    """Write an .npy file of zeros."""
-    with path.open("wb") as file:
-        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_2_0(file, header)
-        file.flush()
-        _reserve(file, file.tell() + int(np.prod(shape)) * dtype.itemsize)
-
-
-def _reserve(file: IO[bytes], size: int) -> None:
-    """Let a file grow by bytes that have their space on the disk: a mapped file that outgrows the disk is killed."""
-    start = file.seek(0, os.SEEK_END)
+def _reserve(file: IO[bytes], start: int, end: int) -> None:
+    """Give bytes of a file, zeros, their space on the disk: a process whose mapped file outgrows the disk is killed."""
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file.fileno(), start, size - start)
+        os.posix_fallocate(file.fileno(), start, end - start)
     else:
-        for _ in range(start, size, 1 << 20):
+        file.seek(start)
+        for _ in range(start, end, 1 << 20):
             file.write(bytes(1 << 20))
-        file.truncate(size)
+        file.truncate(end)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from onebox.files import opened
 SPLITS = ("train", "val", "test")  # lists that must not share an image
 FORMATS = {"jpg": "JPEG", "jpe": "JPEG", "jfif": "JPEG", "tif": "TIFF"}  # of the suffixes that are not called so
 MODES = {"L": "grey", "1": "black and white", "CMYK": "CMYK", "YCCK": "CMYK"}
+Level = Literal["error", "warning"]
 MOST = 0.5  # of the objects: when more have a name of VOC's classes, the others are slips
 
 
@@ -45,15 +46,11 @@ class Problem:
         remedy: what to do.
     """
 
-    level: Literal["error", "warning"]
+    level: Level
     kind: str
     file: Path
     message: str
     remedy: str
-
-    def relative_to(self, root: Path) -> "Problem":
-        """The same with its file relative to `root`, if it lies there."""
-        return replace(self, file=self.file.relative_to(root)) if self.file.is_relative_to(root) else self
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,12 +120,12 @@ def check(
     pixels = _decode(listed, [row for row, header in headers.items() if not isinstance(header, str)])
     in_lists = {row for some in rows.values() for row in some.tolist()}
     if has_background and BACKGROUND in (listed.table.names if classes is None else classes):
-        message = f"there is a class {BACKGROUND}, which data.background_class=true puts before the others"
-        remedy = f"set data.background_class=false, or data.rename={{{BACKGROUND}: other}}"
-        problems.append(Problem("error", "class background", root, message, remedy))
+        text = f"there is a class {BACKGROUND}, which data.background_class=true puts before the others; "
+        text += f"set data.background_class=false, or data.rename={{{BACKGROUND}: other}}"
+        problems.append(_problem("class background", root, text))
     share = np.isin(listed.table.names, list(voc_classes)).mean() if len(listed.table.names) else 0.0
     known = voc_classes if classes is None and share > MOST else classes
-    level: Literal["error", "warning"] = "warning" if classes is None else "error"
+    level: Level = "warning" if classes is None else "error"
     for row, problem in (*_image_problems(listed, headers, pixels), *_annotation_problems(listed, known, level)):
         if rows and row not in in_lists:  # only the list `*` trains on it
             problem = replace(problem, level="warning", message=f"{problem.message} (in no list)")
@@ -136,7 +133,10 @@ def check(
     hashes = [found if isinstance(found := pixels.get(row), bytes) else None for row in range(len(listed))]
     problems += [*_shared_ids(listed, rows), *_same_pixels(listed, hashes, rows), *_oddities(root, listed)]
     problems.sort(key=lambda problem: (problem.level != "error", problem.kind))  # stable: else in the order of ids
-    return Survey(root, listed, rows, hashes, [problem.relative_to(root) for problem in problems])
+    inside = [
+        replace(one, file=one.file.relative_to(root)) if one.file.is_relative_to(root) else one for one in problems
+    ]
+    return Survey(root, listed, rows, hashes, inside)
 
 
 def _trees(root: Path, splits: Mapping[str, Sequence[str]] | None, layout: Layout) -> dict[str, Tree]:
@@ -161,8 +161,8 @@ def _read_lists(
     """The lists of a tree that `splits` names, or all but those of one class each (dog_train); and what is wrong."""
     problems = []
     for paths in tree.images.ambiguous.values():
-        message = f"one id, several images ({', '.join(path.name for path in paths)})"
-        problems.append(Problem("error", "ambiguous id", paths[0], message, "remove or rename all but one"))
+        text = f"one id, several images ({', '.join(path.name for path in paths)}); remove or rename all but one"
+        problems.append(_problem("ambiguous id", paths[0], text))
     names = [name for where, name in _wanted(splits or {}) if where == tree_name]
     if splits is None:
         order = {name: place for place, name in enumerate((*SPLITS, "trainval"))}
@@ -177,8 +177,8 @@ def _read_lists(
             continue
         for image_id, count in Counter(ids).items():
             if count > 1:
-                message, remedy = f"{image_id} appears {count} times", "remove all but one; training uses it once"
-                problems.append(Problem("warning", "repeated id", path, message, remedy))
+                text = f"{image_id} appears {count} times; remove all but one: training uses it once"
+                problems.append(_problem("repeated id", path, text, "warning"))
     return lists, problems
 
 
@@ -196,10 +196,10 @@ def _decode(listed: Listed, rows: Sequence[int]) -> dict[int, bytes | str]:
     return dict(zip(rows, thread_map(look, rows, description="checking"), strict=True))
 
 
-def _problem(kind: str, file: Path | str, text: str) -> Problem:
-    """What a reader says, `<what>; <remedy>`, in its parts."""
+def _problem(kind: str, file: Path | str, text: str, level: Level = "error") -> Problem:
+    """A problem from a text as readers give it: `<what>; <remedy>`."""
     what, _, remedy = text.rpartition("; ")
-    return Problem("error", kind, Path(file), what, remedy)
+    return Problem(level, kind, Path(file), what, remedy)
 
 
 def _image_problems(
@@ -219,9 +219,7 @@ def _image_problems(
                 yield row, problem
 
 
-def _annotation_problems(
-    listed: Listed, classes: Sequence[str] | None, level: Literal["error", "warning"]
-) -> Iterator[tuple[int, Problem]]:
+def _annotation_problems(listed: Listed, classes: Sequence[str] | None, level: Level) -> Iterator[tuple[int, Problem]]:
     for row in np.flatnonzero(~listed.is_annotated).tolist():
         if not listed.has_image(row):
             text = "no such file; add the annotation, or take the image out of its list"
@@ -237,9 +235,9 @@ def _annotation_problems(
     for row in annotation_problems(table, label_of=known):
         for name in dict.fromkeys(table.names[table.first[row] : table.first[row + 1]].tolist()):
             if known is not None and name not in known:
-                remedy = "correct the name, add it to data.classes (here: --classes), or map it by data.rename"
-                file = Path(listed.annotation_file(row))
-                yield row, Problem(level, "unknown class", file, f"class '{name}' is not known", remedy)
+                ways = "correct the name, add it to data.classes (here: --classes), or map it by data.rename"
+                text = f"class '{name}' is not known; {ways}"
+                yield row, _problem("unknown class", listed.annotation_file(row), text, level)
 
 
 def _surprises(path: Path, header: Header, *, is_turned: bool) -> Iterator[Problem]:
@@ -253,18 +251,17 @@ def _surprises(path: Path, header: Header, *, is_turned: bool) -> Iterator[Probl
     except Exception:  # broken EXIF data, of any kind: training does not look at them
         format_, mode = usual, "RGB"
     if header.turn > 1 and not is_turned:
-        message = f"it has an EXIF rotation (orientation {header.turn}), which training does not apply"
-        remedy = "look at its boxes in --montage; if they are wrong, set data.exif=apply"
-        yield Problem("warning", "EXIF turn", path, message, remedy)
+        text = f"it has an EXIF rotation (orientation {header.turn}), which training does not apply; "
+        yield _problem("EXIF turn", path, f"{text}set data.exif=apply if its boxes in --montage are wrong", "warning")
     if format_ not in (usual, "MPO"):  # MPO: a JPEG with a second picture behind it
-        message, remedy = f"{format_} content under a {path.suffix} name", "rename it; training reads it as it is"
-        yield Problem("warning", "other format", path, message, remedy)
+        text = f"{format_} content under a {path.suffix} name; rename it: training reads it as it is"
+        yield _problem("other format", path, text, "warning")
     if header.is_deep:
-        message = "more than 8 bits a channel, of which the upper 8 are read"
-        yield Problem("warning", "deep pixels", path, message, "convert it to 8 bits if it looks dark in --montage")
+        text = "more than 8 bits a channel, of which the upper 8 are read; convert it if it looks dark in --montage"
+        yield _problem("deep pixels", path, text, "warning")
     elif mode in MODES:
-        remedy = "nothing, if you expect it: training reads it as RGB"
-        yield Problem("warning", "not RGB", path, f"{MODES[mode]} pixels", remedy)
+        text = f"{MODES[mode]} pixels; nothing, if you expect it: training reads it as RGB"
+        yield _problem("not RGB", path, text, "warning")
 
 
 def _oddities(root: Path, listed: Listed) -> Iterator[Problem]:
@@ -274,12 +271,11 @@ def _oddities(root: Path, listed: Listed) -> Iterator[Problem]:
     if listed.without_size.any():
         notes.append(("annotations have no size; that of the image is used; nothing", listed.without_size.astype(int)))
     for text, counts in notes:
-        what, _, remedy = text.rpartition("; ") if "; " in text else (text, "", "look at it in --montage")
-        file = Path(listed.annotation_file(int(np.flatnonzero(counts)[0])))
-        yield Problem("warning", "odd annotations", file, f"{int(counts.sum()):,} {what}", remedy)
+        text += "" if "; " in text else "; look at it in --montage"
+        file = listed.annotation_file(int(np.flatnonzero(counts)[0]))
+        yield _problem("odd annotations", file, f"{int(counts.sum()):,} {text}", "warning")
     if alike := odd_classes(listed.table.names.tolist()):
-        what, _, remedy = alike.rpartition("; ")
-        yield Problem("warning", "odd classes", root, what, remedy)
+        yield _problem("odd classes", root, alike, "warning")
 
 
 def _split_of(list_name: str) -> str:
@@ -299,9 +295,9 @@ def _shared_ids(listed: Listed, lists: Mapping[str, Ints]) -> Iterator[Problem]:
             image_id = str(listed.ids[row])
             first = owner.setdefault(image_id, name)
             if _split_of(first) != _split_of(name):
-                message = f"{image_id} is in {first} and in {name}"
                 file = listed.tree(row).list_file(name.rpartition("/")[2])
-                yield Problem("error", "id in two splits", file, message, "take it out of one of the two lists")
+                text = f"{image_id} is in {first} and in {name}; take it out of one of the two lists"
+                yield _problem("id in two splits", file, text)
 
 
 def _same_pixels(listed: Listed, pixels: Sequence[bytes | None], lists: Mapping[str, Ints]) -> Iterator[Problem]:
@@ -316,11 +312,10 @@ def _same_pixels(listed: Listed, pixels: Sequence[bytes | None], lists: Mapping[
             continue
         one, other = split.get(first, ""), split.get(row, "")
         where = f" (in {other or 'no list'}; that one in {one or 'no list'})" if split else ""
-        message = f"the same picture as {Path(listed.image_file(first)).name}{where}"
-        file = Path(listed.image_file(row))
+        text = f"the same picture as {Path(listed.image_file(first)).name}{where}"
+        file = listed.image_file(row)
         if one and other and one != other:
-            remedy = "take one of the two out of its list"
-            yield Problem("error", "same picture in two splits", file, message, remedy)
+            yield _problem("same picture in two splits", file, f"{text}; take one of the two out of its list")
         else:
-            remedy = "remove one of the two; a random holdout may separate them"
-            yield Problem("warning", "same picture twice", file, message, remedy)
+            text += "; remove one of the two, as a random holdout may separate them"
+            yield _problem("same picture twice", file, text, "warning")

@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
@@ -28,19 +28,13 @@ log = logging.getLogger(__name__)
 Part = TypeVar("Part")
 
 
-class Source(Protocol):
-    """Where trees come from."""
-
-    def __call__(self, root: str, *, download: bool) -> object:
-        """Make or fetch the trees below `root` that are missing; ask the network only if `download` is true."""
-
-
 class VocDataModule(LightningDataModule):
     """Single-object images of one or several VOC trees.
 
     Args:
         root: folder that the trees of `splits` lie in; `~` is the home folder.
-        source: called with `root` before the first use; makes or fetches the trees. None: they are there.
+        source: called with `root` and `download=` before the first use; makes or fetches the trees that are missing.
+            None: they are there.
         download: whether `source` may fetch what is missing from the network.
         classes: names of the classes; None reads them from the annotations.
         background_class: whether logit 0 stands for "background", so that labels start at 1.
@@ -61,7 +55,7 @@ class VocDataModule(LightningDataModule):
         self,
         *,
         root: str,
-        source: Source | None,
+        source: Callable[..., object] | None,
         download: bool,
         classes: Sequence[str] | None,
         background_class: bool,
