@@ -45,11 +45,6 @@ class Batch:
     shares: Mapping[str, float] = field(default_factory=dict)
     state: tuple[Tensor, ...] = ()
 
-    @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        """What the network is given: the images, or the state."""
-        return self.state if self.images is None else (self.images,)
-
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
         """The same batch on a device."""
         return self._map(lambda column: column.to(device, non_blocking=non_blocking))

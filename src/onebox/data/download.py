@@ -52,12 +52,8 @@ class Archive:
         """The folder below VOCdevkit that the archive is a part of."""
         return self.unpacks_to.partition("/")[0]
 
-    def checksum_of(self, path: Path) -> str:
-        """The checksum of a file, of this archive's kind."""
-        kind = self.checksum.partition(":")[0]
-        return f"{kind}:{pooch.file_hash(str(path), alg=kind)}"
 
-
+@dataclass(frozen=True, kw_only=True)
 class VocDownload:
     """Fetches VOC trees that are missing: the `source` of a data module.
 
@@ -65,7 +61,7 @@ class VocDownload:
     appears under its name only when it is complete, whenever the process is killed, and files that are there are never
     changed. Several processes may call this at once; one fetches, the others wait.
 
-    Args:
+    Attributes:
         archives: by any name; several may make up one tree.
         timeout_s: a connection that gives no byte for this long is given up, seconds.
         rounds: how often all mirrors are tried in turn.
@@ -73,14 +69,11 @@ class VocDownload:
         keep_archives: whether the archives that were fetched stay after they are unpacked.
     """
 
-    def __init__(
-        self, *, archives: Mapping[str, Archive], timeout_s: float, rounds: int, pause_s: float, keep_archives: bool
-    ) -> None:
-        self._archives = list(archives.values())
-        self._timeout_s = timeout_s
-        self._rounds = rounds
-        self._pause_s = pause_s
-        self._keep_archives = keep_archives
+    archives: Mapping[str, Archive]
+    timeout_s: float
+    rounds: int
+    pause_s: float
+    keep_archives: bool
 
     def __call__(self, root: str, *, download: bool) -> None:
         """Have every tree below `root`.
@@ -110,7 +103,7 @@ class VocDownload:
                     archives = list(parts)
                     fetched = [item for item in archives if self._provide(item, devkit.parent, download)]
                     _unpack(archives, devkit)
-                    for archive in [] if self._keep_archives else fetched:
+                    for archive in [] if self.keep_archives else fetched:
                         (devkit.parent / archive.name).unlink()
         except _NoMirror as error:
             raise BadInput(f"{error}; try again later, or {_by_hand(missing, devkit.parent)}") from error
@@ -121,10 +114,10 @@ class VocDownload:
         """Archives to unpack, those of half a tree only when the network may be asked."""
         if (devkit / "JPEGImages").is_dir():
             return []
-        found = {archive.tree: _is_filled(devkit / archive.tree) for archive in self._archives}
+        found = {archive.tree: _is_filled(devkit / archive.tree) for archive in self.archives.values()}
         return [
             archive
-            for archive in self._archives
+            for archive in self.archives.values()
             if not found[archive.tree] or (download and not (devkit / archive.unpacks_to).exists())
         ]
 
@@ -132,7 +125,8 @@ class VocDownload:
         """Have a verified archive in `folder`; whether it had to be fetched."""
         path = folder / archive.name
         if path.is_file():
-            found = archive.checksum_of(path)
+            kind = archive.checksum.partition(":")[0]
+            found = f"{kind}:{pooch.file_hash(str(path), alg=kind)}"
             if found == archive.checksum:
                 return False
             wrong = f"{path} has {found} instead of {archive.checksum}"
@@ -146,10 +140,10 @@ class VocDownload:
         """Put an archive into `folder`, from the first mirror that gives it whole."""
         problem = "no mirror is given"
         pooch.get_logger().setLevel(logging.WARNING)
-        fetch = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=self._timeout_s)
-        for number in range(self._rounds):
+        fetch = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=self.timeout_s)
+        for number in range(self.rounds):
             if number:
-                time.sleep(self._pause_s)
+                time.sleep(self.pause_s)
             for url in archive.urls:
                 log.info("%s: %.0f MB from %s", archive.name, archive.size / 1e6, url)
                 try:

@@ -71,15 +71,6 @@ class Files:
         suffix = "jpg" if "jpg" in self.suffixes else min(self.suffixes)
         return self.paths.get(name) or f"{self.folders[0]}/{name}.{suffix}"
 
-    def check_unique(self) -> None:
-        """Refuse files of one id.
-
-        Raises:
-            BadInput: there are some; the message names two.
-        """
-        for one, other, *_ in self.ambiguous.values():
-            raise BadInput(f"{other}: {one.name} has the same id; keep one of the two")
-
     def find(self, text: str) -> str | None:
         """The id that a text means: an id, a file's name, the end of a path, or a name that only one folder has."""
         if text in self.paths:
@@ -246,8 +237,8 @@ class Tree:
         self.cache_dir = cache_dir
         self.remarks: dict[str, int] = {}
         self._open(layout)
-        if strict:
-            self.images.check_unique()
+        for one, other, *_ in self.images.ambiguous.values() if strict else ():
+            raise BadInput(f"{other}: {one.name} has the same id; keep one of the two")
 
     def _open(self, layout: Layout) -> None:
         """Find the files."""

@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 
-from onebox.errors import BadInput, check, is_integer
+from onebox.errors import check, is_integer
 
 MOST = 10**9  # images of a batch
 Key = tuple[int, int]  # (epoch or number of the view, row of the index)
@@ -48,16 +48,8 @@ def make_loader(
     start: tuple[int, int] = (0, 0),
     views: int | None = 1,
 ) -> DataLoader[Any]:
-    """The loader of a split: training images in an order of their own for each epoch, others in that of the lists.
-
-    Args:
-        dataset: gives whole batches by `__getitems__`.
-        loading: how batches are made.
-        seed: of the order.
-        name: of the split.
-        is_train: whether it is for training.
-        start: epoch and step of it to begin with.
-        views: see `EpochSampler`.
+    """The loader of the split `name`: training images in an order of their own for each epoch, others in that of the
+    lists. The `dataset` gives whole batches by `__getitems__`; training begins with epoch and step `start`.
 
     Raises:
         BadInput: there are fewer images to evaluate than devices.
@@ -66,23 +58,17 @@ def make_loader(
     rank = torch.distributed.get_rank() if distributed else 0
     num_replicas = torch.distributed.get_world_size() if distributed else 1
     batch_size = loading.batch_size if is_train else loading.eval_batch_size
-    batches: dict[str, Any] = {
-        "batch_size": batch_size,
-        "sampler": EpochSampler(
-            len(dataset),
-            shuffle=is_train,
-            seed=seed,
-            rank=rank,
-            num_replicas=num_replicas,
-            start=(start[0], start[1] * batch_size),
-            views=views,
-        ),
-        "drop_last": is_train and loading.drop_last,
-    }
     if not is_train and len(dataset) and num_replicas > 1:
-        if len(dataset) < num_replicas:
-            raise BadInput(f"the {name} split has {len(dataset)} images for {num_replicas} devices; use fewer")
-        batches = {"batch_sampler": EvalBatches(len(dataset), batch_size, rank=rank, num_replicas=num_replicas)}
+        too_few = f"the {name} split has {len(dataset)} images for {num_replicas} devices; use fewer"
+        check(len(dataset) >= num_replicas, too_few)
+        eval_batches = EvalBatches(len(dataset), batch_size, rank=rank, num_replicas=num_replicas)
+        batches: dict[str, Any] = {"batch_sampler": eval_batches}
+    else:
+        first = (start[0], start[1] * batch_size)
+        sampler = EpochSampler(
+            len(dataset), shuffle=is_train, seed=seed, rank=rank, num_replicas=num_replicas, start=first, views=views
+        )
+        batches = {"batch_size": batch_size, "sampler": sampler, "drop_last": is_train and loading.drop_last}
     return DataLoader(
         dataset,
         **batches,
@@ -106,13 +92,14 @@ def _ignore_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+@dataclass(eq=False)
 class EpochSampler(Sampler[Key]):
     """Keys of one epoch, in an order that is a function of (seed, epoch); the epoch is set by the trainer.
 
     With several replicas each takes every `num_replicas`-th key. The last ones start again from the front, so that
     all replicas have the same number.
 
-    Args:
+    Attributes:
         num_rows: how many images there are.
         shuffle: whether each epoch has an order of its own; if not, it is that of the rows.
         seed: seed of the order.
@@ -123,47 +110,39 @@ class EpochSampler(Sampler[Key]):
             drawn such that it comes in each once in V epochs.
     """
 
-    def __init__(
-        self,
-        num_rows: int,
-        *,
-        shuffle: bool,
-        seed: int,
-        rank: int = 0,
-        num_replicas: int = 1,
-        start: tuple[int, int] = (0, 0),
-        views: int | None = None,
-    ) -> None:
-        self._num_rows = num_rows
-        self._shuffle = shuffle
-        self._seed = seed
-        self._rank = rank
-        self._num_replicas = num_replicas
-        self._start = start
-        self._views = views
-        self._epoch = start[0]  # loader workers may ask for keys before the trainer sets the epoch
+    num_rows: int
+    _: KW_ONLY
+    shuffle: bool
+    seed: int
+    rank: int = 0
+    num_replicas: int = 1
+    start: tuple[int, int] = (0, 0)
+    views: int | None = None
+
+    def __post_init__(self) -> None:
+        self._epoch = self.start[0]  # loader workers may ask for keys before the trainer sets the epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the trainer before each epoch."""
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return -(-self._num_rows // self._num_replicas)
+        return -(-self.num_rows // self.num_replicas)
 
     def __iter__(self) -> Iterator[Key]:
-        rows = np.arange(self._num_rows)
-        if self._shuffle:
-            np.random.default_rng([self._seed, self._epoch]).shuffle(rows)
-        mine = np.resize(rows, len(self) * self._num_replicas)[self._rank :: self._num_replicas]
-        done = self._start[1] if self._epoch == self._start[0] else 0
+        rows = np.arange(self.num_rows)
+        if self.shuffle:
+            np.random.default_rng([self.seed, self._epoch]).shuffle(rows)
+        mine = np.resize(rows, len(self) * self.num_replicas)[self.rank :: self.num_replicas]
+        done = self.start[1] if self._epoch == self.start[0] else 0
         return iter(list(zip(self._numbers()[mine[done:]].tolist(), mine[done:].tolist(), strict=True)))
 
     def _numbers(self) -> NDArray[np.int64]:
         """[num_rows] the first half of the keys."""
-        if self._views is None:
-            return np.full(self._num_rows, self._epoch)
-        draw = np.random.default_rng([self._seed, self._epoch // self._views, 1])  # 1: not the draw of the order
-        return (draw.integers(self._views, size=self._num_rows) + self._epoch) % self._views
+        if self.views is None:
+            return np.full(self.num_rows, self._epoch)
+        draw = np.random.default_rng([self.seed, self._epoch // self.views, 1])  # 1: not the draw of the order
+        return (draw.integers(self.views, size=self.num_rows) + self._epoch) % self.views
 
 
 class EvalBatches(Sampler[list[Key]]):

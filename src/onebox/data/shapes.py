@@ -180,17 +180,9 @@ def _background(rng: np.random.Generator, height: int, width: int) -> Image:
 def _paint_object(
     rng: np.random.Generator, image: Image, name: str, size: float, taken: list[tuple[int, int, int, int]]
 ) -> tuple[int, int, int, int]:
-    """Paint one object, wholly inside `image` and clear of the `taken` boxes where there is room.
+    """Paint one object of a class, wholly inside `image` and clear of the `taken` boxes where there is room.
 
-    Args:
-        rng: where class-independent looks (rotation, place, colour, texture) come from.
-        image: [H, W, 3], changed in place.
-        name: one of SHAPE_CLASSES.
-        size: longer side of the object's box, px.
-        taken: boxes of the objects painted before.
-
-    Returns:
-        The tight box of the painted pixels, 0-based, end exclusive.
+    The longer side of its box is `size` px. Returns the tight box of the painted pixels, 0-based, end exclusive.
     """
     angle, stretch = rng.uniform(-TILT, TILT), np.exp(rng.uniform(-0.15, 0.15))
     for _ in range(40):

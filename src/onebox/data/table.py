@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SCHEMA = 4  # of the file; another number is as good as no file
+OF_ROWS, OF_OBJECTS = ("ids", "stamps", "sizes"), ("names", "difficult", "corners")  # columns
 
 Ints = NDArray[np.int64]
 
@@ -88,13 +89,9 @@ class Table:
         first = np.concatenate([[0], np.cumsum(counts)])
         objects = np.arange(first[-1]) + np.repeat(self.first[rows] - first[:-1], counts)
         return Table(
-            ids=self.ids[rows],
-            stamps=self.stamps[rows],
-            sizes=self.sizes[rows],
+            **{name: getattr(self, name)[rows] for name in OF_ROWS},
+            **{name: getattr(self, name)[objects] for name in OF_OBJECTS},
             first=first,
-            names=self.names[objects],
-            difficult=self.difficult[objects],
-            corners=self.corners[objects],
             problems={new: self.problems[old] for new, old in enumerate(rows.tolist()) if old in self.problems},
         )
 
@@ -122,8 +119,7 @@ def join(tables: Sequence[Table]) -> Table:
     objects = np.cumsum([0, *(len(table.names) for table in tables)])
     firsts = [table.first[:-1] + start for table, start in zip(tables, objects[:-1], strict=True)]
     columns: dict[str, Any] = {
-        name: np.concatenate([getattr(table, name) for table in tables])
-        for name in ("ids", "stamps", "sizes", "names", "difficult", "corners")
+        name: np.concatenate([getattr(table, name) for table in tables]) for name in OF_ROWS + OF_OBJECTS
     }
     return Table(
         **columns,

@@ -82,9 +82,8 @@ class YoloTree(Tree):
             "data.images and data.annotations to their folders",
         )
         self.remarks = called_like_splits({name: name for name in self.list_names()})
-        used = {*self._labels.values()}
-        alone = [name for name in self.annotations.paths if "labels/" in f"/{name}" and name not in used]
-        if without := len([name for name in alone if f"{Path(name).name}.txt" not in NAME_FILES]):
+        alone = {name for name in self.annotations.paths if "labels/" in f"/{name}"} - {*self._labels.values()}
+        if without := sum(f"{Path(name).name}.txt" not in NAME_FILES for name in alone):
             self.remarks["label files have no image of their name"] = without
         if not self._names:
             text = "classes have no names (no data.yaml, classes.txt or .names file), so their numbers are used; set "
@@ -136,11 +135,11 @@ class YoloTree(Tree):
 
     def _members(self, name: str) -> list[str] | None:
         """The images of a list; None if there is no such list."""
-        given = self._about.get(name) or self._about.get({"val": "valid"}.get(name, name))
-        places = [given] if isinstance(given, str) else given if isinstance(given, list) else []
-        if not places:
-            places = [f"{name}.txt", *(f"images/{one}" for one in SPLIT_FOLDERS.get(name, (name,)))]
-            places += [one for one in SPLIT_FOLDERS.get(name, (name,))]
+        names = SPLIT_FOLDERS.get(name, (name,))
+        given = next((self._about[one] for one in names if self._about.get(one)), None)
+        places = [given] if isinstance(given, str) else given
+        if not isinstance(places, list):
+            places = [f"{name}.txt", *(f"images/{one}" for one in names), *names]
         found = [ids for place in places if (ids := self._images_at(str(place))) is not None]
         return list(dict.fromkeys(image_id for ids in found for image_id in ids)) if found else None
 
