@@ -18,7 +18,7 @@ SMALL = 3  # px; a side below it is hardly an object
 UNITS = {"pixels": 0.0, "relative": 1.0, "percent": 100.0}  # the number that stands for the image's whole side
 SAME = 0.1  # a convention is named as the right one when it leaves at most this share of the wrong boxes
 
-Columns = tuple[Any, Any, Any, Any]  # xmin, ymin, xmax, ymax: numbers or arrays
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -56,26 +56,23 @@ class Conventions:
             check(value in choices and value is not True, f"data.{key} must be one of {texts}, not {value}")
         check(self.rename is None or isinstance(self.rename, Mapping), f"data.rename maps names, not {self.rename}")
 
-    def edges(self, corners: Iterable[Any], width: Any, height: Any) -> Columns:
-        """xmin, ymin, xmax, ymax (numbers or arrays, as the file has them) as 0-based edges in px.
+    def edges(self, corners: Floats, sides: Ints) -> Floats:
+        """Corners as the file has them as 0-based edges in px; all are [M, 4], `sides` is that of the image along each.
 
         The one place where VOC's 1-based, inclusive pixels are changed.
         """
-        x1, y1, x2, y2 = corners
         if self.box_units != "pixels":
-            whole = UNITS[self.box_units]
             # Files keep some six digits: what was a whole pixel is one again, and the image's edge is met.
-            x1, x2 = (np.round(x / whole * width, 2) for x in (x1, x2))
-            y1, y2 = (np.round(y / whole * height, 2) for y in (y1, y2))
-            return x1, y1, x2, y2
+            return np.round(corners / UNITS[self.box_units] * sides, 2)
         is_inclusive = self.box_end == "inclusive" or (self.box_end is None and self.box_origin == 1)
         end = self.box_origin - 1 if is_inclusive else self.box_origin
-        return x1 - self.box_origin, y1 - self.box_origin, x2 - end, y2 - end
+        return corners - np.array([self.box_origin, self.box_origin, end, end])
 
 
-def is_inside(x1: Any, y1: Any, x2: Any, y2: Any, width: Any, height: Any) -> Any:
-    """Whether boxes (edges in px) have an area and lie inside their images; numbers or arrays."""
-    return (x1 >= 0) & (x1 < x2) & (x2 <= width) & (y1 >= 0) & (y1 < y2) & (y2 <= height)
+def is_inside(edges: Floats, sides: Ints) -> NDArray[np.bool_]:
+    """[M] whether boxes ([M, 4] edges in px) have an area and lie inside their images."""
+    has_area = (edges[:, :2] < edges[:, 2:]).all(axis=1)
+    return np.asarray(has_area & ((edges >= 0) & (edges <= sides)).all(axis=1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,35 +98,28 @@ def understand(table: Table, conventions: Conventions) -> Understood:
     Raises:
         BadInput: the numbers are not in the units that the conventions say.
     """
-    owners = table.owners
-    height, width = table.sizes[owners].T
-    has_numbers = ~np.isnan(table.corners[:, 0]) if len(table.corners) else np.zeros(0, bool)
-    has_size = (width > 0) & (height > 0)
-    _check_units(table.corners[has_numbers], conventions)
-    x1, y1, x2, y2 = conventions.edges(table.corners.T, width, height)
-    is_right = np.asarray(is_inside(x1, y1, x2, y2, width, height), bool)
-    is_wrong = has_numbers & has_size & ~is_right
+    owners, corners = table.owners, table.corners
+    sides = table.sizes[owners][:, [1, 0, 1, 0]]
+    has_numbers = ~np.isnan(corners[:, 0])
+    has_size = (sides > 0).all(axis=1)
+    _check_units(corners[has_numbers], conventions)
+    edges = conventions.edges(corners, sides)
+    is_wrong = has_numbers & has_size & ~is_inside(edges, sides)
     slips = {"empty objects left out": ~has_numbers}
     wrong: list[tuple[int, str]] = []
     if conventions.boxes == "refuse" and is_wrong.any():
-        remedy = _remedy(table.corners, width, height, has_numbers & has_size, conventions)
+        remedy = _remedy(corners[has_numbers & has_size], sides[has_numbers & has_size], conventions)
         for item in np.flatnonzero(is_wrong).tolist():
-            row, sides = int(owners[item]), (int(width[item]), int(height[item]))
-            wrong.append(
-                (row, _wrong_box(table.corners[item], (x1[item], y1[item], x2[item], y2[item]), sides, remedy))
-            )
+            wrong.append((int(owners[item]), f"{_wrong_box(corners[item], edges[item], sides[item])}; {remedy}"))
     elif conventions.boxes == "clip":
-        x1, x2 = np.clip(x1, 0, width), np.clip(x2, 0, width)
-        y1, y2 = np.clip(y1, 0, height), np.clip(y2, 0, height)
-        is_cut = is_wrong & (x1 < x2) & (y1 < y2)
+        edges = np.clip(edges, 0, sides)
+        is_cut = is_wrong & is_inside(edges, sides)
         slips |= {"boxes cut at the edge": is_cut, "boxes without area left out": is_wrong & ~is_cut}
         is_wrong &= ~is_cut
     elif conventions.boxes == "drop":
         slips["wrong boxes left out"] = is_wrong
     kept = has_numbers & has_size & ~is_wrong
     counts = {what: np.bincount(owners[at], minlength=len(table)) for what, at in slips.items() if at.any()}
-    # Adding 0 makes 0 of -0, which would be another fingerprint.
-    edges = np.stack([x1, y1, x2, y2], axis=1) + 0.0 if len(owners) else table.corners
     renamed = {str(old): str(new) for old, new in (conventions.rename or {}).items()}
     names = table.names[kept]
     if renamed:
@@ -139,7 +129,7 @@ def understand(table: Table, conventions: Conventions) -> Understood:
         first=np.concatenate([[0], np.cumsum(np.bincount(owners[kept], minlength=len(table)))]).astype(np.int64),
         names=names,
         difficult=table.difficult[kept],
-        corners=edges[kept],
+        corners=edges[kept] + 0.0,  # makes 0 of -0, which would be another fingerprint
         problems={**{row: text for row, text in reversed(wrong)}, **table.problems},
     )
     return Understood(found, counts, wrong, _notes(table, found, has_numbers, conventions))
@@ -159,30 +149,26 @@ def _check_units(corners: NDArray[np.float64], conventions: Conventions) -> None
     )
 
 
-def _wrong_box(corners: Any, edges: Columns, size: tuple[int, int], remedy: str) -> str:
-    """What to say of a box (as the file has it, and its edges in px) that is not inside its image."""
+def _wrong_box(corners: Floats, edges: Floats, sides: Ints) -> str:
+    """What to say of a box ([4] as the file has it, and its edges in px) that is not inside its image."""
     shown = " ".join(
         f"{name}={number:g}" for name, number in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)
     )
-    x1, y1, x2, y2 = edges
     ways = {
         "xmax < xmin": corners[2] < corners[0],
         "ymax < ymin": corners[3] < corners[1],
-        "no width": corners[2] >= corners[0] and x2 <= x1,
-        "no height": corners[3] >= corners[1] and y2 <= y1,
-        f"outside the image of {size[0]}x{size[1]}": min(x1, y1, x2, y2) < 0
-        or max(x1, x2) > size[0]
-        or max(y1, y2) > size[1],
+        "no width": corners[2] >= corners[0] and edges[2] <= edges[0],
+        "no height": corners[3] >= corners[1] and edges[3] <= edges[1],
+        f"outside the image of {sides[0]}x{sides[1]}": (edges < 0).any() or (edges > sides).any(),
     }
-    return f"box {shown}: {', '.join(text for text, is_so in ways.items() if is_so)}; {remedy}"
+    return f"box {shown}: {', '.join(text for text, is_so in ways.items() if is_so)}"
 
 
-def _remedy(corners: NDArray[np.float64], width: Ints, height: Ints, judged: Any, conventions: Conventions) -> str:
+def _remedy(corners: Floats, sides: Ints, conventions: Conventions) -> str:
     """What to do about wrong boxes: the convention by which nearly all are right, found by trying, or to clip them."""
 
     def num_wrong(tried: Conventions) -> int:
-        edges = tried.edges(corners[judged].T, width[judged], height[judged])
-        return int((~np.asarray(is_inside(*edges, width[judged], height[judged]))).sum())
+        return int((~is_inside(tried.edges(corners, sides), sides)).sum())
 
     now = num_wrong(conventions)
     ways: list[dict[str, Any]] = [
@@ -200,9 +186,7 @@ def _remedy(corners: NDArray[np.float64], width: Ints, height: Ints, judged: Any
                 for key, value in ways[least].items()
                 if value != getattr(conventions, key)
             )
-            return (
-                f"set {given}, with which {counts[least]:,} boxes are wrong instead of {now:,} of {int(judged.sum()):,}"
-            )
+            return f"set {given}, with which {counts[least]:,} boxes are wrong instead of {now:,} of {len(corners):,}"
     return "correct it, or set data.boxes=clip to cut such boxes at the edge, data.boxes=drop to leave them out"
 
 
@@ -212,15 +196,14 @@ def _notes(
     """What looks odd in annotations, though training takes it."""
     notes: list[tuple[str, NDArray[np.bool_], Ints]] = []
     corners, owners = raw.corners[has_numbers], raw.owners[has_numbers]
-    height, width = raw.sizes[owners].T
-    is_large = np.minimum(width, height) >= 200
-    if conventions.box_units == "pixels" and is_large.any() and float(corners[is_large].max()) <= 100:
-        text = "boxes have no number above 100: if they are percent of the image, set data.box_units=percent"
-        notes.append((text, is_large, owners))
     if conventions.box_units == "pixels":
+        is_large = raw.sizes[owners].min(axis=1) >= 200
+        if is_large.any() and float(corners[is_large].max()) <= 100:
+            text = "boxes have no number above 100: if they are percent of the image, set data.box_units=percent"
+            notes.append((text, is_large, owners))
         notes.append(("boxes have fractions of pixels", (corners % 1 != 0).any(axis=1), owners))
-    x1, y1, x2, y2 = found.corners.T
-    is_small = (np.minimum(x2 - x1, y2 - y1) < SMALL) & (x2 > x1) & (y2 > y1)
+    shorter = (found.corners[:, 2:] - found.corners[:, :2]).min(axis=1)
+    is_small = (shorter > 0) & (shorter < SMALL)
     notes.append((f"boxes are less than {SMALL} px wide or high", is_small, found.owners))
     _, codes = np.unique(found.names, return_inverse=True)
     keys = np.column_stack([found.owners, codes, found.corners])
