@@ -152,10 +152,8 @@ def read_table(tree: Tree, cache_dir: Path | None) -> Table:
     ids = sorted(tree.annotations.paths)
     files = [tree.annotations.paths[name] for name in ids]
     stamps = np.array([_stamp(file) for file in files], dtype=np.int64).reshape(-1, 3)
-    if cache_dir is None:
-        return _read_changed(None, ids, files, stamps, tree.read)
     return _kept(
-        table_path(tree, cache_dir),
+        cache_dir and table_path(tree, cache_dir),
         tree.folder,
         lambda table: table.ids.tolist() == ids and np.array_equal(table.stamps, stamps),
         lambda table: _read_changed(table, ids, files, stamps, tree.read),
@@ -174,33 +172,36 @@ def kept_table(
     """
     stamp = np.array(_stamp(str(path)), dtype=np.int64)
 
-    def make(_: Table | None) -> Table:
+    def make(_: Table) -> Table:
         names, records = read(path)
         return Table.from_records(names, np.tile(stamp, (len(names), 1)), records)
 
     def is_current(table: Table) -> bool:
         return len(table) > 0 and bool((table.stamps == stamp).all())
 
-    return make(None) if cache_dir is None else _kept(_path_in(cache_dir, path, read), path, is_current, make)
+    return _kept(cache_dir and _path_in(cache_dir, path, read), path, is_current, make)
 
 
 def _kept(
-    path: Path, source: Path, is_current: Callable[[Table], bool], make: Callable[[Table | None], Table]
+    path: Path | None, source: Path, is_current: Callable[[Table], bool], make: Callable[[Table], Table]
 ) -> Table:
-    """The table in a file, or a new one made from what is in it, which takes its place."""
-    table = Table.load(path)
-    if table is not None and is_current(table):
+    """The table in a file, or a new one made from what is in it, which takes its place; without a path nothing does."""
+    empty = Table.from_records([], np.zeros(0, np.int64), [])
+    if path is None:
+        return make(empty)
+    table = Table.load(path) or empty
+    if is_current(table):
         return table
     try:
         with alone(path.with_suffix(".lock"), waiting=f"Waiting for another process that reads {source}"):
-            table = Table.load(path)
-            if table is None or not is_current(table):
+            table = Table.load(path) or empty
+            if not is_current(table):
                 remove_unfinished(path)
                 table = make(table)
                 table.save(path, folder=str(source.resolve()))
     except (OSError, NotImplementedError) as error:  # filelock raises the second where a folder cannot be locked
         log.warning("%s: the index cannot be stored (%s); free some space or set data.cache_dir", path, error)
-        if table is None or not is_current(table):
+        if not is_current(table):
             table = make(table)
     return table
 
@@ -214,20 +215,14 @@ def _stamp(file: str) -> tuple[int, int, int]:
 
 
 def _read_changed(
-    table: Table | None, ids: list[str], files: list[str], stamps: Ints, read: Callable[[str], Record | str]
+    table: Table, ids: list[str], files: list[str], stamps: Ints, read: Callable[[str], Record | str]
 ) -> Table:
     """A table of these files, in which the rows of `table` that did not change are taken over."""
-    known = (
-        {}
-        if table is None
-        else {key: row for row, key in enumerate(zip(table.ids.tolist(), map(bytes, table.stamps), strict=True))}
-    )
+    known = {key: row for row, key in enumerate(zip(table.ids.tolist(), map(bytes, table.stamps), strict=True))}
     old = np.array([known.get(key, -1) for key in zip(ids, map(bytes, stamps), strict=True)], dtype=np.int64)
     new = np.flatnonzero(old < 0)
     names = [files[row] for row in new.tolist()]
     records = list(process_map(read, names, description="reading annotations"))
     parsed = Table.from_records([ids[row] for row in new.tolist()], stamps[new], records)
-    if table is None:
-        return parsed
     old[new] = len(table) + np.arange(len(new))
     return join([table, parsed]).take(old)
