@@ -233,7 +233,8 @@ def _experiment(cfg: DictConfig, run: RunRecord, fingerprint: str, *, capped: bo
     built = build(cfg, run, fingerprint)
     _let_be_pruned(cfg, built.trainer, fingerprint)
     _fit(cfg, run, built)
-    test, floor = ({}, {}) if run.is_pruned else _test(run, built)
+    best, folder = run.folder / "checkpoints" / "best.ckpt", run.folder if run.writes else None
+    test, floor = ({}, {}) if run.is_pruned else tested(built, best, folder)
     return _close(cfg, run, built, test, floor)
 
 
@@ -290,8 +291,11 @@ def _stopped_early(trainer: Trainer) -> str | None:
     return f"stopped after epoch {trainer.current_epoch} of {trainer.max_epochs}: {reason}"
 
 
-def _test(run: RunRecord, built: Built) -> tuple[dict[str, float], dict[str, float]]:
-    """The metrics of the test split and the floor beside them, both empty where there is no test image."""
+def tested(built: Built, weights: Path, folder: Path | None) -> tuple[dict[str, float], dict[str, float]]:
+    """The metrics of the test split and the floor beside them, both empty where there is no test image.
+
+    They are those of the checkpoint `weights`, if there is one; predictions.csv goes into `folder`.
+    """
     from onebox.runs.checkpoint import load_weights
     from onebox.runs.predictions import write_predictions
     from onebox.runs.results import floor_metrics
@@ -299,14 +303,13 @@ def _test(run: RunRecord, built: Built) -> tuple[dict[str, float], dict[str, flo
     data, module, trainer, _ = built
     if not len(data.indexes["test"]):
         return {}, {}
-    best = run.folder / "checkpoints" / "best.ckpt"
-    if best.exists():  # callbacks.checkpoint_best=null: the last weights
-        load_weights(module, best)  # Lightning, under averaging, would test the weights that were not averaged
+    if weights.exists():  # callbacks.checkpoint_best=null: the last weights
+        load_weights(module, weights)  # Lightning, under averaging, would test the weights that were not averaged
     with lightnings_errors(trainer):
         trainer.test(module, datamodule=data, verbose=False)
     test = {tag.removeprefix("test/"): value.item() for tag, value in trainer.callback_metrics.items()}
-    if run.writes and module.tested is not None:
-        write_predictions(run.folder, data.indexes["test"], data.class_names, module.tested)
+    if folder is not None and module.tested is not None:
+        write_predictions(folder, data.indexes["test"], data.class_names, module.tested)
     num_tested = int(sum(row["images"] for row in module.test_per_class.values()))
     return test, floor_metrics(data.indexes["train"], data.indexes["test"], data.class_names, num_tested)
 

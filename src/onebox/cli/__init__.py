@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from onebox.cli import export, lr_find, predict, prune, reproduce, runs
+from onebox.cli import evaluate, export, lr_find, predict, prune, reproduce, runs
 from onebox.errors import (
     EXIT_FAULT,
     EXIT_INTERRUPTED,
@@ -51,7 +51,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Get and check data, and see what is cached.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 app.command(epilog=reproduce.EPILOG)(reproduce.reproduce)
-for command in (runs.runs, runs.sweep, runs.explain, lr_find.lr_find, prune.prune, export.export):
+for command in (runs.runs, runs.sweep, runs.explain, evaluate.evaluate, lr_find.lr_find, prune.prune, export.export):
     app.command(epilog=EPILOG)(command)
 app.command(epilog=runs.DIFF_EPILOG)(runs.diff)
 app.command(epilog=predict.EPILOG)(predict.predict)
@@ -313,10 +313,10 @@ def _megabytes(num_bytes: int) -> str:
 
 def main() -> None:
     """The console command."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)  # stderr is for errors
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # no process of ours finds a module in the working directory
     try:
-        with command_line("onebox"):
+        with command_line("onebox"):  # which gives stdout its stream
+            logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)  # stderr is for errors
             app()
     except BadInput as error:
         exit_with(error, str(error), "onebox")

@@ -96,7 +96,7 @@ def reproduce(
     check_config(recorded.config, recorded.folder / "config.yaml", trust or [])
     config = config_again(recorded, folder.resolve(), steps=steps, force=force, overrides=overrides or [])
     print(printable(f"reproducing {recorded.folder} in {folder}"), file=sys.stderr if json_ else sys.stdout)
-    with _on_stderr() if json_ else contextlib.nullcontext():
+    with on_stderr() if json_ else contextlib.nullcontext():
         _train(recorded, config)
     again = Recorded.read(folder)
     found = differences(recorded.record, again.record)
@@ -127,7 +127,7 @@ def _check(recorded: "Recorded", steps: int | None, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _on_stderr() -> Iterator[None]:
+def on_stderr() -> Iterator[None]:
     """What is printed on the way is not to be in the JSON."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:

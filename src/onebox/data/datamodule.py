@@ -233,6 +233,11 @@ class VocDataModule(LightningDataModule):
             if len(self.indexes[split]):
                 self._replaced[split] = make(self.dataset(split), split, views, self._cache_dir)
 
+    def test_on(self, index: Index) -> None:
+        """Let a test take other images, as they are."""
+        self.indexes["test"] = index
+        self._datasets.pop("test", None)
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches in an order of their own for each epoch, from `start` on."""
         return self._loader("train")

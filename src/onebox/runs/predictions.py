@@ -73,6 +73,20 @@ def read_predictions(run_dir: Path) -> "pd.DataFrame":
     return read_file(path, _table, remedy=REMEDY, max_bytes=MAX_BYTES)
 
 
+def per_image(predictions: "pd.DataFrame") -> "pd.DataFrame":
+    """The metrics of each image, from what `read_predictions` gives; their names are those of `onebox.metrics`."""
+    cls, iou = predictions["true_label"] == predictions["predicted_label"], predictions["iou"]
+    loc, top5 = iou >= 0.5, predictions.filter(regex=r"^top\d$").eq(predictions["true_label"], axis=0).any(axis=1)
+    table = predictions[["iou"]].assign(acc=cls, loc_acc=loc, loc_acc70=iou >= 0.7, joint_acc=cls & loc)
+    table["joint_acc_top5"] = top5 & loc
+    table["joint_acc_50_95"] = sum((cls & (iou >= t / 100)).astype(float) for t in range(50, 100, 5)) / 10
+    sides = dict(zip(EDGES, SIZES * 2, strict=True))
+    errors = [
+        (predictions[f"true_{e}"] - predictions[f"predicted_{e}"]).abs() / predictions[s] for e, s in sides.items()
+    ]
+    return table.assign(loc_l1=sum(errors) / len(errors)).astype(float)
+
+
 def _table(file: IO[bytes]) -> "pd.DataFrame":
     import numpy as np
     import pandas as pd

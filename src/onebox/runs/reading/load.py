@@ -86,6 +86,21 @@ class LoadedRun:
         return clip(preds.boxes).cpu().numpy(), preds.logits.softmax(1).cpu().numpy()
 
 
+def weights_file(folder: Path) -> Path:
+    """The best checkpoint of a run or, without one, the last.
+
+    Raises:
+        BadInput: there is none, or it is a link to somewhere else.
+    """
+    files = [folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last", "previous")]
+    file = next((name for name in files if name.exists()), None)
+    why = why_no_checkpoint(read_record(folder) or {}) if file is None else ""
+    check(not why, f"{folder}: {why}; onebox reproduce {folder} trains it again")
+    if file is None or not (folder / "config.yaml").exists():
+        raise BadInput(f"{folder}: no trained run; it needs config.yaml and checkpoints/best.ckpt or last.ckpt")
+    return stored_file(folder, str(file.relative_to(folder)))
+
+
 def load_run(path: str | Path, *, trust: Sequence[str] = ()) -> LoadedRun:
     """The model of a run: config.yaml, with the weights of the best checkpoint or, without one, the last.
 
@@ -100,13 +115,7 @@ def load_run(path: str | Path, *, trust: Sequence[str] = ()) -> LoadedRun:
         BadInput: there is no such run, its files cannot be read, or it names what is not trusted.
     """
     folder = Path(path)
-    files = [folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last", "previous")]
-    file = next((name for name in files if name.exists()), None)
-    why = why_no_checkpoint(read_record(folder) or {}) if file is None else ""
-    check(not why, f"{folder}: {why}; onebox reproduce {folder} trains it again")
-    if file is None or not (folder / "config.yaml").exists():
-        raise BadInput(f"{folder}: no trained run; it needs config.yaml and checkpoints/best.ckpt or last.ckpt")
-    stored_file(folder, str(file.relative_to(folder)))
+    file = weights_file(folder)
     path = folder / "config.yaml"
     config = with_new_names(stored_yaml(folder, path.name, "it is not that of a run"))
     config = config if isinstance(config, dict) else {}

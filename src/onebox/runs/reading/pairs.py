@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import special  # type: ignore[import-untyped]  # SciPy has no types
 
 from onebox.errors import Line, check
+from onebox.runs.predictions import per_image
 from onebox.runs.reading.changes import compare, without_harmless
 from onebox.runs.reading.diff import ABSENT
 from onebox.runs.reading.diff import HEADLINE as USUAL
@@ -86,7 +87,8 @@ def compare_settings(settings: Settings, metrics: Sequence[str]) -> dict[str, An
     check(bool(seeds), f"no seed in common: {' and '.join(texts)}; train both with the same ones, as in seed=0,1,2")
     pairs = [(a[seed], b[seed]) for seed in seeds]
     runs = [run for pair in pairs for run in pair]
-    usual = [tag for tag in (f"test/{name}" for name in USUAL) if all(tag in run.tags for run in runs)]
+    # Losses are not compared unasked, as two settings may have two of them.
+    usual = [tag for tag in (f"test/{name}" for name in USUAL[:-1]) if all(tag in run.tags for run in runs)]
     tags = list(dict.fromkeys([HEADLINE, *(metrics or usual)]))
     for run in runs:
         missing = [tag for tag in tags if tag not in run.tags]
@@ -175,14 +177,13 @@ def _changes(runs: Sequence[Run]) -> list[Any]:
     return [change for change in without_harmless(compare(runs))[0] if change.key != "seed"]
 
 
-def _right(runs: Sequence[Run]) -> dict[str, NDArray[np.int64]]:
-    """[2, images] in how many runs, which are of the two settings in turn, class and box, or the class, are right."""
+def _right(runs: Sequence[Run]) -> dict[str, NDArray[np.float64]]:
+    """[2, images] in how many runs, which are of the two settings in turn, class and box, class, or box are right."""
     tables = [run.predictions.sort_values("id", kind="stable", ignore_index=True) for run in runs]
     for run, table in zip(runs, tables, strict=True):
         same = table[TRUTH].equals(tables[0][TRUTH])
         check(same, f"{runs[0].path} and {run.path} were tested on other images, or with other labels or boxes of them")
-    acc = np.array([table["true_label"] == table["predicted_label"] for table in tables])
-    right = {"joint_acc": acc & np.array([table["iou"] >= 0.5 for table in tables]), "acc": acc}
+    right = {name: np.array([per_image(table)[name] for table in tables]) for name in ("joint_acc", "acc", "loc_acc")}
     return {name: np.stack([rows[::2].sum(0), rows[1::2].sum(0)]) for name, rows in right.items()}
 
 
@@ -201,7 +202,7 @@ def _over_seeds(tag: str, values: Sequence[tuple[float, float]]) -> dict[str, An
     return {**facts, "verdict": verdict, "seeds_needed": needed}
 
 
-def _over_images(ours: NDArray[np.int64], theirs: NDArray[np.int64]) -> dict[str, Any]:
+def _over_images(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> dict[str, Any]:
     only_a, only_b = int((ours > theirs).sum()), int((theirs > ours).sum())
     p = sign_test(only_a, only_b)
     verdict = "cannot tell" if p >= ALPHA else "better" if only_b > only_a else "worse"

@@ -1,0 +1,193 @@
+"""`onebox evaluate`: a trained run on any images."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from onebox.cli.reproduce import Json, Outputs, Overrides, Run, Trust, on_stderr
+from onebox.errors import check, print_json, printable
+
+if TYPE_CHECKING:
+    from onebox.data.datamodule import VocDataModule
+    from onebox.runs.reading.reproduce import Recorded
+
+SCHEMA = 1
+RESAMPLES = 1000  # of the bootstrap
+EVALUATED = "evaluated"  # folder of what this command writes
+
+Split = Annotated[
+    Literal["train", "val", "test", "all"] | None,
+    typer.Option(help="Which images. [default: test; all of data=OPTION that names no test list]", show_default=False),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of metrics.json and predictions.csv. [default: outputs/evaluated/RUN/<date>_<time>]",
+        file_okay=False,
+        show_default=False,
+    ),
+]
+
+
+def evaluate(
+    run: Run,
+    overrides: Overrides = None,
+    split: Split = None,
+    out: Out = None,
+    trust: Trust = None,
+    outputs: Outputs = Path("outputs"),
+    json_: Json = False,
+) -> None:
+    """Test a finished run again, on its own test images or on any others.
+
+    Prints all metrics with 95 % intervals (bootstrap over the images) beside the floor of those data, and per class.
+    Classes are matched by name; images of classes that the model does not know are counted and left out.
+    Without overrides the metrics are those of the run's metrics.json.
+
+    \b
+    Examples
+      onebox evaluate latest
+      onebox evaluate latest --split val
+      onebox evaluate RUN data=voc2012
+      onebox evaluate RUN data=folder data.root=my_photographs --json
+      onebox evaluate RUN data.select=largest        also images with several objects
+    """
+    from onebox.runs.reading.find import find_run
+    from onebox.runs.reading.load import weights_file
+    from onebox.runs.reading.reproduce import Recorded
+    from onebox.trust import check_config
+
+    recorded = Recorded.read(Path(run) if Path(run, "run.json").exists() else find_run(run, outputs).path)
+    weights = weights_file(recorded.folder)
+    check_config(recorded.config, recorded.folder / "config.yaml", trust or [])
+    folder = out or outputs / EVALUATED / recorded.folder.resolve().name / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+    check(not folder.exists() or not any(folder.iterdir()), f"{folder}: holds files already; choose another --out")
+    config, which = _config(recorded, folder, split, overrides or [])
+    with on_stderr() if json_ else contextlib.nullcontext():
+        document = _test(recorded, config, which, weights, folder, is_same=not overrides and which == "test")
+    if json_:
+        print_json(document)
+    else:
+        _print(document, folder)
+
+
+def _config(recorded: "Recorded", folder: Path, split: str | None, overrides: Sequence[str]) -> tuple[Any, str]:
+    """The run's config with the data that are asked for and nothing that watches or logs; and the split."""
+    from hydra import compose, initialize_config_module
+    from omegaconf import OmegaConf
+
+    from onebox.overrides import as_meant
+    from onebox.runs.reading.reproduce import config_again
+    from onebox.validation import told_as_bad_input
+
+    is_new = any(text.startswith("data=") for text in overrides)
+    typed = [text for text in overrides if is_new and text.startswith(("data=", "data.", "voc_root=", "data_dir="))]
+    others = [text for text in overrides if text not in typed]
+    cfg = OmegaConf.create(config_again(recorded, folder.resolve(), steps=None, force=True, overrides=others))
+    if is_new:
+        typed = [*map(as_meant, typed)]
+        with told_as_bad_input(typed), initialize_config_module("onebox.conf", version_base="1.3"):
+            data = compose("train", overrides=[*typed, f"seed={cfg.seed}"]).data
+            missing = ", ".join(f"data.{key}" for key in sorted(OmegaConf.missing_keys(data)))
+            check(not missing, f"{missing} must be given (KEY=VALUE)")
+            cfg.data = OmegaConf.to_container(data, resolve=True)
+    split = split or ("test" if not is_new or cfg.data.splits.get("test") else "all")
+    cfg.data.only_train = split == "all" or cfg.data.only_train
+    cfg.callbacks, cfg.logger = {}, {}
+    cfg.trainer.update(devices=1, num_nodes=1, strategy="auto")
+    if overrides or split != "test":
+        cfg.trainer.limit_test_batches = None
+    return cfg, "train" if split == "all" else split
+
+
+def _test(recorded: "Recorded", cfg: Any, split: str, weights: Path, folder: Path, *, is_same: bool) -> dict[str, Any]:
+    """Test, and leave metrics.json and predictions.csv in `folder`."""
+    import lightning.pytorch as L
+    import torch
+
+    from onebox.build import Built, build_module, build_trainer, quieten, read_data, use_threads
+    from onebox.files import write_json
+    from onebox.runs.checkpoint import read_checkpoint
+    from onebox.runs.fingerprint import changed_parts
+    from onebox.runs.predictions import per_image, read_predictions
+    from onebox.train import tested
+
+    quieten()
+    torch.set_num_threads(recorded.record.get("hardware", {}).get("threads", torch.get_num_threads()))
+    use_threads(cfg, capped=False)
+    L.seed_everything(cfg.seed, verbose=False)
+    data = read_data(cfg)
+    changed = changed_parts(recorded.record.get("data_fingerprint", {}), data.fingerprint()) if is_same else []
+    differ = f"{recorded.folder}: the data have changed since ({', '.join(changed)}); name them, as in data.root=FOLDER"
+    check(not changed, differ)
+    unknown = _match_classes(data, read_checkpoint(weights)["onebox"]["class_names"])
+    data.test_on(data.indexes[split])
+    sizes = {name: len(data.indexes[name]) for name in ("train", "test")}
+    check(all(sizes.values()), f"no image to evaluate ({split}: {data.indexes['test']}); choose another --split")
+    module = build_module(cfg, data)
+    test, floor = tested(Built(data, module, build_trainer(cfg), None), weights, folder)
+    table = per_image(read_predictions(folder))
+    facts = {"run": str(recorded.folder), "weights": weights.name, "split": split, "images": len(table)}
+    results = {"test": test, "intervals": _intervals(table), "floor": floor, "per_class": module.test_per_class}
+    document = {"schema": SCHEMA, **facts, "unknown_classes": unknown, **results}
+    write_json(folder / "metrics.json", document)
+    return document
+
+
+def _match_classes(data: "VocDataModule", names: Sequence[str]) -> dict[str, int]:
+    """Number classes as the model does; images of others are left out of all splits, and counted by their class."""
+    import numpy as np
+    import torch
+
+    if data.class_names == list(names):
+        return {}
+    label_of = {name: label for label, name in enumerate(names)}
+    new = np.array([label_of.get(name, -1) for name in data.class_names])
+    unknown: Counter[str] = Counter()
+    for split, index in data.indexes.items():
+        labels = new[index.labels.numpy()]
+        unknown.update(data.class_names[label] for label in index.labels[labels < 0].tolist())
+        kept = index.where(labels >= 0, "of classes that the model does not know")
+        data.indexes[split] = replace(kept, labels=torch.from_numpy(labels[labels >= 0]))
+    data.class_names = list(names)
+    return dict(unknown.most_common())
+
+
+def _intervals(table: Any) -> dict[str, list[float]]:
+    """The 95 % interval of the mean of each column over draws of the rows."""
+    import numpy as np
+
+    values, random = table.to_numpy(float), np.random.default_rng(0)
+    means = [values[random.integers(len(values), size=len(values))].mean(axis=0) for _ in range(RESAMPLES)]
+    return dict(zip(table, np.percentile(means, (2.5, 97.5), axis=0).T.tolist(), strict=True))
+
+
+def _print(document: dict[str, Any], folder: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from onebox.runs.results import SHOWN
+
+    console = Console()
+    table = Table(title=f"{document['images']:,} images ({document['split']}), {document['weights']}")
+    for column in ("", "result", "95 % interval", "floor"):
+        table.add_column(column, justify="right" if column else "left")
+    for name in SHOWN:
+        low, high = document["intervals"].get(name, (None, None))
+        spread = "" if low is None else f"{low:.3f} to {high:.3f}"
+        table.add_row(name, f"{document['test'][name]:.3f}", spread, f"{document['floor'][name]:.3f}")
+    console.print(table)
+    classes = Table("class", "images", "joint_acc", "acc", "iou", "loc_acc")
+    for name, row in sorted(document["per_class"].items(), key=lambda item: -item[1]["images"]):
+        shares = [f"{row[metric]:.3f}" for metric in ("joint_acc", "acc", "iou", "loc_acc")]
+        classes.add_row(printable(name), str(row["images"]), *shares)
+    console.print(classes)
+    for name, count in document["unknown_classes"].items():
+        print(printable(f"left out: {count:,} images of {name}, a class that the model does not know"))
+    print(printable(f"metrics.json and predictions.csv are in {folder}"))
