@@ -240,9 +240,9 @@ def _experiment(cfg: DictConfig, run: RunRecord, fingerprint: str, *, capped: bo
 
 def _let_be_pruned(cfg: DictConfig, trainer: Trainer, fingerprint: str) -> None:
     """Let a job of a search that has a pruner ask it after each epoch."""
-    hydra = HydraConfig.get()
-    is_job = os.path.abspath(Path(cfg.run_dir).parent) == os.path.abspath(hydra.sweep.dir)
-    if is_job and hydra.sweeper.get("pruner") is not None:
+    hydra: Any = HydraConfig.get()
+    has_pruner = OmegaConf.select(hydra, "sweeper.pruner") is not None  # there is no sweeper when a run is reproduced
+    if has_pruner and os.path.abspath(Path(cfg.run_dir).parent) == os.path.abspath(hydra.sweep.dir):
         from onebox.callbacks.pruning import Pruning
         from onebox.sweep.study import reporter
 

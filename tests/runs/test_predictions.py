@@ -24,7 +24,8 @@ METRICS = ("acc", "iou", "loc_acc", "loc_acc70", "joint_acc", "joint_acc_top5", 
 
 def metrics_again(file: Path) -> pd.DataFrame:
     """By the lines that docs/runs.md shows: each metric of each image, and its class as the index."""
-    (lines,) = re.findall(r"```python\n(.*?predictions\.csv.*?)```", DOCS.read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    (lines,) = (block for block in blocks if '"predictions.csv"' in block)
     names: dict = {"file": file}
     exec(lines.replace('"predictions.csv"', "file"), names)
     return names["table"].set_index(names["p"].true_label)
