@@ -2,8 +2,11 @@
 
 import csv
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,8 @@ import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 
+from onebox.runs.reading.find import find_runs
+from onebox.runs.reading.prune import kept
 from onebox.sweep.job import next_step
 
 # Ends every job in its second epoch, as nothing reaches the limit.
@@ -91,9 +96,76 @@ def test_a_pruned_run_stays_pruned(nursery, pruned):
     assert records(folder) == before
 
 
+def test_checkpoints_of_pruned_runs_go_where_only_the_best_keep_theirs(pruned):
+    runs = find_runs(pruned[0])
+    assert list(kept(runs, best=1, older_s=None).values()) == ["", ""]
+
+
 @pytest.mark.parametrize(
     ("rerun", "stale", "step"),
     [("none", True, "keep"), ("failed", True, "keep"), ("stale", False, "keep"), ("stale", True, "again"), ("all", False, "again")],
 )  # fmt: skip
 def test_what_rerun_makes_of_a_pruned_run(rerun, stale, step):
     assert next_step({"status": "pruned"}, rerun=rerun, stale=stale) == step
+
+
+def owner(lock: Path) -> int | None:
+    """The process that has a lock file open."""
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if os.readlink(link) == str(lock):
+                return int(link.parts[2])
+        except OSError:
+            continue  # ended meanwhile
+    return None
+
+
+@pytest.mark.long
+def test_a_search_whose_jobs_and_itself_are_killed_loses_nothing_and_does_nothing_twice(nursery, data, tmp_path):
+    folder, log = tmp_path / "sweep", tmp_path / "log"
+    given = ["sweep=search", "hydra/sweeper=random", "hydra.sweeper.pruner=median", "hydra.sweeper.params=null", *data]
+    given += ["hydra.sweeper.pruners.median.n_startup_trials=2", "monitor=val/loss_cls", "monitor_mode=min"]
+    given += ["optimizer.lr=1e-3,1e-7", "loss.weights.loc=interval(1.0,30.0)", "hydra.sweeper.n_trials=10"]
+    given += ["callbacks.checkpoint_last.epoch_seconds=0", "hydra/launcher=hermetic", "hydra.launcher.n_jobs=2"]
+    ended: dict[str, str] = {}  # run.json of what has ended, as it was seen first
+    number_killed = 0
+
+    def look() -> dict[str, Any]:
+        found = records(folder)
+        for name, record in found.items():
+            if record["status"] in ("completed", "pruned"):
+                text = (folder / name / "run.json").read_text()
+                assert ended.setdefault(name, text) == text  # nothing is done twice
+        return found
+
+    for _ in range(12):
+        process = nursery.start(*given, f"hydra.sweep.dir={folder}", log=log)
+        while Path(f"/proc/{process}/exe").exists():
+            time.sleep(0.02)
+            runs = [folder / name for name, record in look().items() if record["status"] == "running"]
+            under_way = [run for run in runs if (run / "metrics.csv").exists()]
+            if under_way and number_killed < min(6, len(ended)):  # one kill for each that has ended
+                # In turn the search, and a job of it; both in the middle of a fit.
+                victim = owner(under_way[0] / ".lock") if number_killed % 2 else process
+                if victim is not None:
+                    os.kill(victim, signal.SIGKILL)
+                    number_killed += 1
+        if nursery.wait(process) == 0:
+            break
+        while any(owner(path / ".lock") for path in folder.glob("*/")):  # jobs do not outlive their search for long
+            time.sleep(0.05)
+    assert number_killed == 6, log.read_text()
+    found = look()
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{folder}/study.db")
+    retried = {trial.user_attrs.get("retry_of") for trial in study.trials}
+    trials = {trial.user_attrs["run"]: trial for trial in study.trials if trial.number not in retried}
+    assert trials.keys() == found.keys() and len(trials) == 10
+    for name, trial in trials.items():
+        assert (found[name]["status"], trial.state.name) in [("completed", "COMPLETE"), ("pruned", "PRUNED")]
+        with (folder / name / "metrics.csv").open() as file:
+            rows = {int(row["epoch"]): float(row["val/loss_cls"]) for row in csv.DictReader(file)}
+        assert trial.intermediate_values == pytest.approx(rows)
+        best = json.loads((folder / name / "metrics.json").read_text())["best"]["val/loss_cls"]
+        assert best == pytest.approx(min(rows.values()))
+        assert trial.state.name == "PRUNED" or trial.value == pytest.approx(best)
+    assert not list(folder.rglob("*.tmp")) and not (folder / ".replaced").exists()

@@ -35,7 +35,7 @@ def kept(runs: Sequence[Run], best: int | None, older_s: float | None) -> dict[R
     """Each run that has checkpoints -> why it keeps them, or an empty text.
 
     A run that is running keeps them. Of `best` are the best of each folder, by its objective; without `older_s` one
-    keeps them too that can be resumed or has no such value.
+    keeps them too that can be resumed or has no such value. A search is done with what it has pruned.
     """
     groups: dict[Any, list[tuple[float, Run]]] = defaultdict(list)
     for run in runs:
@@ -57,7 +57,7 @@ def kept(runs: Sequence[Run], best: int | None, older_s: float | None) -> dict[R
             reasons[run] = "not as old"
         elif best is not None and ranked.get(run, best) < best:
             reasons[run] = "among the best"
-        elif older_s is None and run not in ranked:
+        elif older_s is None and run not in ranked and run.record.get("status") != "pruned":
             reasons[run] = "without a result"
     return reasons
 
