@@ -109,6 +109,28 @@ def test_what_rerun_makes_of_a_pruned_run(rerun, stale, step):
     assert next_step({"status": "pruned"}, rerun=rerun, stale=stale) == step
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["hydra/launcher=hermetic", "hydra.launcher.n_jobs=2"],
+        ["hydra/launcher=joblib"],
+        ["hydra/launcher=submitit_local", "hydra.sweeper.n_jobs=2"],
+        ["hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2", "hydra.sweeper.n_jobs=2"],
+        ["hydra/launcher=hermetic", "trainer=ddp", "trainer.devices=2", "hydra.sweeper.n_trials=1"],
+    ],
+    ids=["hermetic", "joblib", "submitit_local", "ray", "two_devices"],
+)
+def test_every_launcher_prunes(data, tmp_path, launcher):
+    command = [Path(sys.executable).parent / "onebox-train", *PRUNED, *data, *launcher]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "outputs/sweeps/search"
+    trials = optuna.load_study(study_name="search", storage=f"sqlite:///{folder}/study.db").trials
+    assert {record.get("pruned") for record in records(folder).values()} == {"after epoch 2 of 8"}
+    assert [trial.state.name for trial in trials] == ["PRUNED"] * (1 if "trainer=ddp" in launcher else 2)
+
+
 def owner(lock: Path) -> int | None:
     """The process that has a lock file open."""
     for link in Path("/proc").glob("[0-9]*/fd/*"):
