@@ -80,6 +80,10 @@ BAD = {
     "data=folder data.rot=x": "no key data.rot, did you mean data.root",
     "data.rot=x": "data.rot=x: the run's config.yaml has no such key",
     "data.root=/nowhere": "/nowhere",
+    "data.select=some": "data.select must be single or largest, not some",
+    "trainer.precision=9": "Precision 9 is invalid",
+    "image_size=9": "image_size=9: a run is evaluated as it is",
+    "voc_root=/data": "voc_root=/data: a run is evaluated as it is",
     "data=folder data.root=ROOT 'data.holdout={val: 0, test: 0}' --split val": r"no image to evaluate \(val",
     f"data=folder data.root=ROOT '{NEW}'": "classes that the model does not know",
 }

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 RESAMPLES = 1000  # of the bootstrap
+TAKEN = ("data.", "trainer.", "threads=", "model.flip_average=")  # how overrides begin, beside a choice of data
 EVALUATED = "evaluated"  # folder of what this command writes
 
 Split = Annotated[
@@ -62,6 +63,7 @@ def evaluate(
     from onebox.runs.reading.load import weights_file
     from onebox.runs.reading.reproduce import Recorded
     from onebox.trust import check_config
+    from onebox.validation import told_as_bad_input
 
     recorded = Recorded.read(Path(run) if Path(run, "run.json").exists() else find_run(run, outputs).path)
     weights = weights_file(recorded.folder)
@@ -69,7 +71,7 @@ def evaluate(
     folder = out or outputs / EVALUATED / recorded.folder.resolve().name / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     check(not folder.exists() or not any(folder.iterdir()), f"{folder}: holds files already; choose another --out")
     config, which = _config(recorded, folder, split, overrides or [])
-    with on_stderr() if json_ else contextlib.nullcontext():
+    with told_as_bad_input(overrides or []), on_stderr() if json_ else contextlib.nullcontext():
         document = _test(recorded, config, which, weights, folder, is_same=not overrides and which == "test")
     if json_:
         print_json(document)
@@ -89,6 +91,8 @@ def _config(recorded: "Recorded", folder: Path, split: str | None, overrides: Se
     is_new = any(text.startswith("data=") for text in overrides)
     typed = [text for text in overrides if is_new and text.startswith(("data=", "data.", "voc_root=", "data_dir="))]
     others = [text for text in overrides if text not in typed]
+    wrong = [text for text in others if not text.startswith(TAKEN)]  # it would change nothing, or another network
+    check(not wrong, f"{' '.join(wrong)}: a run is evaluated as it is; give data=OPTION, or {', '.join(TAKEN)}")
     cfg = OmegaConf.create(config_again(recorded, folder.resolve(), steps=None, force=True, overrides=others))
     if is_new:
         typed = [*map(as_meant, typed)]
