@@ -79,7 +79,7 @@ def search(sweeper, tmp_path, monkeypatch):
 def job_of(overrides: tuple[str, ...]) -> Any:
     """What stands for a composed job."""
     text = " ".join(sorted(text for text in overrides if not text.startswith(("rerun=", "sweep="))))
-    return SimpleNamespace(fingerprint=hashlib.md5(text.encode()).hexdigest()[:12])
+    return SimpleNamespace(fingerprint=hashlib.md5(text.encode()).hexdigest()[:12], own_code={})
 
 
 def study_of(folder: Path, name: str = "tpe") -> Any:
