@@ -58,6 +58,9 @@ ROWS = {
     "runs_2000_s": Row("runs", "runs_2000_s", "<=", 1, "s"),
     "runs_2000_where_s": Row("runs", "runs_2000_where_s", "<=", 1, "s"),
     "sweep_table_1000_s": Row("runs", "sweep_table_1000_s", "<=", 3, "s"),
+    "plan_1000_s": Row("planning", "cpu_s", "<=", 20, "s of CPU"),
+    "plan_1000_mb": Row("planning", "mb", "<=", 400, "MB"),
+    "first_job_s": Row("planning", "first_job_s", "<=", 3, "s"),
     "sweep_serial": Row("sweep", "serial", "<=", 1.08),
     "sweep_parallel": Row("sweep", "parallel", ">=", 1.1),
     "sweep_isolation": Row("sweep", "isolation", ">=", 10),
@@ -67,7 +70,7 @@ ROWS = {
     "startup_help": Row("startup --help", "ratio", "<=", 1.3),
     "startup_cfg": Row("startup --cfg job", "ratio", "<=", 1.3),
 }
-ONCE = ("features", "index", "memory", "runs", "sweep")  # slow, or with rounds of their own
+ONCE = ("features", "index", "memory", "planning", "runs", "sweep")  # slow, or with rounds of their own
 NEEDS_VOC = ("seed", "loading", "features")
 
 

@@ -180,15 +180,13 @@ def train(cfg: DictConfig) -> Value:
     from onebox import ranks
     from onebox.runs import hparams
     from onebox.runs.fingerprint import run_facts
-    from onebox.runs.own_code import config_arguments, config_folders, hashes, own_code, with_own_code
+    from onebox.runs.own_code import config_places
     from onebox.runs.provenance import source_fingerprint
     from onebox.runs.record import RunRecord, claim, sigterm_raises
     from onebox.sweep.job import Done, check_planned, planned_varied, read_plan, stored_objective, take
 
     run_dir = Path(os.path.relpath(cfg.run_dir))
-    facts = run_facts(cfg, HydraConfig.get())
-    if folders := config_folders(HydraConfig.get()):
-        facts |= {"config_folders": folders, "config_arguments": config_arguments(HydraConfig.get())}
+    facts = run_facts(cfg, HydraConfig.get()) | config_places(HydraConfig.get())
     number = ranks.served_rank(cfg.trainer)
     if number is not None:
         hparams.name_events(cfg, {})
@@ -197,9 +195,7 @@ def train(cfg: DictConfig) -> Value:
     in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
     plan = read_plan(run_dir.parent) if in_sweep else {}
     if in_sweep:
-        check_planned(
-            run_dir, facts, with_own_code(source_fingerprint(), hashes(own_code(facts["config"], folders))), plan
-        )
+        check_planned(run_dir, facts, source_fingerprint(), plan)
         now: Any = {"source": source_fingerprint(), "data": lambda: read_data(cfg).fingerprint()}
         try:
             earlier = take(run_dir, rerun=cfg.rerun, objective=_objective(cfg), **now)

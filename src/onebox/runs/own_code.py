@@ -39,24 +39,27 @@ def own_code(config: Mapping[str, Any], folders: Sequence[str] = ()) -> dict[str
     return dict(sorted(found.items()))
 
 
-def config_folders(hydra: Any) -> list[str]:
-    """The folders and packages of configs that Hydra, whose config is given, has searched beside onebox's."""
+def own_code_of(facts: Mapping[str, Any]) -> dict[str, Path]:
+    """The same, of what run.json says of a run."""
+    return own_code(facts.get("config", {}), facts.get("config_folders", []))
+
+
+def config_places(hydra: Any) -> dict[str, list[str]]:
+    """Where Hydra, whose config is given, has found configs beside those of onebox; empty where nowhere.
+
+    `config_folders` are folders and packages, `config_arguments` what a command line says to find the same ones.
+    """
     from omegaconf import OmegaConf
 
     found: Any = OmegaConf.select(hydra, "runtime.config_sources", throw_on_missing=False) or []
     own = [source for source in found if source.provider not in ("hydra", "main", "schema")]
-    folders = [str(Path(source.path).absolute()) for source in own if source.schema == "file"]
-    return folders + [source.path.partition(".")[0] for source in own if source.schema == "pkg"]
-
-
-def config_arguments(hydra: Any) -> list[str]:
-    """What the command line said of where configs are, for a command that is to find the same ones."""
-    from omegaconf import OmegaConf
-
-    found: Any = OmegaConf.select(hydra, "runtime.config_sources", throw_on_missing=False) or []
-    folders = [f"--config-dir={source.path}" for source in found if source.provider == "command-line"]
-    name = [] if hydra.job.get("config_name") in (None, "train") else [f"--config-name={hydra.job.config_name}"]
-    return folders + name + [text for text in hydra.overrides.hydra if "hydra.searchpath=" in text]
+    paths = [str(Path(source.path).absolute()) for source in own if source.schema == "file"]
+    packages = [source.path.partition(".")[0] for source in own if source.schema == "pkg"]
+    arguments = [f"--config-dir={source.path}" for source in own if source.provider == "command-line"]
+    arguments += [text for text in hydra.overrides.hydra if "hydra.searchpath=" in text]
+    if hydra.job.get("config_name") not in (None, "train"):
+        arguments.append(f"--config-name={hydra.job.config_name}")
+    return {"config_folders": paths + packages, "config_arguments": arguments} if own else {}
 
 
 def resume_command(folder: Path, record: Mapping[str, Any]) -> str:

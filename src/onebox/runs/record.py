@@ -244,13 +244,13 @@ class RunRecord:
         self._facts = read_json(self.folder / "run.json")
 
     def __enter__(self) -> Self:
-        from onebox.runs.own_code import own_code
+        from onebox.runs.own_code import own_code_of
         from onebox.runs.provenance import provenance  # of no use to what only reads runs
 
-        own = own_code(self._facts.get("config", {}), self._facts.get("config_folders", []))
         try:
             self._reserve(RESERVED)
-            self.add(started=_text(datetime.now(UTC)), command=sys.argv, **provenance(self.folder, own))
+            about = provenance(self.folder, own_code_of(self._facts))
+            self.add(started=_text(datetime.now(UTC)), command=sys.argv, **about)
         except BaseException:  # whatever it is, the directory must not stay claimed
             release(self.folder)
             raise

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from onebox.errors import NO_CHDIR, check
 from onebox.runs.fingerprint import choices, fingerprint, without_hydra
-from onebox.runs.own_code import config_folders, own_code
+from onebox.runs.own_code import config_places, own_code
 from onebox.sweep.plan import Job
 
 SWEEP_DIR = "sweep_dir"  # a key for the time of composing
@@ -162,7 +162,7 @@ class Composer:
         plain = without_hydra(full, run_dir=RUN_DIR)
         with open_dict(plain):
             plain[SWEEP_DIR] = str(sweep_dir)
-        return _Composed(full, plain, choices(full.hydra), config_folders(full.hydra))
+        return _Composed(full, plain, choices(full.hydra), config_places(full.hydra).get("config_folders", []))
 
 
 class _Composed(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from onebox.errors import BadInput, check, is_finite
 from onebox.files import read_json
 from onebox.runs.fingerprint import changed_parts
-from onebox.runs.own_code import now, with_own_code
+from onebox.runs.own_code import hashes, now, own_code_of, with_own_code
 from onebox.runs.record import ENDED, claim_after_others, release
 from onebox.trust import stored_file
 
@@ -107,21 +107,19 @@ def check_planned(folder: Path, facts: Mapping[str, Any], source: str, plan: Map
         BadInput: its config is not in the `plan`, or its code is not that of the sweep.
     """
     planned = os.environ.get(PLANNED_SOURCE)
-    if planned is None:  # of a search, which composes a job when it starts it
+    if planned is None and facts["fingerprint"] == folder.name:  # of a search, which composes a job when it starts it
         return
     again = "start the sweep again, which keeps what is done"
     jobs = plan.get("jobs", [])
-    found = [job for job in jobs if job["fingerprint"] == facts["fingerprint"]]
+    found = [job for job in jobs if job["fingerprint"] == facts["fingerprint"] == folder.name]
     if not found:
         config = json.loads(json.dumps(facts["config"]))
         before = (planned_config(plan, job) for job in jobs if job["overrides"] == facts["overrides"])
         changed = differences(next(before, config), config)
         keys = ", ".join(key for key, value in changed if folder.name not in str(value))
         raise BadInput(f"{folder}: not in the plan of its sweep, as {keys or 'its config'} has changed since; {again}")
-    check(
-        source == found[0].get("source", planned),
-        f"{folder}: the code has changed since the sweep was planned; {again}",
-    )
+    source = with_own_code(source, hashes(own_code_of(facts)))
+    check(source == found[0].get("source", planned), f"{folder}: the code has changed since it was planned; {again}")
 
 
 def differences(config: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

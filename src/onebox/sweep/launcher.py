@@ -238,10 +238,10 @@ class Launch:
 
     def _order(self, task: Task, slot: str | None) -> Order:
         task.attempts += 1
-        config = task.config
-        if task.attempts > 1:  # it is resumed, whatever `rerun` says of runs that failed earlier
-            config = config.copy()
-            with open_dict(config):
+        config = task.config.copy()
+        with open_dict(config):
+            config.hydra.sweep.subdir = task.job.folder.name  # which the job compares with its own fingerprint
+            if task.attempts > 1:  # it is resumed, whatever `rerun` says of runs that failed earlier
                 config.rerun = "failed"
         return Order(
             config=config,

@@ -24,7 +24,7 @@ from onebox.sweep.job import PLAN, differences, read_plan
 from onebox.validation import explain
 
 SCHEMA = 1
-_NAME = re.compile(r"(?!(null|true|false|nan|inf|infinity)$)[a-z_][\w./-]*", re.I)  # it needs no quotes
+_NAME = re.compile(r"(?!(null|true|false|nan|inf|infinity)$)[a-z_][\w./-]*", re.I | re.ASCII)  # it needs no quotes
 
 
 @dataclass(frozen=True)
