@@ -181,9 +181,7 @@ def _nothing_fits(folder: Path) -> str:
     if other := _other_form(folder):
         return f"{folder}: {other}"
     counts: dict[str, Counter[str]] = {"annotations": Counter(), "images": Counter()}
-    for number, (name, path) in enumerate(walk(folder, IMAGE_SUFFIXES | {"xml"})):
-        if number > MAX_LOOKED_AT:
-            break
+    for name, path in islice(walk(folder, IMAGE_SUFFIXES | {"xml"}), MAX_LOOKED_AT):
         kind = "annotations" if path.lower().endswith(".xml") else "images"
         counts[kind][name.rpartition("/")[0] or "."] += 1
     where = [f"{n:,} {kind} in {place}/" for kind, found in counts.items() for place, n in found.most_common(3)]
