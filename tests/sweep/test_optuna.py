@@ -138,6 +138,10 @@ def test_with_every_sampler_the_same_search_proposes_the_same(search, sampler):
     [
         ("n_trials=null", "n_trials must be a number >= 1, not None"),
         ("constraints=['test/acc >= 0.5']", "test/acc >= 0.5 is not NAME <= NUMBER"),
+        ("constraints=3", "constraints must be a list"),
+        ("sampler=3", "sampler is 3; choose hydra/sweeper=tpe"),
+        ("sampler.seed=null", "sampler.seed must be a whole number >= 0, not None"),
+        ("storage=null", "storage must be the address of a database, not None"),
         ("constraints='parameters < many'", "parameters < many is not NAME <= NUMBER"),
     ],
 )
@@ -215,6 +219,7 @@ def test_several_objectives_give_a_pareto_front(search, tmp_path):
         (["hydra.sweeper.direction=minimize"], "val/joint_acc is best at its max"),
         (["monitor=val/loss", "monitor_mode=min", "hydra.sweeper.direction=maximize"], "val/loss is best at its min"),
         (["sweep.exclude='seed == 0'"], "belong to a grid"),
+        (["hydra.sweeper.pruner=median", "hydra.sweeper.pruners.median=null"], "hydra.sweeper.pruner is median, not"),
         (["hydra.sweeper.pruner=mean"], "hydra.sweeper.pruner is mean, not median, hyperband or null"),
         (["hydra.sweeper.pruner=median", "objective=[val/acc,val/iou]"], "pruner needs one objective"),
         (
@@ -229,6 +234,15 @@ def test_a_search_that_cannot_be_meant_is_refused(search, tmp_path, overrides, t
     with pytest.raises(BadInput, match=told):
         search(by_rate, *overrides, n_trials=None)
     assert not (tmp_path / "sweep" / "study.db").exists()
+
+
+def test_a_dry_run_says_what_is_searched_and_leaves_nothing(search, tmp_path, capsys):
+    assert search(by_rate, "sweep.plan=only", n_trials=7) == []
+    assert capsys.readouterr().out == (
+        "7 trials, of which 0 have ended; each is proposed when those before it have.\n"
+        "  optimizer.lr: 0.0001 to 0.1, by its logarithm\n  model/loc_head: linear, mlp\n"
+    )
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_a_key_that_does_not_exist_is_told_before_anything_runs(sweeper, tmp_path):

@@ -53,8 +53,8 @@ def combinations(overrides: Iterable[Override], jobs: Sequence[Mapping[str, Any]
     for override in overrides:
         check(
             not override.is_sweep_override() or override.is_discrete_sweep(),
-            f"{override.input_line}: a grid needs single values, such as {override.get_key_element()}=1,2; sweep=tpe "
-            "takes ranges",
+            f"{override.input_line}: a grid needs single values, such as {override.get_key_element()}=1,2; "
+            "hydra/sweeper=tpe takes ranges",
         )
     is_list = jobs is None or (bool(jobs) and all(isinstance(job, Mapping) for job in jobs))
     check(is_list, f"sweep.jobs takes a list of sets such as [{{optimizer.lr: 1e-3}}], not {jobs}")

@@ -24,17 +24,18 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from onebox.errors import BadInput, SweepFailed, check, is_finite, is_integer, is_number
+from onebox.errors import BadInput, SweepFailed, check, is_finite, is_integer, is_number, printable
 from onebox.files import alone, write_text
 from onebox.overrides import check_place
-from onebox.runs.reading.find import read_run
+from onebox.runs.reading.find import find_runs, read_run
 from onebox.runs.reading.report import read_epochs
+from onebox.runs.record import ENDED
 from onebox.sweep.check import Build, Checks
 from onebox.sweep.compose import Composer
 from onebox.sweep.plan import compose_jobs
 from onebox.sweep.process import start_server
 from onebox.sweep.snapshot import code_of_now
-from onebox.sweep.space import distribution, ends_of, values_of
+from onebox.sweep.space import describe, distribution, ends_of, values_of
 from onebox.sweep.study import RUN, Constraint, constrain, make, make_pruner, open_storage
 from onebox.sweep.study import report as report_values
 from onebox.sweep.sweeper import objectives, report
@@ -67,7 +68,12 @@ class Search(Sweeper):
 
     def __post_init__(self) -> None:
         name, n_jobs, rate = "hydra.sweeper", self.n_jobs, self.max_failure_rate
-        check(bool(self.sampler), f"{name}.sampler is null; choose hydra/sweeper=tpe, or one that --help lists")
+        is_sampler = isinstance(self.sampler, DictConfig) and "_target_" in self.sampler
+        check(is_sampler, f"{name}.sampler is {self.sampler}; choose hydra/sweeper=tpe, or another that --help lists")
+        seed, texts = self.sampler.get("seed"), self.constraints or []
+        check(is_integer(seed, 0), f"{name}.sampler.seed must be a whole number >= 0, not {seed}")
+        check(isinstance(self.storage, str), f"{name}.storage must be the address of a database, not {self.storage}")
+        check(isinstance(texts, Sequence), f"{name}.constraints must be a list, such as ['parameters <= 1e6']")
         self._is_grid = str(self.sampler._target_).endswith(".GridSampler")
         is_number_of_trials = is_integer(self.n_trials, 1) or (self.n_trials is None and self._is_grid)
         check(is_number_of_trials, f"{name}.n_trials must be a number >= 1, not {self.n_trials}")
@@ -76,8 +82,7 @@ class Search(Sweeper):
         needs = "cmaes" if str(self.sampler._target_).endswith(".CmaEsSampler") else "optuna"
         is_there = importlib.util.find_spec(needs) is not None
         check(is_there, f"{self.sampler._target_} needs the package {needs}: pip install 'onebox[optuna]'")
-        texts = [self.constraints] if isinstance(self.constraints, str) else self.constraints or []
-        self._constraints = [Constraint.parse(text) for text in texts]
+        self._constraints = [Constraint.parse(text) for text in ([texts] if isinstance(texts, str) else texts)]
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """See Hydra's Sweeper."""
@@ -111,6 +116,9 @@ class Search(Sweeper):
         make_pruner(self.pruner, self.pruners)
         self._make_sampler(space, place=0)
         base = self._check(space, fixed)
+        if self._config.sweep.plan == "only":
+            self._show(space, folder)
+            return
         with (
             alone(folder / ".search.lock", waiting="another process is running this search; waiting for it to end"),
             _quiet_optuna(),
@@ -172,10 +180,20 @@ class Search(Sweeper):
             checks.refuse_problems()
         return compose_jobs([tuple(fixed)], compose)[0].fingerprint
 
+    def _show(self, space: Mapping[str, BaseDistribution], folder: Path) -> None:
+        """Print what would be searched; nothing is written."""
+        ended = sum(run.record.get("status") in ENDED for run in find_runs(folder))
+        print(f"{self._number(space)} trials, of which {ended} have ended; each is proposed when those before it have.")
+        for key, part in space.items():
+            print(printable(f"  {key}: {describe(part)}"))
+
+    def _number(self, space: Mapping[str, BaseDistribution]) -> float:
+        """How many trials the study is to hold."""
+        size = math.prod(len(values_of(key, part)) for key, part in space.items()) if self._is_grid else math.inf
+        return min(self.n_trials or math.inf, size)
+
     def _search(self, study: Study, folder: Path, space: dict[str, BaseDistribution], fixed: Sequence[str]) -> None:
-        n_trials = self.n_trials or math.inf
-        if self._is_grid:
-            n_trials = min(n_trials, math.prod(len(values_of(key, part)) for key, part in space.items()))
+        n_trials = self._number(space)
         log.info("%s: %s of %s trials done", folder, len(_ended(study)), n_trials)
         n_jobs = self.n_jobs or _launcher_jobs(self._config)
         study.sampler = self._make_sampler(space, place=0)  # which is also asked when a trial ends
@@ -206,9 +224,8 @@ class Search(Sweeper):
 
     def _make_sampler(self, space: Mapping[str, BaseDistribution], place: int) -> BaseSampler:
         if self._is_grid:  # whose order follows from the seed
-            return make(
-                self.sampler, "sampler", search_space={key: values_of(key, part) for key, part in space.items()}
-            )
+            grid = {key: values_of(key, part) for key, part in space.items()}
+            return make(self.sampler, "sampler", search_space=grid)
         seed = np.random.SeedSequence([self.sampler.seed, place]).generate_state(1)[0]
         return make(self.sampler, "sampler", seed=int(seed))
 

@@ -41,6 +41,13 @@ def values_of(key: str, part: Any) -> Sequence[Any]:
     return [part.low + number * step for number in range(round((part.high - part.low) / step) + 1)]
 
 
+def describe(part: Any) -> str:
+    """A distribution for people."""
+    if isinstance(part, CategoricalDistribution):
+        return ", ".join(map(str, part.choices))
+    return f"{part.low:g} to {part.high:g}" + (", by its logarithm" if part.log else "")
+
+
 def ends_of(part: Any) -> Sequence[Any]:
     """Each choice of a distribution, or both ends of its range."""
     return part.choices if isinstance(part, CategoricalDistribution) else (part.low, part.high)

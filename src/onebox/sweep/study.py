@@ -46,7 +46,10 @@ def make(config: DictConfig, key: str, **given: Any) -> Any:
 
 def make_pruner(name: str | None, pruners: Mapping[str, DictConfig]) -> optuna.pruners.BasePruner:
     """The pruner of a name; one that prunes nothing without."""
-    check(name is None or name in pruners, f"hydra.sweeper.pruner is {name}, not {', '.join(pruners)} or null")
+    check(
+        name is None or bool(pruners.get(str(name))),
+        f"hydra.sweeper.pruner is {name}, not {', '.join(pruners)} or null",
+    )
     return make(pruners[name], f"pruners.{name}") if name else optuna.pruners.NopPruner()
 
 
