@@ -191,6 +191,7 @@ def test_a_run_that_fills_the_disk_says_so_and_resumes(nursery, disk, shapes_roo
     arguments += ["callbacks.checkpoint_last.epoch_seconds=0", "callbacks.pictures=null"]
     there = set(Path(tempfile.gettempdir()).glob("tmp*"))
     assert nursery.run(*arguments, f"hydra.run.dir={folder}", log=tmp_path / "log") == 1
+    assert "Traceback" not in (tmp_path / "log").read_text()
     line = (tmp_path / "log").read_text().splitlines()[-1]
     assert line.startswith("onebox-train: ") and "No space left on device; make room; a run then resumes" in line
     assert (facts_of(folder)["status"], facts_of(folder)["error"]["type"]) == ("failed", "OSError")
@@ -203,14 +204,23 @@ def test_a_run_that_fills_the_disk_says_so_and_resumes(nursery, disk, shapes_roo
     assert (folder / "metrics.csv").read_bytes() == (tmp_path / "straight/metrics.csv").read_bytes()
 
 
-def test_a_limit_of_the_system_is_one_line(shapes_root, tmp_path):
-    arguments = [*fast(shapes_root), "callbacks.pictures=null", "hydra.run.dir=run"]
-    command = ["bash", "-c", 'ulimit -f 300; exec "$@"', "bash", str(COMMAND), *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+@pytest.mark.parametrize(
+    ("limit", "arguments", "told"),
+    [
+        ("-f 300", ["callbacks.pictures=null"], "File too large; raise the limit of a file's size"),
+        ("-f 300", ["data.num_workers=2"], "a loader process ended: .* or could not hand over a batch"),
+        ("-n 20", [], "Too many open files; raise the limit of open files"),
+        ("-n 70", ["data.num_workers=2"], "Too many open files; raise the limit of open files"),
+        ("-v 3000000", [], "Cannot allocate memory; lower data.batch_size"),
+    ],
+)
+def test_a_limit_of_the_system_is_one_line(shapes_root, tmp_path, limit, arguments, told):
+    command = ["bash", "-c", f'ulimit {limit}; exec "$@"', "bash", str(COMMAND), *fast(shapes_root), *arguments]
+    done = subprocess.run([*command, "hydra.run.dir=run"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("onebox-train: ") and "File too large; raise the limit of a file's size" in line
-    assert facts_of(tmp_path / "run")["status"] == "failed"
+    assert re.match(f"onebox-train: .*{told}", line)
+    assert not (tmp_path / "run").exists() or facts_of(tmp_path / "run")["status"] == "failed"
 
 
 def test_a_folder_that_cannot_be_written_is_one_line_where_results_go_and_a_warning_where_the_cache_is(

@@ -1,11 +1,16 @@
 """What becomes of a command whose output nobody can receive."""
 
+import errno
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+
+from onebox.errors import limit_of_system
+from onebox.streams import _leave_to_main_thread
 
 BIN = Path(sys.executable).parent
 # Prints more than a pipe holds and then a character that not every encoding has, opens a file, and ends with 3.
@@ -83,3 +88,43 @@ def test_both_commands_print_through_it(tmp_path, shapes_root, command, code, er
     assert found == code
     assert told.startswith(err) and len(told.splitlines()) <= 1
     assert bool(told) == bool(err)
+
+
+def raised(error: Exception, after: Exception | None = None) -> Exception:
+    error.__context__ = after
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "Cannot allocate memory; lower data.batch_size"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+            "Cannot allocate memory",
+        ),
+        (RuntimeError("unable to mmap 24 bytes from file <x>: Cannot allocate memory (12)"), "Cannot allocate memory"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "Cannot allocate memory"),
+        (RuntimeError("can't start new thread"), "raise the limit of processes"),
+        (raised(AttributeError("_workers_status"), OSError(errno.EMFILE, "")), "Too many open files"),
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly with exit code 1"), "a loader process ended"),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
+        (raised(ValueError("x"), OSError(errno.ENOENT, "")), None),
+    ],
+)
+def test_an_error_is_told_by_the_limit_that_it_is_about(error, told):
+    found = limit_of_system(error)
+    assert found is None if told is None else told in (found or "")
+
+
+def test_only_the_thread_whose_error_is_raised_elsewhere_is_not_printed(capsys):
+    class _AsyncWriterThread(threading.Thread):
+        pass
+
+    for kind, expected in ((_AsyncWriterThread, False), (threading.Thread, True)):
+        threading.excepthook, before = _leave_to_main_thread, threading.excepthook
+        thread = kind(target=lambda: 1 / 0)
+        thread.start()
+        thread.join()
+        threading.excepthook = before
+        assert ("ZeroDivisionError" in capsys.readouterr().err) is expected

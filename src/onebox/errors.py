@@ -22,7 +22,17 @@ REMEDIES = {
     errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
     errno.EMFILE: "raise the limit of open files (ulimit -n) or lower data.num_workers",
     errno.EAGAIN: "raise the limit of processes (ulimit -u) or lower data.num_workers",
+    errno.ENOMEM: "lower data.batch_size, data.num_workers or image_size, or raise the limit (ulimit -v)",
 }
+# How libraries say it in words.
+_LIMITS_IN_WORDS = {
+    "allocate memory|failed to map segment|out of memory|bad_alloc|returned NULL without": errno.ENOMEM,
+    "Too many open files|ancdata": errno.EMFILE,
+    "File too large": errno.EFBIG,
+    "No space left": errno.ENOSPC,
+    "start new thread": errno.EAGAIN,
+}
+_WORKER_ENDED = "a loader process ended: it was killed, or could not hand over a batch; set data.num_workers=0"
 
 NO_CHDIR = (
     "hydra.job.chdir=true: all that a run writes goes to its directory anyway, and relative paths would mean other "
@@ -81,6 +91,21 @@ def exit_with_os_error(error: OSError, program: str, *, elsewhere: str) -> NoRet
     where = "" if error.filename is None else f"{error.filename}: "
     remedy = REMEDIES.get(error.errno or 0, f"permit it, or choose {elsewhere}")
     exit_with(error, f"{where}{error.strerror}; {remedy}", program, EXIT_FAULT if is_limit else EXIT_BAD_INPUT)
+
+
+def limit_of_system(error: BaseException) -> str | None:
+    """One line on the limit of the system that an error, or one that it followed on, is about; None if on none."""
+    found: BaseException | None = error
+    while found is not None:
+        number = found.errno if isinstance(found, OSError) else errno.ENOMEM if isinstance(found, MemoryError) else None
+        if isinstance(found, RuntimeError | ImportError | SystemError):
+            number = next((value for words, value in _LIMITS_IN_WORDS.items() if re.search(words, str(found))), None)
+        if number in REMEDIES:
+            return f"{os.strerror(number)}; {REMEDIES[number]}"
+        if re.match(r"DataLoader worker \(pid.* (exited unexpectedly|killed by signal)", str(found)):
+            return _WORKER_ENDED
+        found = found.__cause__ or found.__context__
+    return None
 
 
 def say(text: object) -> None:

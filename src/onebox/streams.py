@@ -4,8 +4,10 @@ import errno
 import io
 import logging
 import os
+import resource
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -67,6 +69,27 @@ def open_streams(*, line_buffering: bool | None = None) -> list[_Stream]:
     return streams
 
 
+def check_limits(num_workers: int = 0) -> None:
+    """Refuse limits of this process with which nothing can be trained: some libraries abort or wait for ever there.
+
+    Raises:
+        OSError: of the number that `onebox.errors.REMEDIES` knows.
+    """
+    files = 64 + 32 * num_workers  # each worker takes some for each batch on its way
+    for name, least, number in (("RLIMIT_NOFILE", files, errno.EMFILE), ("RLIMIT_AS", 4 << 30, errno.ENOMEM)):
+        soft, hard = resource.getrlimit(getattr(resource, name))
+        if 0 <= soft < least:  # -1: none
+            if 0 <= hard < least:
+                raise OSError(number, os.strerror(number))
+            resource.setrlimit(getattr(resource, name), (least, hard))
+
+
+def _leave_to_main_thread(args: threading.ExceptHookArgs) -> None:
+    """What TensorBoard's thread cannot write is raised where the next value is logged, so it is not printed here."""
+    if type(args.thread).__name__ != "_AsyncWriterThread":
+        threading.__excepthook__(args)
+
+
 def _use_short_tempdir() -> None:
     """Let TMPDIR be a folder in which processes can talk: a socket's path has at most 104 bytes, 32 of them theirs.
 
@@ -93,6 +116,7 @@ def command_line(program: str) -> Iterator[None]:
         BadInput: the working directory is gone.
     """
     streams = open_streams()
+    threading.excepthook = _leave_to_main_thread
     _use_short_tempdir()
     try:
         os.getcwd()

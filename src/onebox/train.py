@@ -35,10 +35,11 @@ from onebox.errors import (
     check,
     exit_with,
     exit_with_os_error,
+    limit_of_system,
     say,
 )
 from onebox.overrides import check_place, read_arguments
-from onebox.streams import command_line
+from onebox.streams import check_limits, command_line
 from onebox.validation import explain, validate
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def main() -> None:
 
     try:
         with command_line("onebox-train"):
+            check_limits()
             register_plugins()
             sys.argv[1:] = ["sweep.plan=only" if argument == "--dry-run" else argument for argument in sys.argv[1:]]
             sys.argv[1:] = [new for argument in sys.argv[1:] for new in stored_arguments(argument)]
@@ -80,14 +82,6 @@ def main() -> None:
             _app()
     except (*USER_ERRORS, OSError) as error:
         _exit_with(error)
-    except RuntimeError as error:
-        unknown = re.search(r"(?:Unknown plugin class :|Invalid plugin) '(?:hydra_plugins\.)?(\w+)[\w.]*'", str(error))
-        if unknown is None:
-            raise
-        if unknown[1] not in EXTRAS:
-            name = unknown[0].rpartition(" ")[2]
-            _exit_with(BadInput(f"{name} is no plugin of Hydra's; choose hydra/launcher or hydra/sweeper (see --help)"))
-        _exit_with(BadInput(f'{unknown[1]} is not installed: pip install "onebox[{EXTRAS[unknown[1]]}]"'))
     except (RankFailed, SweepFailed) as error:
         say(f"onebox-train: {error}")
         sys.exit(EXIT_FAULT)
@@ -97,6 +91,15 @@ def main() -> None:
     except KeyboardInterrupt as error:
         say(str(error) or "stopped by Ctrl-C")
         sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        unknown = re.search(r"(?:Unknown plugin class :|Invalid plugin) '(?:hydra_plugins\.)?(\w+)[\w.]*'", str(error))
+        if unknown is None:
+            _exit_at_limit(error)
+            raise
+        if unknown[1] not in EXTRAS:
+            name = unknown[0].rpartition(" ")[2]
+            _exit_with(BadInput(f"{name} is no plugin of Hydra's; choose hydra/launcher or hydra/sweeper (see --help)"))
+        _exit_with(BadInput(f'{unknown[1]} is not installed: pip install "onebox[{EXTRAS[unknown[1]]}]"'))
 
 
 class ClaimDirectory(HydraCallback):
@@ -139,6 +142,10 @@ def task(cfg: DictConfig) -> Value:
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             raise  # the other jobs run on
         _exit_with(error)  # here, as Hydra would print a line of its own first
+    except Exception as error:
+        if HydraConfig.get().mode is RunMode.RUN:
+            _exit_at_limit(error)
+        raise
 
 
 # Launchers pickle `task` by its name, so it is not decorated.
@@ -341,6 +348,11 @@ def _exit_with(error: Exception) -> NoReturn:
         exit_with_os_error(error, "onebox-train", elsewhere="another hydra.run.dir")
     # Loader workers send the whole traceback as the message.
     exit_with(error, explain(error, sys.argv[1:]).rpartition("onebox.errors.BadInput: ")[2], "onebox-train")
+
+
+def _exit_at_limit(error: Exception) -> None:
+    if (limit := limit_of_system(error)) is not None:
+        exit_with(error, limit, "onebox-train", EXIT_FAULT)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from onebox.errors import BadInput, check, is_integer, is_number, own_complaint
 from onebox.overrides import is_group, several_values
 from onebox.runs.fingerprint import flatten
+from onebox.streams import check_limits
 from onebox.trainer_options import trainer_problems
 
 Limit = tuple[Callable[[Any], bool], str]
@@ -47,6 +48,7 @@ def validate(cfg: DictConfig) -> None:
 
     Raises:
         BadInput: names every problem.
+        OSError: a limit of the system is too low for the loader's processes.
     """
     problems = [
         f"{name} is null; choose an option of the group (see --help)" for name in GROUPS if cfg.get(name) is None
@@ -60,6 +62,8 @@ def validate(cfg: DictConfig) -> None:
             *_unknown_tags(cfg),
         ]
     check(not problems, "; ".join(problems))
+    if is_integer(workers := cfg.data.get("num_workers"), 0, 1024):
+        check_limits(workers)
 
 
 def _bad_values(cfg: DictConfig) -> Iterator[str]:

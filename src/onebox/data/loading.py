@@ -1,8 +1,10 @@
 """From a dataset to batches: their size, and the order of the images."""
 
+import os
 import signal
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
+from multiprocessing.queues import Queue
 from typing import Any
 
 import numpy as np
@@ -75,7 +77,7 @@ def make_loader(
         num_workers=loading.num_workers,
         persistent_workers=loading.num_workers > 0,
         collate_fn=_as_is,  # __getitems__ gives whole batches
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_begin,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(seed),  # workers must not draw from the global generator
     )
@@ -85,11 +87,13 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _ignore_signals(worker: int) -> None:
+def _begin(worker: int) -> None:
     # Schedulers and terminals send them to all processes of a job; the main process still needs batches until it has
     # stored its state.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    # By default a batch that cannot be handed over, as a limit is reached, is waited for for ever.
+    Queue._on_queue_feeder_error = staticmethod(lambda error, batch: os._exit(1))  # type: ignore[attr-defined]
 
 
 @dataclass(eq=False)
