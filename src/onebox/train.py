@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -54,16 +53,25 @@ USER_ERRORS = (BadInput, HydraException, OmegaConfBaseException)
 
 # Hydra's plugins of engines, and what installs them.
 EXTRAS = {"hydra_joblib_launcher": "joblib", "hydra_ray_launcher": "ray", "hydra_submitit_launcher": "slurm"}
-# conf/hydra/launcher has the names that users know, which are those of the plugins' schemas too. Also in workers.
-warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 # Hydra copies its store of schemas for each group that --help lists and each job of a sweep, though no copy is changed.
 ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
+_store = ConfigStore.store
 SCHEMA = 1  # of metrics.json
 RESULT_TAGS = [
     f"{split}/{name}"
     for split in ("val", "best", "test")
     for name in ("joint_acc", "acc", "iou", "loc_acc", "loc_l1", "loss")
 ]
+
+
+def _store_but_launchers(store: ConfigStore, name: str, node: Any, group: str | None = None, **more: Any) -> None:
+    # conf/hydra/launcher has the names that users know, which are those of the plugins' schemas too, and one key more.
+    # Plugins store these whenever they are looked for, also in workers, which import this module.
+    if group != "hydra/launcher" or name not in ("joblib", "ray", "submitit_local", "submitit_slurm"):
+        _store(store, name, node, group, **more)
+
+
+ConfigStore.store = _store_but_launchers  # type: ignore[method-assign,assignment]
 
 
 def main() -> None:

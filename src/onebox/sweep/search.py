@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import optuna
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -38,6 +37,7 @@ from onebox.sweep.snapshot import code_of_now
 from onebox.sweep.space import describe, distribution, ends_of, values_of
 from onebox.sweep.study import RUN, Constraint, constrain, make, make_pruner, open_storage
 from onebox.sweep.study import report as report_values
+from onebox.sweep.submit import instantiate_launcher
 from onebox.sweep.sweeper import objectives, report
 
 log = logging.getLogger(__name__)
@@ -95,9 +95,7 @@ class Search(Sweeper):
             wanted in (None, self.sampler._target_),
             f"hydra/sweeper={chosen}, but sweep={sweep} brings another sampler; take sweep=search with it",
         )
-        self._launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
+        self._launcher, _ = instantiate_launcher(hydra_context, task_function, config, needs_results=True)
 
     def sweep(self, arguments: list[str]) -> None:
         """Search, beginning with what an earlier start left open; `arguments` are overrides of the command line.

@@ -9,7 +9,6 @@ from statistics import mean
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -32,6 +31,7 @@ from onebox.sweep.job import PLANNED_SOURCE, RERUN
 from onebox.sweep.plan import Job, Jobs, combinations, varied, without_excluded, write_plan
 from onebox.sweep.process import importing, start_server
 from onebox.sweep.snapshot import code_of_now
+from onebox.sweep.submit import instantiate_launcher, submit
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +54,7 @@ class GridSweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """See Hydra's Sweeper."""
         self.config, self.hydra_context = config, hydra_context
-        self._launcher: Any = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
+        self._launcher, self._waits = instantiate_launcher(hydra_context, task_function, config)
         self._takes_jobs_as_they_come = hasattr(self._launcher, "launch_composed")
 
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
@@ -94,6 +92,7 @@ class GridSweeper(Sweeper):
 
     def _launch(self, course: Course, keep: Callable[[Mapping[str, Path]], None]) -> list[JobReturn]:
         """Run what is to be run, whose own code is to be kept first; what all jobs came to."""
+        assert self.config is not None
 
         def kept(job: Job | None) -> Job | None:
             keep(job.own_code if job else {})
@@ -103,7 +102,12 @@ class GridSweeper(Sweeper):
         if self._takes_jobs_as_they_come:
             found = self._launcher.launch_composed(jobs, course.jobs.combined, self._compose)
         else:
-            overrides = [list(job.overrides) for job in jobs if job is not None]
+            new = [job for job in jobs if job is not None]
+            if not self._waits:
+                if new:
+                    submit(self._launcher, new, Path(self.config.hydra.sweep.dir))
+                return list(course.kept.values())
+            overrides = [list(job.overrides) for job in new]
             found = self._launcher.launch(overrides, initial_job_idx=0) if overrides else []
         return [*course.kept.values(), *found]
 
@@ -154,7 +158,7 @@ class GridSweeper(Sweeper):
 
 def _raise_failures(returns: Sequence[JobReturn]) -> None:
     errors = [own_complaint(back._return_value) for back in returns if back.status is not JobStatus.COMPLETED]
-    if len(errors) == len(returns) and all(isinstance(error, BadInput) for error in errors):
+    if errors and len(errors) == len(returns) and all(isinstance(error, BadInput) for error in errors):
         raise BadInput("; ".join(dict.fromkeys(map(str, errors))))
     if errors:
         raise SweepFailed(f"{len(errors)} of {len(returns)} jobs failed; the same command tries them again")

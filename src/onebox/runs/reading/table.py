@@ -26,8 +26,8 @@ SCHEMA = 2
 METRICS = ("test/joint_acc", "test/acc", "test/iou", "val/joint_acc")  # shown beside what runs monitor
 FACTS = ("name", "status", "started", "seconds", "fingerprint", "fingerprint_seedless", "seed")
 STYLES = {
-    **{"completed": "green", "pruned": "blue", "running": "cyan", "pending": "dim", "interrupted": "yellow"},
-    **{"died": "red", "failed": "red", "stale": "yellow"},
+    **{"completed": "green", "pruned": "blue", "running": "cyan", "submitted": "cyan", "pending": "dim"},
+    **{"interrupted": "yellow", "died": "red", "failed": "red", "stale": "yellow"},
 }
 PLACES = ("run_dir=", "hydra", "data_dir=")  # overrides that say where a run lies, not what it is
 GAP = 2  # characters between two columns

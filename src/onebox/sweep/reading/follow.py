@@ -13,7 +13,7 @@ from onebox.runs.reading.table import Listing
 from onebox.sweep.reading.sweep import Sweep
 
 PAUSE_S = 2.0
-UNENDED = ("pending", "running")
+UNENDED = ("pending", "submitted", "running")
 
 
 def follow(read: Callable[[], Sweep], listing: Callable[[Sweep], Listing], *, on_terminal: bool) -> Listing:

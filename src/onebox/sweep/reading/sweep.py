@@ -23,10 +23,11 @@ class Sweep:
         alike: those of them that have a column of their own, as most jobs set them; the others are in `what`.
         every: all jobs as runs, those without a run directory too.
         jobs: a row for each, in the order of the plan, then by start. `status` is that of run.json, `stale` for a run
-            that completed under other code or data, `pending` for one that is only planned; `note` says why it failed
-            or is stale; `group` is equal for jobs that differ by the seed alone; `seconds` are of all attempts. The
-            others are `fingerprint`, `seed`, `run`, each varied key, `what` where there are unlike jobs, each metric
-            and `floor/NAME` of what has a result. The index is a job's number, which selecting jobs does not change.
+            that completed under other code or data, `pending` for one that is only planned, `submitted` for one that a
+            scheduler has; `note` says why it failed or is stale; `group` is equal for jobs that differ by the seed
+            alone; `seconds` are of all attempts. The others are `fingerprint`, `seed`, `run`, each varied key, `what`
+            where there are unlike jobs, each metric and `floor/NAME` of what has a result. The index is a job's number,
+            which selecting jobs does not change.
         orphans: numbers of those that the plan no longer has.
     """
 

@@ -18,10 +18,13 @@ from onebox.runs.reading.find import MISSING, Run, find_runs, near_keys
 from onebox.runs.reading.noise import lower_is_better, t95
 from onebox.runs.reading.table import STYLES, Listing, cell, choose_metrics, nonfinite_notes, ranges, scalar, sortable
 from onebox.sweep.job import PLAN, is_stale, read_plan
+from onebox.sweep.queue import queued
 from onebox.sweep.reading.orphans import superseded
 from onebox.sweep.reading.sweep import Sweep
 
-STATUSES = ("completed", "pruned", "running", "pending", "interrupted", "died", "failed", "stale")  # the worst last
+STATUSES = (  # the worst last
+    *("completed", "pruned", "running", "submitted", "pending", "interrupted", "died", "failed", "stale"),
+)
 MAX_NOTE = 160  # characters
 
 
@@ -49,9 +52,12 @@ def read_sweep(folder: Path) -> Sweep:
     unlike = [key for key in varied if sum(key in values for values in typed.values()) < len(names) / 2]
     unlike = unlike if len(unlike) > 1 else []
     source = source_fingerprint()
+    waiting = queued(folder, {name: run.record for name, run in found.items()})
     jobs, every, results = [], [], []
     for number, name in enumerate(names):
         job = _job(found.get(name), planned.get(name, {}), source)
+        if name in waiting and job["status"] in ("pending", "interrupted", "died", "failed"):
+            job |= {"status": "submitted", "note": ""}
         values = {key: column.get(name, math.nan) for key, column in varied.items()}
         what = {"what": " ".join(_unlike(name, unlike, varied, typed))} if unlike else {}
         jobs.append(job | values | what)
