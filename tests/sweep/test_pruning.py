@@ -4,9 +4,12 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,6 +97,30 @@ def test_a_pruned_run_stays_pruned(nursery, pruned):
     assert nursery.run(f"resume={run}", log=log) == 2
     assert f"{run}: already holds a run (pruned)" in log.read_text()
     assert records(folder) == before
+
+
+@pytest.mark.long
+def test_optunas_dashboard_opens_the_study(pruned):
+    pytest.importorskip("optuna_dashboard", reason="pip install optuna-dashboard")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [Path(sys.executable).parent / "optuna-dashboard", f"sqlite:///{pruned[0]}/study.db", "--port", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while True:
+            assert server.poll() is None
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies/1") as answer:
+                    study = json.load(answer)
+                break
+            except urllib.error.URLError:
+                time.sleep(0.1)  # it is still importing
+    finally:
+        server.kill()
+        server.wait()
+    assert study["name"] == "search" and study["has_intermediate_values"]
+    assert [trial["state"] for trial in study["trials"]] == ["Pruned"] * 2
 
 
 def test_checkpoints_of_pruned_runs_go_where_only_the_best_keep_theirs(pruned):
