@@ -15,7 +15,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from onebox.errors import check
+from onebox.errors import BadInput, check
 from onebox.files import alone
 from onebox.runs.reading.find import read_run
 from onebox.runs.record import is_held
@@ -127,5 +127,8 @@ def _in_ray(launcher: Any) -> set[str] | None:
     import ray
     from hydra_plugins.hydra_ray_launcher._launcher_util import start_ray
 
-    start_ray(launcher.ray_cfg.init)
+    try:
+        start_ray(launcher.ray_cfg.init)
+    except ConnectionError as error:
+        raise BadInput(f"{error}; is it running, and does it ask for a token (export RAY_AUTH_MODE=token)?") from error
     return {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
