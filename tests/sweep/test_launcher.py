@@ -55,7 +55,7 @@ def launch(tmp_path, monkeypatch):
         if coming is None:
             return launcher.launch(combined, 0)
         compose = Composer(hydra.config_loader, config)
-        return launcher.launch_composed(coming(map(compose, combined)), combined, compose)
+        return launcher.launch_composed(combined, jobs=coming(map(compose, combined)), compose=compose)
 
     return run
 

@@ -56,7 +56,7 @@ def test_a_list_that_is_none_is_refused(jobs):
 
 
 def test_a_range_without_steps_is_for_another_sweeper():
-    with pytest.raises(BadInput, match="sweep=tpe"):
+    with pytest.raises(BadInput, match="sweeper=tpe"):
         combined("a=interval(0,1)")
 
 

@@ -1,6 +1,6 @@
 """Where Hydra accepts plugins from, and the only place that knows both them and how a run is built."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.utils import JobReturn
@@ -56,11 +56,11 @@ class HermeticLauncher(Launcher):
 
         return launch(self._options, self._context, self._task_function, self._config, job_overrides, initial_job_idx)
 
-    def launch_composed(self, jobs: Iterable[Any], combined: Sequence[Any], compose: Any) -> Sequence[JobReturn]:
-        """Run jobs as they are composed and wait for them."""
-        from onebox.sweep.launcher import launch_composed
+    def launch_composed(self, job_overrides: Sequence[Any], **composed: Any) -> Sequence[JobReturn]:
+        """Run jobs of the combinations as they are composed, and wait for them."""
+        from onebox.sweep.launcher import launch
 
-        return launch_composed(self._options, self._context, self._task_function, self._config, jobs, combined, compose)
+        return launch(self._options, self._context, self._task_function, self._config, job_overrides, **composed)
 
 
 class OptunaSweeper(Sweeper):

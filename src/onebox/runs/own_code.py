@@ -8,11 +8,12 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from onebox.errors import check
+from onebox.errors import BadInput, check
 from onebox.trust import PACKAGES
 
 COPIES = "_ONEBOX_OWN_CODE"  # environment variable of the jobs of a sweep: name -> its copy, as JSON
@@ -81,9 +82,12 @@ def with_own_code(source: str, own: Mapping[str, str]) -> str:
 
 
 def now(own: Mapping[str, str]) -> dict[str, str]:
-    """The hashes of what an older run used, as it is today; as it was where it is not found."""
-    places = {name: _place(name, "{}") for name in own}
-    return {name: recorded if (place := places[name]) is None else _hash(place) for name, recorded in own.items()}
+    """The hashes of what an older run used, as it is today; as it was where it cannot be found or read."""
+    found = dict(own)
+    for name in own:
+        with suppress(BadInput, OSError):
+            found |= hashes({name: place} if (place := _place(name, "{}")) else {})
+    return found
 
 
 def files_of(place: Path) -> Iterator[Path]:

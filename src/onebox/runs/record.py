@@ -39,6 +39,7 @@ RECORD: dict[str, Any] = {  # the shape of run.json, see `onebox.files.misfit`
     "interpolated": {"*": str},
     "overrides": [str],
     "sets": {"*": {"keys": [str], "groups": [str]}},
+    "own_code": {"*": str},
     "git": {"sha": str, "branch": str, "patch": str, "changed": [str], "left_out": [str]},
     "hardware": dict,
     "seed": is_finite,

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from multiprocessing import connection
 from types import FrameType
 from typing import Literal
@@ -19,57 +18,17 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from onebox.errors import BadInput, JobFailed, Preempted, Stopped
-from onebox.runs.fingerprint import run_facts, without_hydra
-from onebox.runs.record import is_held, read_record, record_failure
+from onebox.runs.record import is_held, read_record
 from onebox.sweep.compose import Composer
 from onebox.sweep.live import View
 from onebox.sweep.plan import Job
 from onebox.sweep.process import LOG, JobProcess, Order, failed
 from onebox.sweep.slots import LaunchOptions, device_slots, thread_share
+from onebox.sweep.task import Task
 
 TICK_S = 0.2  # how soon a signal and the time are noticed
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOOK_AGAIN_S = 1.0  # for jobs that another sweep is running
-
-
-class Task:
-    """A job that is to be run, composed when it is first asked for, if it is not yet.
-
-    Attributes:
-        attempts: how often it has been started by this launch.
-        result: None until it has ended for good.
-    """
-
-    def __init__(self, compose: Composer, overrides: Sequence[str], number: int, label: str) -> None:
-        self._compose, self._overrides = compose, list(overrides)
-        self.number, self.label = number, label or "one job"
-        self.attempts = 0
-        self.result: JobReturn | None = None
-
-    @cached_property
-    def config(self) -> DictConfig:
-        """Its config, with `hydra`."""
-        return self._compose.with_hydra(self._overrides, self.number)
-
-    @cached_property
-    def job(self) -> Job:
-        """What the sweep planned, with its run directory."""
-        return self._compose(self._overrides)
-
-    def forget(self) -> None:
-        """Give its config back, which takes megabytes."""
-        del self.config
-
-    @property
-    def is_composed(self) -> bool:
-        """Whether its config could be composed, and so its run directory is known."""
-        return "job" in vars(self)
-
-    def record_failure(self, error: BaseException, text: str) -> None:
-        """Say in run.json why it failed, as a job that is killed cannot say it itself."""
-        config = without_hydra(self.config, run_dir=str(self.job.folder.absolute()))
-        facts = run_facts(config, self.config.hydra)
-        record_failure(self.job.folder, {"type": type(error).__name__, "message": text}, **facts)
 
 
 @dataclass
@@ -337,46 +296,26 @@ def launch(
     task_function: TaskFunction,
     config: DictConfig,
     job_overrides: Sequence[Sequence[str]],
-    initial_job_idx: int,
+    initial_job_idx: int = 0,
+    jobs: Iterable[Job | None] | None = None,
+    compose: Composer | None = None,
 ) -> list[JobReturn]:
-    """What Hydra asks a launcher for; see `hydra.plugins.launcher.Launcher.launch`."""
-    compose, common = Composer(context.config_loader, config), _set_up(config, job_overrides)
-    tasks = (
-        Task(compose, overrides, number, _label(overrides, common))
-        for number, overrides in enumerate(job_overrides, start=initial_job_idx)
-    )
-    return Launch(options, context, task_function, tasks).run()
+    """What Hydra asks a launcher for; see `hydra.plugins.launcher.Launcher.launch`.
 
-
-def launch_composed(
-    options: LaunchOptions,
-    context: HydraContext,
-    task_function: TaskFunction,
-    config: DictConfig,
-    jobs: Iterable[Job | None],
-    combined: Sequence[Sequence[str]],
-    compose: Composer,
-) -> list[JobReturn]:
-    """Run `jobs` of the combinations `combined` while others are still to be composed; None where one takes longer."""
-    common, numbers = _set_up(config, combined), itertools.count()
-
-    def task(job: Job | None) -> Task | None:
-        if job is None:
-            return None
-        found = Task(compose, job.overrides, next(numbers), _label(job.overrides, common))
-        found.job = job
-        return found
-
-    return Launch(options, context, task_function, source=map(task, jobs), at_most=len(combined)).run()
-
-
-def _set_up(config: DictConfig, job_overrides: Sequence[Sequence[str]]) -> set[str]:
-    """Make Hydra ready for jobs; what they all have."""
+    With `jobs`, those of `job_overrides` that are to be run come one by one, while others run; None where one takes
+    longer, and `compose` is what composes them.
+    """
     setup_globals()
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+    compose, numbers = compose or Composer(context.config_loader, config), itertools.count(initial_job_idx)
     # One by one, as a search has it, jobs have nothing to differ from but the sweep.
-    return set(config.hydra.overrides.task) if len(job_overrides) < 2 else set.intersection(*map(set, job_overrides))
+    common = set(config.hydra.overrides.task) if len(job_overrides) < 2 else set.intersection(*map(set, job_overrides))
 
+    def task(overrides: Sequence[str], job: Job | None = None) -> Task:
+        varied = [text for text in overrides if text not in common and not text.lstrip("+~").startswith("hydra")]
+        return Task(compose, overrides, next(numbers), " ".join(varied), job)
 
-def _label(overrides: Sequence[str], common: set[str]) -> str:
-    return " ".join(text for text in overrides if text not in common and not text.lstrip("+~").startswith("hydra"))
+    if jobs is None:
+        return Launch(options, context, task_function, [*map(task, job_overrides)]).run()
+    source = (None if job is None else task(job.overrides, job) for job in jobs)
+    return Launch(options, context, task_function, source=source, at_most=len(job_overrides)).run()

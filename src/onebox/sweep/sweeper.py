@@ -100,7 +100,7 @@ class GridSweeper(Sweeper):
 
         jobs = map(kept, course.to_run())
         if self._takes_jobs_as_they_come:
-            found = self._launcher.launch_composed(jobs, course.jobs.combined, self._compose)
+            found = self._launcher.launch_composed(course.jobs.combined, jobs=jobs, compose=self._compose)
         else:
             new = [job for job in jobs if job is not None]
             if not self._waits:
