@@ -56,6 +56,12 @@ RARER = [  # of the same kinds
     ("data.root[0]=/a", ["'data.root[0]' is no key"]),
     ("data.root=", ["data.root= has no value; none is data.root=null"]),
     ("seed=1 --cfg", ["--cfg/-c: expected one argument"]),
+    ("hydra.sweep.subdir=x", ["hydra.sweep.subdir=x: is for a sweep, and this is one run"]),
+    ("hydra.job.name=x/y", ["hydra.job.name=x/y: must hold no /"]),
+    ("hydra.runn.dir=x", ["no key hydra.runn.dir, did you mean hydra.run.dir"]),
+    ("hydra.run.dir=null", ["hydra.run.dir=null: must be a folder"]),
+    ("name=${nokey}", ["'nokey' not found"]),
+    ("-m seed=1 hydra.sweep.dir=theirs", ["theirs: its multirun.yaml is of no sweep of onebox"]),
     ("-m seed=1 --cfg job", ["--multirun and --cfg exclude each other"]),
     ("--resolve", ["--cfg job --resolve"]),
     ("data=folder data.root=null", ["data.root must be given"]),
@@ -91,6 +97,8 @@ def test_bad_input_gets_one_line_and_exit_code_2(tmp_path, shapes_root, cases):
     lines = [
         f"data.root={shapes_root} data.source=null {line}" if "data.limit=2" in line else line for line, _ in cases
     ]
+    (folder / "theirs").mkdir()
+    (folder / "theirs/multirun.yaml").write_text("mine: 1")
     environment = {**os.environ, "HOME": str(folder / "home")}
     command = [sys.executable, str(folder / "forks.py")]
     subprocess.run(command, input=json.dumps(lines), text=True, cwd=folder, env=environment, check=True, timeout=400)
@@ -102,6 +110,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(tmp_path, shapes_root, cases):
         assert "Traceback" not in out + err
         for text in told:
             assert text in err, line
+    assert (folder / "theirs/multirun.yaml").read_text() == "mine: 1"
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,9 @@ def as_meant(text: str) -> str:
         f"{text!r}: {key!r} is no key (--cfg job shows all); no blanks around =, no single entry of a list",
     )
     check(not equals or bool(value.strip()), f"{text} has no value; none is {key}=null, an empty text \"{key}=''\"")
+    check(
+        not (key.startswith("hydra.") and key in TEXTS and value == "null"), f"{text}: must be a folder; leave it out"
+    )
     if key in TEXTS and value.startswith("~/") and "," not in value:
         return as_text(key, str(Path(value).expanduser()))
     quoted = as_text(key, value)

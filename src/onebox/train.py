@@ -124,10 +124,13 @@ class ClaimDirectory(HydraCallback):
         if number is not None:
             ranks.prepare(config, number)
             return
-        folder = Path(config.hydra.run.dir)  # not of the copy, whose time stamp would differ
-        cfg = without_hydra(config, run_dir=str(folder))
         try:
+            folder = Path(config.hydra.run.dir)  # not of the copy, whose time stamp would differ
+            cfg = without_hydra(config, run_dir=str(folder))
             check(not config.hydra.job.chdir, NO_CHDIR)
+            check("/" not in config.hydra.job.name, f"hydra.job.name={config.hydra.job.name}: must hold no /")
+            unused = [text for text in config.hydra.overrides.hydra if text.startswith("hydra.sweep.")]
+            check(not unused, f"{', '.join(unused)}: is for a sweep, and this is one run; give hydra.run.dir, or -m")
             check(
                 config.sweep.get("plan") != "only",
                 "sweep.plan=only lists the jobs of a sweep, and this is one run; name a sweep (sweep=lr) or give -m",

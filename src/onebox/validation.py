@@ -10,6 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 from hydra import compose, initialize_config_module
+from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
@@ -149,6 +150,13 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
     )
     if listed:
         return several_values(listed[1])
+    if hydras := re.match(r"Could not override '(hydra\.[\w.]+)'", str(error)):
+        schema: Any = OmegaConf.to_container(OmegaConf.structured(HydraConf))
+        known = [f"hydra.{key}" for key, _ in flatten(schema)]
+        near = difflib.get_close_matches(hydras[1], known, n=2)
+        return (
+            f"no key {hydras[1]}{', did you mean ' * bool(near)}{' or '.join(near)}{'?' * bool(near)} (see --cfg hydra)"
+        )
     composing = isinstance(error, ConfigCompositionException)
     return (_explain_unknown_keys(overrides) if composing else None) or str(own_complaint(error))
 

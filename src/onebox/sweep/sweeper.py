@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -20,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onebox.errors import BadInput, SweepFailed, check, duration, own_complaint, printable
-from onebox.files import replacing
+from onebox.files import read_bytes, replacing
 from onebox.overrides import check_place
 from onebox.runs.provenance import source_fingerprint
 from onebox.runs.reading.find import read_run
@@ -67,6 +68,9 @@ class GridSweeper(Sweeper):
         assert self.config is not None
         folder = Path(self.config.hydra.sweep.dir)
         check_place(folder, self.config.get("name"))
+        with suppress(FileNotFoundError):
+            is_ours = b"onebox.train.ClaimDirectory" in read_bytes(folder / "multirun.yaml")
+            check(is_ours, f"{folder}: its multirun.yaml is of no sweep of onebox; choose another hydra.sweep.dir")
         start_server()  # imports, while the jobs are composed
         jobs = self._plan(arguments)
         source = source_fingerprint()
