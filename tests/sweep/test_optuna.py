@@ -355,7 +355,7 @@ class Trained:
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("pruner", ["median", "hyperband"])
+@pytest.mark.parametrize("pruner", ["median", pytest.param("hyperband", marks=pytest.mark.long)])
 def test_a_planted_bad_half_is_pruned_and_the_best_is_kept(search, tmp_path, pruner):
     wanted = ["hydra/sweeper=random", f"hydra.sweeper.pruner={pruner}", "trainer.max_epochs=10"]
     jobs = Trained(tmp_path / "sweep")
