@@ -200,7 +200,8 @@ def train(cfg: DictConfig) -> Value:
     from onebox.runs.fingerprint import run_facts
     from onebox.runs.own_code import config_places
     from onebox.runs.provenance import source_fingerprint
-    from onebox.runs.record import RunRecord, claim, sigterm_raises
+    from onebox.runs.record import RunRecord, claim
+    from onebox.runs.signals import sigterm_raises
     from onebox.sweep.job import Done, check_planned, planned_varied, read_plan, stored_objective, take
 
     run_dir = Path(os.path.relpath(cfg.run_dir))

@@ -9,7 +9,7 @@ from pathlib import Path
 from lightning.pytorch import Callback
 
 from onebox.errors import BadInput
-from onebox.runs.record import sigterm_raises
+from onebox.runs.signals import sigterm_raises
 
 
 class Unpicklable(Exception):

@@ -3,17 +3,15 @@
 import fcntl
 import logging
 import os
-import signal
 import stat
 import struct
 import sys
-import threading
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Self, TextIO
 
 from onebox.errors import BadInput, Preempted, check, is_finite
@@ -308,44 +306,6 @@ def record_failure(folder: Path, error: Mapping[str, Any], **facts: Any) -> None
             write_json(folder / "run.json", found | failed)
     finally:
         release(folder)
-
-
-@contextmanager
-def sigterm_raises() -> Iterator[None]:
-    """Raise `Preempted` at the first SIGTERM; later ones change nothing, so that the ending is not disturbed.
-
-    SIGHUP, of a terminal that was closed, does the same unless it is ignored (nohup). In a job of submitit its own
-    signal, sent some time before the job's time is over, does so too. Its handler, which queues the job again and ends
-    the process at once, is called when all is stored.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers
-        return
-    received: list[int] = []
-    hung_up: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        if len(received) == 1:
-            raise Preempted(f"stopped by {'SIGHUP' if hung_up else 'SIGTERM'}")
-
-    def hang_up(number: int, frame: FrameType | None) -> None:
-        hung_up.append(number)
-        signal.raise_signal(signal.SIGTERM)  # whose handler may wait for a checkpoint
-
-    handlers: dict[int, Any] = {signal.SIGTERM: stop}
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        handlers[signal.SIGHUP] = hang_up
-    if "SUBMITIT_EXECUTOR" in os.environ:
-        handlers[getattr(signal, "SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2"))] = stop
-    before: dict[int, Any] = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if received and received[0] != signal.SIGTERM and callable(handler := before[received[0]]):
-            handler(received[0], None)
 
 
 def _text(time: datetime) -> str:
