@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -88,6 +89,23 @@ def test_both_commands_print_through_it(tmp_path, shapes_root, command, code, er
     assert found == code
     assert told.startswith(err) and len(told.splitlines()) <= 1
     assert bool(told) == bool(err)
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_command_that_is_stopped_leaves_no_half_written_file(tmp_path, name, code):
+    script = (
+        "import time; from onebox import cli; from onebox.files import replacing\n"
+        "def app():\n"
+        "    with replacing('file') as temporary:\n"
+        "        temporary.write_text('half'); print('ready', flush=True); time.sleep(60)\n"
+        "cli.app = app; cli.main()"
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.send_signal(getattr(signal, name))
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err, list(tmp_path.iterdir())) == (code, "", [])
 
 
 def raised(error: Exception, after: Exception | None = None) -> Exception:

@@ -5,6 +5,7 @@ Nothing heavy is imported at the top, nor anywhere on the way to `--help`.
 
 import logging
 import os
+import signal
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -317,6 +318,9 @@ def main() -> None:
     try:
         with command_line("onebox"):  # which gives stdout its stream
             logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)  # stderr is for errors
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) is signal.SIG_DFL:  # which would leave temporary files
+                    signal.signal(number, lambda received, frame: sys.exit(128 + received))
             app()
     except BadInput as error:
         exit_with(error, str(error), "onebox")
