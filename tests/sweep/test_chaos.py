@@ -1,13 +1,17 @@
 """Everything goes wrong at once, and the sweep still ends with what there is to have."""
 
+import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from pathlib import Path
+
+import pytest
 
 from onebox.data.shapes import write_shapes
 from onebox.runs.reading.find import read_run
@@ -16,7 +20,6 @@ from onebox.runs.record import is_held
 BIN = Path(sys.executable).parent
 ARGUMENTS = [
     "-m",
-    "seed=range(0,8)",
     "name=chaos",
     "data.source=null",
     "data.batch_size=8",
@@ -28,6 +31,8 @@ ARGUMENTS = [
     "hydra.launcher.n_jobs=2",
     "hydra.launcher.threads_per_job=1",
     "hydra.launcher.grace_s=3",
+]
+MISHAPS = [
     "+callbacks.mishap._target_=mishaps.Mishap",
     "+callbacks.mishap.seed=${seed}",
     "+callbacks.mishap.plan={0: hang, 1: raise, 2: kill}",
@@ -40,7 +45,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     with (folder / "out.log").open("a") as log:
         return subprocess.Popen(
             [BIN / "onebox-train", *ARGUMENTS, f"data.root={folder / 'shapes'}", f"data.cache_dir={folder / 'cache'}",
-             f"+callbacks.mishap.folder={folder}", *arguments],
+             *arguments],
             cwd=folder, env=environment, stdout=log, stderr=log, text=True,
         )  # fmt: skip
 
@@ -67,9 +72,15 @@ def wait_until(condition, *, timeout_s: float) -> None:
         time.sleep(0.1)
 
 
+def make_data(folder: Path) -> None:
+    sizes = {"num_train": 24, "num_val": 8, "num_test": 8, "min_side": 32, "max_side": 40}
+    write_shapes(folder / "shapes", **sizes, multi_object_fraction=0.0, seed=0)
+
+
 def test_a_sweep_whose_jobs_and_itself_are_killed_ends_with_all_that_can_be_had(tmp_path):
-    write_shapes(tmp_path / "shapes", num_train=24, num_val=8, num_test=8, multi_object_fraction=0.0, min_side=32, max_side=40, seed=0)  # fmt: skip
-    sweep = start(tmp_path)
+    make_data(tmp_path)
+    arguments = ["seed=range(0,8)", *MISHAPS, f"+callbacks.mishap.folder={tmp_path}"]
+    sweep = start(tmp_path, *arguments)
 
     def is_half_way():
         ended = [run.record["status"] for run in runs(tmp_path)]
@@ -90,7 +101,7 @@ def test_a_sweep_whose_jobs_and_itself_are_killed_ends_with_all_that_can_be_had(
     assert len(completed) >= 2
     assert len(told) == 8  # what never began is told as well
 
-    again = start(tmp_path)
+    again = start(tmp_path, *arguments)
     assert again.wait(timeout=240) == 1, (tmp_path / "out.log").read_text()
     assert statuses(tmp_path) == {"completed": 7, "failed": 1}
     assert table(tmp_path)[1]["status"] == "failed"
@@ -104,3 +115,50 @@ def test_a_sweep_whose_jobs_and_itself_are_killed_ends_with_all_that_can_be_had(
     assert (
         "always fails" in (next(run for run in runs(tmp_path) if run.record["seed"] == 1).path / "job.log").read_text()
     )
+
+
+def processes_of_jobs(folder: Path) -> list[int]:
+    """Those that hold the lock of a run."""
+    files = {str(path.stat().st_ino) for path in (folder / "outputs/sweeps/chaos").glob("*/.lock")}
+    locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return sorted(int(lock[4]) for lock in locks if lock[1] == "POSIX" and lock[5].rpartition(":")[2] in files)
+
+
+@pytest.mark.long
+def test_of_a_hundred_jobs_and_twenty_kills_nothing_is_lost_and_nothing_done_twice(tmp_path):
+    """Kills of jobs, of the sweep, and of the process that jobs are forked from, at any moment."""
+    make_data(tmp_path)
+    chance = random.Random(0)
+    kinds = ["job"] * 12 + ["sweep"] * 6 + ["server"] * 2
+    chance.shuffle(kinds)
+    arguments = ["seed=range(0,100)", "trainer.max_epochs=2", "hydra.launcher.max_retries=9"]
+    sweep, done = start(tmp_path, *arguments), {}
+
+    def completed() -> dict[int, dict]:
+        return {run.record["seed"]: run.record for run in runs(tmp_path) if run.record["status"] == "completed"}
+
+    for kind in kinds:
+        wait_until(lambda sweep=sweep: processes_of_jobs(tmp_path) or sweep.poll() is not None, timeout_s=300)
+        assert sweep.poll() is None, (tmp_path / "out.log").read_text()
+        time.sleep(chance.random() / 2)
+        jobs = processes_of_jobs(tmp_path)
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            if kind == "job" and jobs:
+                os.kill(chance.choice(jobs), signal.SIGKILL)
+            elif kind == "server" and jobs:
+                os.kill(int(Path(f"/proc/{jobs[0]}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
+        if kind == "sweep" or not jobs:
+            sweep.kill()
+            sweep.wait()
+            done |= completed()
+            sweep = start(tmp_path, *arguments)
+    assert sweep.wait(timeout=900) == 0, (tmp_path / "out.log").read_text()
+    assert statuses(tmp_path) == {"completed": 100}
+    records = completed()
+    assert {seed: records[seed] for seed in done} == done  # what was complete was not run again
+    for run in runs(tmp_path):
+        epochs = [line.partition(",")[0] for line in (run.path / "metrics.csv").read_text().splitlines()[1:]]
+        assert epochs == ["0", "1"]
+        assert (run.path / "metrics.json").exists() and not list(run.path.rglob("*.tmp"))
+    cut_off = [attempt for record in records.values() for attempt in record.get("attempts", [])]
+    assert len(cut_off) >= 5  # of the kills that hit a fit; others hit a start, an end or the sweep
