@@ -31,11 +31,12 @@ LAYERS = {
     "frozen_features": 6,
     "sweep": 7,
     "build": 8,
+    "like": 8,
     "train": 9,
     "cli": 11,
 }
 CONFIG_LIBRARIES = {"hydra", "omegaconf"}
-MAY_IMPORT_CONFIG = {"build", "train", "cli", "overrides", "ranks", "trust", "validation", "runs", "sweep"}
+MAY_IMPORT_CONFIG = {"build", "like", "train", "cli", "overrides", "ranks", "trust", "validation", "runs", "sweep"}
 HEAVY = {"torch", "lightning", "torchvision", "albumentations", "torchmetrics", "matplotlib"}
 
 

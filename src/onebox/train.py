@@ -37,6 +37,7 @@ from onebox.errors import (
     limit_of_system,
     say,
 )
+from onebox.like import with_run
 from onebox.overrides import check_place, read_arguments
 from onebox.streams import check_limits, command_line
 from onebox.validation import explain, validate
@@ -86,7 +87,7 @@ def main() -> None:
             register_plugins()
             sys.argv[1:] = ["sweep.plan=only" if argument == "--dry-run" else argument for argument in sys.argv[1:]]
             sys.argv[1:] = [new for argument in sys.argv[1:] for new in stored_arguments(argument)]
-            sys.argv[1:] = read_arguments(sys.argv[1:])
+            sys.argv[1:] = read_arguments(with_run(sys.argv[1:]))
             _app()
     except (*USER_ERRORS, OSError) as error:
         _exit_with(error)
