@@ -47,6 +47,33 @@ def bomb(format, width, height):
     return bytes(data)
 
 
+def claiming(format, width, height):
+    """An image of 53 x 37 px whose header says another size."""
+    data = bytearray(encoded(format))
+    if format == "BMP":
+        struct.pack_into("<ii", data, 18, width, height)
+    elif format == "PNG":
+        return bomb(format, width, height)
+    else:
+        place = struct.unpack_from("<I", data, 4)[0]
+        for entry in range(place + 2, place + 2 + 12 * struct.unpack_from("<H", data, place)[0], 12):
+            if (tag := struct.unpack_from("<H", data, entry)[0]) in (256, 257):
+                struct.pack_into("<HHII", data, entry, tag, 4, 1, width if tag == 256 else height)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF"])
+@pytest.mark.parametrize("size", [(53, 74), (106, 37)])
+def test_a_header_that_promises_more_than_the_file_holds_is_refused(tmp_path, format, size):
+    path = tmp_path / "a.png"
+    path.write_bytes(claiming(format, *size))
+    assert read_header(path.read_bytes()) == Header(*size)
+    with pytest.raises(BadInput, match=r"not a readable image .cut short or corrupt"):
+        read_image(path)
+    path.write_bytes(claiming(format, 53, 37))
+    assert (read_image(path) == PIXELS).all()
+
+
 @pytest.mark.parametrize(("format", "options"), FORMATS)
 def test_every_format_is_read_under_any_name(tmp_path, format, options):
     path = tmp_path / "a.jpg"
