@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 import typer
 
 from onebox.cli.reproduce import Outputs, Run, Trust
@@ -70,6 +69,8 @@ def export(
 
 def _images(folder: Path) -> "tuple[list[Image], str]":
     """Images to compare on, and what they are."""
+    import numpy as np
+
     from onebox.runs.predictions import PREDICTIONS, read_predictions
     from onebox.runs.reading.predict import read_any
 
