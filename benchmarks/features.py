@@ -25,8 +25,9 @@ from lightning.pytorch import Callback, seed_everything
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from benchmarks.training import ready
-from onebox.build import IRRELEVANT_WARNINGS, build_module, build_trainer
+from onebox.build import build_module, build_trainer
 from onebox.frozen_features import store_features
+from onebox.lightning_setup import IRRELEVANT_WARNINGS
 
 RECIPE = ["experiment=frozen", "model/loc_head=spatial", "model.backbone.levels=[32]"]
 

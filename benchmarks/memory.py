@@ -21,7 +21,8 @@ from lightning.pytorch import Callback, seed_everything
 from torch import Tensor
 
 from benchmarks.training import config, ready
-from onebox.build import IRRELEVANT_WARNINGS, build_module, build_trainer
+from onebox.build import build_module, build_trainer
+from onebox.lightning_setup import IRRELEVANT_WARNINGS
 
 EPOCHS = 20
 

@@ -31,8 +31,9 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Callback, seed_everything
 from omegaconf import DictConfig, open_dict
 
-from onebox.build import IRRELEVANT_WARNINGS, build_data, build_module, build_trainer
+from onebox.build import build_data, build_module, build_trainer
 from onebox.data.dataset import Batch
+from onebox.lightning_setup import IRRELEVANT_WARNINGS
 
 NO_CHECKPOINTS = ["callbacks.checkpoint_best=null", "callbacks.checkpoint_last=null"]
 OPTIONS = {

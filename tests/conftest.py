@@ -18,6 +18,7 @@ from omegaconf import DictConfig, open_dict
 from PIL import Image
 from tests.nursery import Nursery
 
+import onebox.hydra_setup  # noqa: F401  # before anything is composed
 from onebox.data.annotations import Conventions, understand
 from onebox.data.shapes import write_shapes
 from onebox.data.table import Table

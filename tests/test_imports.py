@@ -30,13 +30,28 @@ LAYERS = {
     "ranks": 6,
     "frozen_features": 6,
     "sweep": 7,
+    "lightning_setup": 1,
+    "hydra_setup": 6,
     "build": 8,
     "like": 8,
     "train": 9,
     "cli": 11,
 }
 CONFIG_LIBRARIES = {"hydra", "omegaconf"}
-MAY_IMPORT_CONFIG = {"build", "like", "train", "cli", "overrides", "ranks", "trust", "validation", "runs", "sweep"}
+MAY_IMPORT_CONFIG = {
+    "hydra_setup",
+    "lightning_setup",
+    "build",
+    "like",
+    "train",
+    "cli",
+    "overrides",
+    "ranks",
+    "trust",
+    "validation",
+    "runs",
+    "sweep",
+}
 HEAVY = {"torch", "lightning", "torchvision", "albumentations", "torchmetrics", "matplotlib"}
 
 

@@ -7,11 +7,9 @@ import copy
 import ctypes
 import importlib.util
 import logging
-import multiprocessing
-import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +20,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from onebox.errors import BadInput, check
+from onebox.lightning_setup import quieten
 from onebox.runs.fingerprint import with_new_names
 from onebox.validation import validate
 
@@ -35,16 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DDP, DDP_UNUSED = "ddp", "ddp_find_unused_parameters_true"  # the second waits for no gradient that never comes
-IRRELEVANT_WARNINGS = (
-    ".*does not have many workers.*",  # with the cache of decoded images, workers only make it slower
-    ".*smaller than the logging interval.*",  # the module reads what is left at the end of each epoch
-    ".*Total length of .* across ranks is zero.*",  # an empty split is said on its own line
-    ".*LeafSpec.*deprecated.*",  # Lightning's own use of torch
-    ".*your dataloader is not resumable.*",  # the sampler begins where the checkpoint says
-    ".*Checkpoint directory .* exists and is not empty.*",  # of a run that is resumed
-    ".*could not find the monitored key.*",  # in an epoch that does not validate; its name is checked before
-    ".*You defined a `validation_step` but have no `val_dataloader`.*",  # in trials of a few steps
-)
 
 
 def build_job(config: dict[str, Any], known: dict[str, Any]) -> dict[str, str]:
@@ -303,58 +292,3 @@ def _waits_in_vain(cfg: DictConfig, module: LocalizationModule) -> bool:
     targets = trial.encode(torch.tensor([[0.25, 0.25, 0.75, 0.75]]), torch.zeros(1, dtype=torch.int64))
     copy.deepcopy(module.loss).train()(preds, targets)[0].backward()
     return any(parameter.requires_grad and parameter.grad is None for parameter in trial.parameters())
-
-
-@contextlib.contextmanager
-def lightnings_errors(trainer: Trainer) -> Iterator[None]:
-    """Around fit and test: a Ctrl-C, which Lightning turns into an exit with code 1, stays a Ctrl-C; no worker is left.
-
-    Raises:
-        BadInput: Lightning refuses how it is configured.
-    """
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-    others = multiprocessing.active_children()
-    try:
-        yield
-    except MisconfigurationException as error:
-        raise BadInput(str(error)) from error
-    except RuntimeError as error:
-        if isinstance(error.__context__, OSError):  # which made Lightning fail a second time, when it cleaned up
-            raise error.__context__ from None
-        raise
-    except SystemExit:
-        if trainer.interrupted:
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        # Stopped in validation or while workers start, Lightning forgets them, and at its end the process would wait.
-        if (fetcher := trainer.fit_loop._data_fetcher) is not None:
-            with contextlib.suppress(Exception):
-                fetcher.teardown()
-        for worker in multiprocessing.active_children():
-            if worker not in others:
-                worker.kill()
-
-
-def use_threads(cfg: DictConfig, *, capped: bool) -> None:
-    """Use `cfg.threads` in everything that computes; `capped`, no more loader workers, as other jobs want the rest."""
-    import cv2
-    import torch
-
-    if cfg.threads is not None:
-        torch.set_num_threads(cfg.threads)
-        cv2.setNumThreads(cfg.threads)
-        os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(cfg.threads))  # for processes to come
-    if capped:
-        cfg.data.num_workers = min(cfg.data.num_workers, torch.get_num_threads())
-
-
-def quieten() -> None:
-    """Silence what libraries say that nobody can act on."""
-    import lightning.pytorch  # noqa: F401  sets another level when it is imported
-
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for text in IRRELEVANT_WARNINGS:
-        warnings.filterwarnings("ignore", text)

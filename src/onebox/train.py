@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback as HydraCallback
@@ -21,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from onebox.build import Built, build, lightnings_errors, read_data, rehearse, use_threads
+from onebox.build import Built, build, read_data, rehearse
 from onebox.errors import (
     EXIT_FAULT,
     EXIT_INTERRUPTED,
@@ -37,6 +36,8 @@ from onebox.errors import (
     limit_of_system,
     say,
 )
+from onebox.hydra_setup import register_plugins
+from onebox.lightning_setup import lightnings_errors, use_threads
 from onebox.like import with_run
 from onebox.overrides import check_place, read_arguments
 from onebox.streams import check_limits, command_line
@@ -54,25 +55,12 @@ USER_ERRORS = (BadInput, HydraException, OmegaConfBaseException)
 
 # Hydra's plugins of engines, and what installs them.
 EXTRAS = {"hydra_joblib_launcher": "joblib", "hydra_ray_launcher": "ray", "hydra_submitit_launcher": "slurm"}
-# Hydra copies its store of schemas for each group that --help lists and each job of a sweep, though no copy is changed.
-ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
-_store = ConfigStore.store
 SCHEMA = 1  # of metrics.json
 RESULT_TAGS = [
     f"{split}/{name}"
     for split in ("val", "best", "test")
     for name in ("joint_acc", "acc", "iou", "loc_acc", "loc_l1", "loss")
 ]
-
-
-def _store_but_launchers(store: ConfigStore, name: str, node: Any, group: str | None = None, **more: Any) -> None:
-    # conf/hydra/launcher has the names that users know, which are those of the plugins' schemas too, and one key more.
-    # Plugins store these whenever they are looked for, also in workers, which import this module.
-    if group != "hydra/launcher" or name not in ("joblib", "ray", "submitit_local", "submitit_slurm"):
-        _store(store, name, node, group, **more)
-
-
-ConfigStore.store = _store_but_launchers  # type: ignore[method-assign,assignment]
 
 
 def main() -> None:
@@ -162,27 +150,6 @@ def task(cfg: DictConfig) -> Value:
 
 # Launchers pickle `task` by its name, so it is not decorated.
 _app = hydra.main(version_base="1.3", config_path="pkg://onebox.conf", config_name="train")(task)
-
-
-def register_plugins() -> None:
-    """Make our launcher and sweepers known to Hydra, which does not find them in an editable install."""
-    from hydra.core.plugins import Plugins
-
-    from hydra_plugins import onebox as ours
-
-    for plugin in (ours.GridSweeper, ours.HermeticLauncher, ours.OptunaSweeper):
-        Plugins.instance().register(plugin)
-
-
-def job_fingerprint(root: DictConfig) -> str:
-    """The name of a sweep's folder for the job that Hydra has composed."""
-    from onebox.runs.fingerprint import fingerprints, without_hydra
-
-    # run_dir depends on what is asked for, and never counts.
-    return fingerprints(without_hydra(root, run_dir=""))["fingerprint"]
-
-
-OmegaConf.register_new_resolver("fingerprint", lambda *, _root_: job_fingerprint(_root_), replace=True)
 
 
 def train(cfg: DictConfig) -> Value:

@@ -83,7 +83,7 @@ def threads():
     import cv2
     import torch
 
-    from onebox.build import use_threads
+    from onebox.lightning_setup import use_threads
 
     use_threads(CFG, capped=True)
     return torch.get_num_threads(), torch.get_num_interop_threads(), cv2.getNumThreads(), os.environ["OMP_NUM_THREADS"]

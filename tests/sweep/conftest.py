@@ -13,7 +13,8 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 
 from onebox.data.shapes import write_shapes
-from onebox.train import register_plugins, task
+from onebox.hydra_setup import register_plugins
+from onebox.train import task
 
 Sweep = Callable[..., Any]
 

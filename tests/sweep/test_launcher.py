@@ -21,9 +21,9 @@ from tests.nursery import left
 
 import onebox
 from onebox.errors import BadInput, JobFailed, Preempted, Stopped
+from onebox.hydra_setup import register_plugins
 from onebox.sweep.compose import Composer
 from onebox.sweep.slots import device_slots
-from onebox.train import register_plugins
 
 sys.path.insert(0, str(Path(__file__).parent))
 import chaos

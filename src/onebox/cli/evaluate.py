@@ -115,8 +115,9 @@ def _test(recorded: "Recorded", cfg: Any, split: str, weights: Path, folder: Pat
     import lightning.pytorch as L
     import torch
 
-    from onebox.build import Built, build_module, build_trainer, quieten, read_data, use_threads
+    from onebox.build import Built, build_module, build_trainer, read_data
     from onebox.files import write_json
+    from onebox.lightning_setup import quieten, use_threads
     from onebox.runs.checkpoint import read_checkpoint
     from onebox.runs.fingerprint import changed_parts
     from onebox.runs.predictions import per_image, read_predictions

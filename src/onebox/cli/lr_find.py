@@ -86,8 +86,9 @@ def range_test(cfg: "DictConfig", min_lr: float, max_lr: float, steps: int, pict
     import lightning.pytorch as L
     from omegaconf import open_dict
 
-    from onebox.build import build_module, build_trainer, fill_in, lightnings_errors, quieten, read_data, use_threads
+    from onebox.build import build_module, build_trainer, fill_in, read_data
     from onebox.callbacks.lr_range import LrRange
+    from onebox.lightning_setup import lightnings_errors, quieten, use_threads
 
     quieten()
     use_threads(cfg, capped=False)
