@@ -162,7 +162,9 @@ def test_a_checkpoint_that_unpacks_to_more_than_it_holds_is_not_read(tmp_path):
         read_checkpoint(tmp_path / "b.ckpt")
 
 
-@pytest.mark.parametrize("content", [b"text", gzip.compress(b"diff --git")[:-4], gzip.compress(b"x") + b"junk"])
+@pytest.mark.parametrize(
+    "content", [b"text", gzip.compress(b"diff --git", mtime=0)[:-4], gzip.compress(b"x", mtime=0) + b"junk"]
+)
 def test_a_damaged_patch_is_one_line(tmp_path, content):
     (tmp_path / "changes.patch.gz").write_bytes(content)
     with pytest.raises(BadInput, match=r"changes\.patch\.gz: cannot be read"):

@@ -161,14 +161,14 @@ def find_run(name: str, outputs: Path) -> Run:
 
 
 def find_all(names: Sequence[str], outputs: Path) -> list[Run]:
-    """The runs that several names mean, each once; a folder that is no run means all runs below it.
+    """The runs that several names mean, each once; a folder, or the name of a sweep, means all runs below it.
 
     Raises:
         BadInput: see `find_run`.
     """
     found: dict[Path, Run] = {}
     for name in names:
-        folder = next((path for path in (Path(name), outputs / name) if path.is_dir()), None)
+        folder = next((path for path in (Path(name), outputs / name, outputs / "sweeps" / name) if path.is_dir()), None)
         below = find_runs(folder) if folder is not None else []
         for run in below or [find_run(name, outputs)]:
             found.setdefault(run.path.resolve(), run)
