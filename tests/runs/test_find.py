@@ -52,6 +52,7 @@ def test_an_ambiguous_fingerprint_lists_its_runs(make_run, tmp_path):
 
 def test_a_folder_of_runs_means_all_of_them_once(outputs):
     assert names(find_all([str(outputs / "sweeps"), "sweeps/x/0", "latest"], outputs)) == ["1", "0"]
+    assert names(find_all(["x"], outputs)) == ["1", "0"]  # a sweep by its name
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from onebox.data.shapes import write_shapes
 from onebox.runs.reading.find import read_run
@@ -124,6 +125,14 @@ def processes_of_jobs(folder: Path) -> list[int]:
     return sorted(int(lock[4]) for lock in locks if lock[1] == "POSIX" and lock[5].rpartition(":")[2] in files)
 
 
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows: (step, value) of each tag."""
+    (place,) = (folder / "tensorboard").iterdir()  # named after what the job varies
+    events = EventAccumulator(str(place), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
 @pytest.mark.long
 def test_of_a_hundred_jobs_and_twenty_kills_nothing_is_lost_and_nothing_done_twice(tmp_path):
     """Kills of jobs, of the sweep, and of the process that jobs are forked from, at any moment."""
@@ -162,3 +171,17 @@ def test_of_a_hundred_jobs_and_twenty_kills_nothing_is_lost_and_nothing_done_twi
         assert (run.path / "metrics.json").exists() and not list(run.path.rglob("*.tmp"))
     cut_off = [attempt for record in records.values() for attempt in record.get("attempts", [])]
     assert len(cut_off) >= 5  # of the kills that hit a fit; others hit a start, an end or the sweep
+
+    # A job that was killed has the bits of one that was not.
+    straight = tmp_path / "straight"
+    make_data(straight)
+    some = sorted(seed for seed, record in records.items() if record.get("attempts"))[:10]
+    seeds = f"seed={','.join(map(str, some))}"
+    assert start(straight, seeds, *arguments[1:]).wait(timeout=300) == 0, (straight / "out.log").read_text()
+    killed = {run.record["seed"]: run for run in runs(tmp_path)}
+    for run in runs(straight):
+        other = killed[run.record["seed"]]
+        assert run.record["final_weights"] == other.record["final_weights"]
+        for name in ("metrics.csv", "metrics.json"):
+            assert (run.path / name).read_bytes() == (other.path / name).read_bytes()
+        assert [scalars(run.path)] == [scalars(other.path)]
