@@ -5,12 +5,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from onebox.errors import BadInput
 from onebox.like import with_run
 from onebox.overrides import read_arguments
 from onebox.runs.fingerprint import fingerprint
+from onebox.validation import validate
 
 
 @pytest.fixture
@@ -40,6 +43,7 @@ def test_a_run_like_another_has_its_config_with_the_changes_that_are_typed(run, 
     recorded = json.loads((run / "run.json").read_text())
     for name in ("latest", recorded["fingerprint"][:6]):
         assert composed_like(composed, f"like={name}", "trainer.accelerator=auto")[1] == recorded["fingerprint"]
+    assert composed_like(composed, "init=null", "like=latest", "trainer.accelerator=auto")[1] == recorded["fingerprint"]
     assert capsys.readouterr().err == ""
     assert not [text for text in with_run(["like=latest"]) if text.startswith(("data.cache_dir", "hydra", "resume"))]
 
@@ -84,6 +88,7 @@ def test_a_choice_that_is_another_today_is_made_as_it_was(run, composed):
 BAD = {
     "like=nowhere": "nowhere: no such run",
     "like=": "no such run|give",
+    "init=nowhere": "nowhere: no such run",
     "like=latest like=latest": "give like=RUN once",
     "like=latest optimizer=agd": "optimizer=agd: no such option; did you mean sgd",
     "like=latest optimizer.lrr=1": "no key optimizer.lrr, did you mean optimizer.lr",
@@ -124,3 +129,44 @@ def test_the_command_makes_a_new_run_and_leaves_the_old_one(nursery, run, tmp_pa
     record = json.loads((new / "run.json").read_text())
     assert (record["config"]["trainer"]["max_epochs"], record["config"]["optimizer"]["lr"]) == (1, 0.01)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_init_begins_with_the_weights_of_a_run_and_redraws_heads_of_other_classes(
+    nursery, run, tmp_path, shapes_root, composed
+):
+    new, log = tmp_path / "new", tmp_path / "log"
+    short = ["trainer.max_epochs=1", "callbacks.pictures=null", f"like={run}", f"init={run}"]
+
+    def start(folder, *arguments):
+        log.unlink(missing_ok=True)
+        code = nursery.run(*short, f"hydra.run.dir={folder}", *arguments, log=log)
+        return code, log.read_text()
+
+    assert start(new, "optimizer.lr=1e-30")[0] == 0, log.read_text()  # so small that nothing is learned
+    states = [torch.load(path / "checkpoints/best.ckpt", weights_only=True)["state_dict"] for path in (run, new)]
+    for name, value in states[0].items():
+        if "running_" not in name and "num_batches" not in name:  # of the batch norms
+            assert torch.equal(value, states[1][name]), name
+    record = json.loads((new / "run.json").read_text())
+    assert record["parent"] == str(run) and record["weights_fingerprint"] == record["config"]["init"]["weights"]
+    assert record["fingerprint"] != json.loads((run / "run.json").read_text())["fingerprint"]
+
+    assert str(run) in (new / "report.html").read_text()
+    (swept,) = with_run([f"init={run},{new}"])
+    parsed = OverridesParser.create().parse_override(swept).value()
+    assert [part["run"].text for part in parsed.list] == [str(run), str(new)]
+    with pytest.raises(BadInput, match="named so on the command line of onebox-train alone"):
+        validate(composed("init=latest"))
+
+    code, told = start(tmp_path / "x", "model.backbone.widths=[8,16,32,32]")
+    assert code == 2 and "layers do not fit: " in told.splitlines()[-1] and "backbone." in told.splitlines()[-1]
+    classes = ["data=folder", f"data.root={shapes_root}", "data.rename={circle: square}", "data.batch_size=8"]
+    code, told = start(tmp_path / "y", *classes, "model/loc_head=per_class_box")
+    assert code == 2 and "loc_head" in told.splitlines()[-1]
+    code, told = start(tmp_path / "fewer", *classes)
+    assert code == 0, told
+    assert "init: 8 classes in place of 9; drawn anew: cls_head." in told and "loc_head." not in told
+    (run / "checkpoints/best.ckpt").unlink()
+    (run / "checkpoints/last.ckpt").unlink()
+    code, told = start(tmp_path / "none")
+    assert code == 2 and "no trained run" in told and len(told.splitlines()) == 1

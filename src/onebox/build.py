@@ -89,7 +89,7 @@ def build(cfg: DictConfig, run: RunRecord, fingerprint: str) -> Built:
     """
     import lightning.pytorch as L
 
-    from onebox.runs.checkpoint import checkpoint_to_resume
+    from onebox.runs.checkpoint import begin_with, checkpoint_to_resume
     from onebox.runs.provenance import hardware
     from onebox.runs.results import write_samples
 
@@ -110,12 +110,16 @@ def build(cfg: DictConfig, run: RunRecord, fingerprint: str) -> Built:
         write_samples(run.folder, data.indexes, data.class_names)
     facts |= {"data_fingerprint": data.fingerprint(), "config": OmegaConf.to_container(cfg, resolve=True)}
     checkpoint = checkpoint_to_resume(run.folder, facts) if run.is_resumed else None
+    parent = OmegaConf.select(cfg, "init.run")
+    if parent and run.is_resumed and checkpoint is None:
+        begin_with(module.localizer, cfg.init, data.class_names)
     run.add(
         hardware=hardware(),
         data={split: str(index) for split, index in data.indexes.items()},
         data_fingerprint=data.fingerprint(),
         data_notes=data.notes,
-        weights_fingerprint=module.localizer.backbone.weights_fingerprint,
+        weights_fingerprint=cfg.init.weights if parent else module.localizer.backbone.weights_fingerprint,
+        **({"parent": parent} if parent else {}),
         skipped=data.skipped,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
     )
@@ -129,7 +133,14 @@ def _filled_in(cfg: DictConfig, data: VocDataModule, run: RunRecord) -> Localiza
     fill_in(cfg, data)
     if run.writes:
         write_text(run.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-    return build_module(cfg, data)
+    module = build_module(cfg, data)
+    if (
+        OmegaConf.select(cfg, "init.run") and not run.is_resumed
+    ):  # what is resumed has its weights in a checkpoint, or see `build`
+        from onebox.runs.checkpoint import begin_with
+
+        begin_with(module.localizer, cfg.init, data.class_names)
+    return module
 
 
 def _check_data(cfg: DictConfig, data: VocDataModule) -> None:

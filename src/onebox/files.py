@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and the one way in which files that others may have made are read."""
 
 import errno
+import hashlib
 import json
 import logging
 import math
@@ -281,3 +282,12 @@ def remove_unfinished(path: Path) -> None:
     """Remove what killed processes left of `path`; only for the one process that writes it."""
     for temporary in path.parent.glob(f".{path.name}.*.tmp"):
         temporary.unlink(missing_ok=True)
+
+
+def file_hash(path: Path) -> str:
+    """Hash of what a file holds, as 16 hexadecimal digits."""
+    with opened(path, None) as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""`onebox-train like=RUN`: the config of an earlier run, as it was resolved, with changes."""
+"""What onebox-train takes of an earlier run: its config, as resolved (`like=RUN`), or its weights (`init=RUN`)."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,9 +10,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from onebox.errors import check, printable, say
+from onebox.files import file_hash
 from onebox.overrides import is_group, read_arguments
 from onebox.runs.fingerprint import Ignored, flatten, same, with_new_names
-from onebox.runs.reading.find import Run, find_run
+from onebox.runs.reading.find import Run, find_run, weights_file
 from onebox.sweep.plan import as_override
 from onebox.trust import check_stored, stored_in, stored_overrides
 from onebox.validation import told_as_bad_input
@@ -22,7 +23,7 @@ NOT_TAKEN = {"sweep", "resume", "rerun", "run_dir", "data_fingerprint"}  # how a
 
 
 def with_run(arguments: Sequence[str]) -> list[str]:
-    """The arguments with `like=RUN` replaced by overrides that compose the config of that run.
+    """The arguments with `like=RUN` replaced by overrides that compose the config of that run, and `init=RUN` found.
 
     These are its own overrides, and after them explicit ones where defaults have changed since. Left out is what the
     other arguments set again, and with a group that they choose again all that the run set in it.
@@ -30,9 +31,10 @@ def with_run(arguments: Sequence[str]) -> list[str]:
     Raises:
         BadInput: there is no such run, or it cannot be composed.
     """
+    arguments = [_with_weights(text) for text in arguments]
     named = [text for text in arguments if text.startswith("like=")]
     if not named:
-        return list(arguments)
+        return arguments
     check(len(named) == 1, f"{' '.join(named)}: a run can be like one other; give like=RUN once")
     check(not stored_in, f"{named[0]}: resume=FOLDER resumes a run as it was; give one of them")
     run = find_run(named[0].removeprefix("like="), Path("outputs"))
@@ -63,6 +65,19 @@ def with_run(arguments: Sequence[str]) -> list[str]:
     if moved:
         say(printable(f"{named[0]}: defaults have changed since that run, so these are set: {' '.join(moved)}"))
     return [*kept, *moved, *typed]
+
+
+def _with_weights(argument: str) -> str:
+    """For `init=RUN` the run's directory and the hash of its weights; several, with commas between, are swept."""
+    key, _, value = argument.partition("=")
+    if key != "init" or not value or value.startswith("{"):
+        return argument
+    if value == "null":
+        return "init={run:null,weights:null}"
+    names = [value] if Path(value).exists() else value.split(",")
+    folders = [find_run(name, Path("outputs")).path.absolute() for name in names]
+    inits = [{"run": str(folder), "weights": file_hash(weights_file(folder))} for folder in folders]
+    return "init=" + ",".join(map(as_override, inits))
 
 
 def _key(override: str) -> str:

@@ -59,8 +59,7 @@ def evaluate(
       onebox evaluate RUN data=folder data.root=my_photographs --json
       onebox evaluate RUN data.select=largest        also images with several objects
     """
-    from onebox.runs.reading.find import find_run
-    from onebox.runs.reading.load import weights_file
+    from onebox.runs.reading.find import find_run, weights_file
     from onebox.runs.reading.reproduce import Recorded
     from onebox.trust import check_config
     from onebox.validation import told_as_bad_input

@@ -5,7 +5,7 @@ import logging
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from onebox.errors import BadInput, check
-from onebox.files import opened, replacing
+from onebox.files import file_hash, opened, replacing
+from onebox.model.localizer import Localizer
 from onebox.runs.fingerprint import changed_parts
+from onebox.runs.reading.find import weights_file
 from onebox.runs.record import read_record, why_no_checkpoint
 
 log = logging.getLogger(__name__)
@@ -129,6 +131,51 @@ def checkpoint_to_resume(run_dir: Path, facts: Mapping[str, Any]) -> Path | None
     attempts = (read_record(run_dir) or {}).get("attempts") or [{}]
     log.info("starts again: %s", why_no_checkpoint(attempts[-1]) or "there is no checkpoint to resume from")
     return None
+
+
+def begin_with(localizer: Localizer, init: Mapping[str, str], class_names: Sequence[str]) -> None:
+    """Give a network the weights of the best checkpoint of another run, as `init=RUN` asks for.
+
+    Layers of the heads whose size follows from the number of classes stay as they were drawn, if that has changed.
+
+    Raises:
+        BadInput: other layers do not fit, or the checkpoint is not the one that was named.
+    """
+    path = weights_file(Path(init["run"]))
+    check(
+        file_hash(path) == init["weights"], f"{path}: has been replaced since init={init['run']} was given; repeat it"
+    )
+    checkpoint = read_checkpoint(path)
+    old_names, prefix = checkpoint["onebox"]["class_names"], "localizer."
+    old = {key.removeprefix(prefix): value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)}
+    new = localizer.state_dict()
+    misfits = [
+        f"{key} {[*old[key].shape] if key in old else 'absent'} -> {[*new[key].shape] if key in new else 'absent'}"
+        for key in [*new, *(key for key in old if key not in new)]
+        if not (key in old and key in new and old[key].shape == new[key].shape)
+    ]
+    drawn = [
+        text
+        for text in misfits
+        if (key := text.partition(" ")[0]) in old
+        and key in new
+        and key.startswith(("cls_head.", "loc_head."))
+        and len(old[key]) * len(class_names) == len(new[key]) * len(old_names)
+        and old[key].shape[1:] == new[key].shape[1:]
+        and len(old_names) != len(class_names)
+    ]
+    others = [text for text in misfits if text not in drawn]
+    check(
+        not others,
+        f"init={init['run']}: {len(others)} layers do not fit: {', '.join(others[:5])}; choose the model and "
+        "image_size of that run, as like=RUN does",
+    )
+    names = {text.partition(" ")[0] for text in drawn}
+    localizer.load_state_dict({key: new[key] if key in names else old[key] for key in new})
+    if drawn:
+        log.info("init: %d classes in place of %d; drawn anew: %s", len(class_names), len(old_names), ", ".join(drawn))
+    elif list(old_names) != list(class_names):
+        log.info("init: the classes have other names or another order than in %s; all weights are taken", init["run"])
 
 
 def load_weights(module: nn.Module, path: Path) -> None:

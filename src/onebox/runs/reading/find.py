@@ -14,7 +14,8 @@ from onebox.errors import BadInput, check, is_finite, printable
 from onebox.files import read_json
 from onebox.runs.fingerprint import flatten
 from onebox.runs.predictions import read_predictions
-from onebox.runs.record import is_held, read_record
+from onebox.runs.record import is_held, read_record, why_no_checkpoint
+from onebox.trust import stored_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,6 +159,21 @@ def find_run(name: str, outputs: Path) -> Run:
             "(onebox runs lists them)"
         )
     raise BadInput(f"{name}: {problem}; {_candidates(name, runs, outputs)}")
+
+
+def weights_file(folder: Path) -> Path:
+    """The best checkpoint of a run or, without one, the last.
+
+    Raises:
+        BadInput: there is none, or it is a link to somewhere else.
+    """
+    files = [folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last", "previous")]
+    file = next((name for name in files if name.exists()), None)
+    why = why_no_checkpoint(read_record(folder) or {}) if file is None else ""
+    check(not why, f"{folder}: {why}; onebox reproduce {folder} trains it again")
+    if file is None or not (folder / "config.yaml").exists():
+        raise BadInput(f"{folder}: no trained run; it needs config.yaml and checkpoints/best.ckpt or last.ckpt")
+    return stored_file(folder, str(file.relative_to(folder)))
 
 
 def find_all(names: Sequence[str], outputs: Path) -> list[Run]:

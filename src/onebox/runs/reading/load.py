@@ -20,9 +20,9 @@ from onebox.model.localizer import Localizer
 from onebox.runs.checkpoint import read_checkpoint
 from onebox.runs.fingerprint import with_new_names
 from onebox.runs.predictions import read_predictions
+from onebox.runs.reading.find import weights_file
 from onebox.runs.reading.predict import Detection, detect, read_any
-from onebox.runs.record import read_record, why_no_checkpoint
-from onebox.trust import check_config, stored_file, stored_yaml
+from onebox.trust import check_config, stored_yaml
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,21 +84,6 @@ class LoadedRun:
         with torch.inference_mode():
             preds = self.localizer(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))
         return clip(preds.boxes).cpu().numpy(), preds.logits.softmax(1).cpu().numpy()
-
-
-def weights_file(folder: Path) -> Path:
-    """The best checkpoint of a run or, without one, the last.
-
-    Raises:
-        BadInput: there is none, or it is a link to somewhere else.
-    """
-    files = [folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last", "previous")]
-    file = next((name for name in files if name.exists()), None)
-    why = why_no_checkpoint(read_record(folder) or {}) if file is None else ""
-    check(not why, f"{folder}: {why}; onebox reproduce {folder} trains it again")
-    if file is None or not (folder / "config.yaml").exists():
-        raise BadInput(f"{folder}: no trained run; it needs config.yaml and checkpoints/best.ckpt or last.ckpt")
-    return stored_file(folder, str(file.relative_to(folder)))
 
 
 def load_run(path: str | Path, *, trust: Sequence[str] = ()) -> LoadedRun:
