@@ -38,7 +38,6 @@ from onebox.errors import (
 )
 from onebox.hydra_setup import register_plugins
 from onebox.lightning_setup import lightnings_errors, use_threads
-from onebox.like import with_run
 from onebox.overrides import check_place, read_arguments
 from onebox.streams import check_limits, command_line
 from onebox.validation import explain, validate
@@ -75,7 +74,11 @@ def main() -> None:
             register_plugins()
             sys.argv[1:] = ["sweep.plan=only" if argument == "--dry-run" else argument for argument in sys.argv[1:]]
             sys.argv[1:] = [new for argument in sys.argv[1:] for new in stored_arguments(argument)]
-            sys.argv[1:] = read_arguments(with_run(sys.argv[1:]))
+            if any(text.startswith(("like=", "init=")) for text in sys.argv[1:]):
+                from onebox.like import with_run
+
+                sys.argv[1:] = with_run(sys.argv[1:])
+            sys.argv[1:] = read_arguments(sys.argv[1:])
             _app()
     except (*USER_ERRORS, OSError) as error:
         _exit_with(error)

@@ -15,11 +15,22 @@ NUM_JOBS |= {"augment": 4, "views": 4, "image_size": 3, "unfreeze": 4}
 NEEDS = {"unfreeze": ["experiment=transfer", "data=shapes", "image_size=64"]}  # something that is frozen
 
 
+SEARCHES = ("search", "tpe")
+
+
+def all_jobs(found) -> list:
+    jobs = found._sweeper._plan(found.arguments)
+    while jobs.advance():
+        pass
+    jobs.refuse_problems("")
+    return jobs.composed
+
+
 def test_every_file_is_tested():
-    assert {path.stem for path in FILES.glob("*.yaml")} == {*NUM_JOBS, "tpe"}
+    assert {path.stem for path in FILES.glob("*.yaml")} == {*NUM_JOBS, *SEARCHES}
 
 
-@pytest.mark.parametrize("file", [*NUM_JOBS, "tpe"])
+@pytest.mark.parametrize("file", [*NUM_JOBS, *SEARCHES])
 def test_a_file_sets_its_name_and_says_how_to_run_it(file):
     text = (FILES / f"{file}.yaml").read_text()
     assert OmegaConf.load(FILES / f"{file}.yaml").name == file
@@ -30,7 +41,7 @@ def test_a_file_sets_its_name_and_says_how_to_run_it(file):
 @pytest.mark.parametrize("file", NUM_JOBS)
 def test_all_jobs_of_a_file_compose_and_can_be_built(sweeper, file):
     found = sweeper(f"sweep={file}", *NEEDS.get(file, []))
-    jobs = found._sweeper._plan(found.arguments)
+    jobs = all_jobs(found)
     assert len(jobs) == NUM_JOBS[file]
     known = {}
     for job in jobs:
@@ -55,7 +66,7 @@ def test_the_ends_of_what_tpe_searches_can_be_built(sweeper, monkeypatch):
 
 def test_a_file_combines_with_an_experiment_and_other_axes(sweeper):
     found = sweeper("sweep=loss_weights", "experiment=baseline", "data.limit=20", "seed=0,1")
-    jobs = found._sweeper._plan(found.arguments)
+    jobs = all_jobs(found)
     assert len(jobs) == 8
     assert {job.config["name"] for job in jobs} == {"loss_weights"}
     assert {job.choices["optimizer"] for job in jobs} == {"adamw"}  # the experiment's
@@ -64,7 +75,7 @@ def test_a_file_combines_with_an_experiment_and_other_axes(sweeper):
 
 def test_the_command_line_wins_over_a_file(sweeper):
     found = sweeper("sweep=seeds", "name=mine", "seed=5,6")
-    assert [job.config["seed"] for job in found._sweeper._plan(found.arguments)] == [5, 6]
+    assert [job.config["seed"] for job in all_jobs(found)] == [5, 6]
     assert found._sweeper.config.name == "mine"
 
 

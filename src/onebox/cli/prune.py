@@ -17,6 +17,7 @@ Place = Annotated[
         help="A folder of runs, or a name below outputs/ or outputs/sweeps/. [default: outputs]",
     ),
 ]
+Outputs = Annotated[Path, typer.Option(metavar="FOLDER", help="The folder that names are looked for in.")]
 
 
 def prune(
@@ -29,9 +30,7 @@ def prune(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    outputs: Annotated[Path, typer.Option(metavar="FOLDER", help="The folder that names are looked for in.")] = Path(
-        "outputs"
-    ),
+    outputs: Outputs = Path("outputs"),
 ) -> None:
     """Remove checkpoints of runs by rule. Records, metrics, logs and curves stay.
 

@@ -79,30 +79,36 @@ def runs(
     return None
 
 
+Sort = Annotated[str | None, typer.Option(metavar="KEY", help="A metric, a varied key, seed, status, number or time.")]
+Seeds = Annotated[bool, typer.Option("--seeds", help="One row for each seed.")]
+Jobs = Annotated[
+    str | None, typer.Option(metavar="EXPR", help="Only jobs that match this expression, as for onebox runs.")
+]
+Follow = Annotated[bool, typer.Option("--follow", help="Show it again until all jobs have ended.")]
+Orphans = Annotated[
+    bool, typer.Option("--orphans", help="List the folders of jobs that the plan no longer has instead.")
+]
+Sweeps = Annotated[
+    Path, typer.Option(metavar="FOLDER", help="The folder in whose subfolder sweeps they are looked for.")
+]
+
+
 def sweep(
     name: Annotated[
         str | None, typer.Argument(metavar="DIR", help="A sweep. [default: the newest one]", show_default=False)
     ] = None,
     metric: Metric = None,
-    sort: Annotated[
-        str | None, typer.Option(metavar="KEY", help="A metric, a varied key, seed, status, number or time.")
-    ] = None,
-    seeds: Annotated[bool, typer.Option("--seeds", help="One row for each seed.")] = False,
-    where: Annotated[
-        str | None, typer.Option(metavar="EXPR", help="Only jobs that match this expression, as for onebox runs.")
-    ] = None,
+    sort: Sort = None,
+    seeds: Seeds = False,
+    where: Jobs = None,
     log: Log = None,
     folder: Folder = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Show it again until all jobs have ended.")] = False,
-    orphans: Annotated[
-        bool, typer.Option("--orphans", help="List the folders of jobs that the plan no longer has instead.")
-    ] = False,
+    follow: Follow = False,
+    orphans: Orphans = False,
     csv: Csv = None,
     markdown: Markdown = False,
     json_: Json = False,
-    outputs: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="The folder in whose subfolder sweeps they are looked for.")
-    ] = Path("outputs"),
+    outputs: Sweeps = Path("outputs"),
 ) -> None:
     """Show the table of a sweep: what varied, how each job ended, what it reached, the best first.
 

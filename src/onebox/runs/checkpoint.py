@@ -19,7 +19,6 @@ from onebox.errors import BadInput, check
 from onebox.files import file_hash, opened, replacing
 from onebox.model.localizer import Localizer
 from onebox.runs.fingerprint import changed_parts
-from onebox.runs.reading.find import weights_file
 from onebox.runs.record import read_record, why_no_checkpoint
 
 log = logging.getLogger(__name__)
@@ -141,6 +140,8 @@ def begin_with(localizer: Localizer, init: Mapping[str, str], class_names: Seque
     Raises:
         BadInput: other layers do not fit, or the checkpoint is not the one that was named.
     """
+    from onebox.runs.reading.find import weights_file
+
     path = weights_file(Path(init["run"]))
     check(
         file_hash(path) == init["weights"], f"{path}: has been replaced since init={init['run']} was given; repeat it"
