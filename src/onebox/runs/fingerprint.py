@@ -107,8 +107,9 @@ def fingerprint(config: Mapping[str, Any], ignore: Sequence[str], neutral: Mappi
     `ignore` says what cannot change the result, see `Ignored`. A key that has its value in `neutral`, which is nested
     like `config`, counts as absent.
     """
-    config = _without_neutral(config, neutral or {})
-    return hashlib.sha256(_text(_canonical(config, (), Ignored(config, ignore))).encode()).hexdigest()[:12]
+    ignored = Ignored(config, ignore)
+    config = _without_neutral(config, neutral or {}, (), ignored)
+    return hashlib.sha256(_text(_canonical(config, (), ignored)).encode()).hexdigest()[:12]
 
 
 def changed_parts(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
@@ -157,12 +158,14 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def _without_neutral(config: Mapping[str, Any], neutral: Mapping[str, Any]) -> dict[str, Any]:
+def _without_neutral(
+    config: Mapping[str, Any], neutral: Mapping[str, Any], path: Path, ignored: Ignored
+) -> dict[str, Any]:
     kept = {}
     for key, value in config.items():
         if key in neutral and isinstance(value, Mapping) and isinstance(neutral[key], Mapping):
-            value = _without_neutral(value, neutral[key])
-            if not value:
+            value = _without_neutral(value, neutral[key], (*path, key), ignored)
+            if all(ignored((*path, key, name)) for name in value):
                 continue  # all of it is new
         elif key in neutral and same(key, value, neutral[key]):
             continue

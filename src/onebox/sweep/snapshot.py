@@ -72,4 +72,9 @@ def _copy(target: Path, places: Mapping[str, Path], git: Any) -> None:
         else:
             shutil.copy2(place, temporary / name)
     write_git_state(temporary, *git)
-    temporary.replace(target)
+    try:
+        temporary.replace(target)
+    except OSError:
+        shutil.rmtree(temporary)
+        if not target.exists():  # else another sweep was quicker
+            raise
