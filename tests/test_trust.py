@@ -276,6 +276,7 @@ def test_load_run_and_resume_build_nothing_that_is_not_allowed(hostile, tmp_path
     assert not victim.exists()
 
 
+@pytest.mark.long
 def test_no_process_imports_a_module_from_the_working_directory(tmp_path, shapes_root):
     """Servers and helpers start as `python -c`, which looks there first."""
     for name in ("onebox", "pickle", "multiprocessing", "torch", "tempfile"):

@@ -78,6 +78,7 @@ def make_data(folder: Path) -> None:
     write_shapes(folder / "shapes", **sizes, multi_object_fraction=0.0, seed=0)
 
 
+@pytest.mark.long
 def test_a_sweep_whose_jobs_and_itself_are_killed_ends_with_all_that_can_be_had(tmp_path):
     make_data(tmp_path)
     arguments = ["seed=range(0,8)", *MISHAPS, f"+callbacks.mishap.folder={tmp_path}"]

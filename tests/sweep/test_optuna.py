@@ -279,6 +279,7 @@ def records(folder: Path) -> dict[str, Any]:
     return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/run.json")}
 
 
+@pytest.mark.long
 def test_a_killed_search_loses_nothing_and_does_nothing_twice(nursery, data, tmp_path):
     folder, log = tmp_path / "sweep", tmp_path / "log"
     command = ["sweep=tpe", f"hydra.sweep.dir={folder}", *FEW, *data]
