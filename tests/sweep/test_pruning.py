@@ -158,6 +158,31 @@ def test_every_launcher_prunes(data, tmp_path, launcher):
     assert [trial.state.name for trial in trials] == ["PRUNED"] * (1 if "trainer=ddp" in launcher else 2)
 
 
+@pytest.mark.long
+def test_of_networks_of_which_half_cannot_learn_the_best_is_kept_for_less(nursery, data, tmp_path):
+    """The same twenty trials with and without a pruner; the rate of 1e-9 is the planted bad half."""
+    given = ["sweep=search", "hydra/sweeper=random", "hydra.sweeper.params=null", "hydra.sweeper.n_trials=20", *data]
+    given += [
+        "optimizer.lr=3e-3,1e-9",
+        "loss.weights.loc=interval(1.0,30.0)",
+        "monitor=val/loss_cls",
+        "monitor_mode=min",
+    ]
+
+    def search(pruner: str) -> tuple[int, optuna.trial.FrozenTrial]:
+        folder, log = tmp_path / pruner, tmp_path / f"{pruner}.log"
+        assert nursery.run(*given, f"hydra.sweeper.pruner={pruner}", f"hydra.sweep.dir={folder}", log=log) == 0
+        epochs = sum(len((folder / name / "metrics.csv").read_text().splitlines()) - 1 for name in records(folder))
+        study = optuna.load_study(study_name="search", storage=f"sqlite:///{folder}/study.db")
+        assert len(study.trials) == 20
+        return epochs, study.best_trial
+
+    (all_epochs, best), (epochs, kept_best) = search("null"), search("median")
+    assert all_epochs == 20 * 8
+    assert epochs <= 0.7 * all_epochs
+    assert (kept_best.params, kept_best.value) == (best.params, best.value)
+
+
 def owner(lock: Path) -> int | None:
     """The process that has a lock file open."""
     for link in Path("/proc").glob("[0-9]*/fd/*"):

@@ -65,6 +65,21 @@ def test_the_same_command_submits_each_job_once_and_continues_later(engine, slur
     assert read_submitted(tmp_path / "outputs/sweeps/left") == before
 
 
+@pytest.mark.long
+def test_jobs_left_on_a_ray_cluster_end_without_the_command(data, tmp_path):
+    given = [text for text in data if not text.startswith(("hydra/launcher", "trainer.max_epochs"))]
+    sweep = ["onebox-train", "-m", "name=left", "optimizer.lr=0.1,0.01", "threads=1", "trainer.max_epochs=2", *given]
+    sweep += ["hydra/launcher=ray", "hydra.launcher.wait=false", "hydra.launcher.ray.init.address=auto"]
+    run("ray", "start", "--head", "--num-cpus=2", "--port=0", "--include-dashboard=false", cwd=tmp_path)
+    try:
+        assert "2 jobs submitted; onebox sweep " in run(*sweep, cwd=tmp_path)
+        assert "0 jobs submitted" in run(*sweep, cwd=tmp_path)
+        document = json.loads(run("onebox", "sweep", "left", "--follow", "--json", cwd=tmp_path))
+        assert document["totals"] == {"completed": 2}
+    finally:
+        run("ray", "stop", "--force", cwd=tmp_path)
+
+
 def test_what_a_scheduler_still_has(slurm, tmp_path, monkeypatch):
     note_submitted(tmp_path, "slurm", {"a": "7_0", "b": "7_1", "c": "7_2"})
     (slurm / "7_0").touch(), (slurm / "7_2").touch()
