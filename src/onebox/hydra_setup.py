@@ -6,7 +6,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 # Hydra copies its store of schemas for each group that --help lists and each job of a sweep, though no copy is changed.
-ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
+ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]  # it has none of its own
 _store = ConfigStore.store
 
 
@@ -17,7 +17,7 @@ def _store_but_launchers(store: ConfigStore, name: str, node: Any, group: str | 
         _store(store, name, node, group, **more)
 
 
-ConfigStore.store = _store_but_launchers  # type: ignore[method-assign,assignment]
+ConfigStore.store = _store_but_launchers  # type: ignore[method-assign,assignment]  # Hydra has no hook for it
 
 
 def register_plugins() -> None:

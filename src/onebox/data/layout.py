@@ -6,6 +6,7 @@ ever looked up among the files that are there, so a list cannot point outside of
 
 import os
 import unicodedata
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -204,7 +205,7 @@ def put(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-class Tree:
+class Tree(ABC):
     """Images and their annotations, in whatever form; this base has an annotation file for each image.
 
     Args:
@@ -240,29 +241,29 @@ class Tree:
         for one, other, *_ in self.images.ambiguous.values() if strict else ():
             raise BadInput(f"{other}: {one.name} has the same id; keep one of the two")
 
+    @abstractmethod
     def _open(self, layout: Layout) -> None:
         """Find the files."""
-        raise NotImplementedError  # each form has its own
 
+    @abstractmethod
     def list_names(self) -> list[str]:
         """The lists that there are, sorted."""
-        raise NotImplementedError
 
+    @abstractmethod
     def list_file(self, name: str) -> Path:
         """The file of a list, or where it would be."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ids(self, list_name: str) -> tuple[list[str], int]:
         """The images that a list names, in its order, and how many of its lines were left out; for `*` all.
 
         Raises:
             BadInput: there is no such list, or it cannot be read in one way.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def annotation_id(self, image_id: str) -> str | None:
         """The id in `table` of an image's annotation; None when it has none."""
-        raise NotImplementedError
 
     def annotation_file(self, image_id: str) -> str:
         """Where an image's annotation stands, or would."""

@@ -93,7 +93,8 @@ def _begin(worker: int) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     # By default a batch that cannot be handed over, as a limit is reached, is waited for for ever.
-    Queue._on_queue_feeder_error = staticmethod(lambda error, batch: os._exit(1))  # type: ignore[attr-defined]
+    abort = staticmethod(lambda error, batch: os._exit(1))
+    Queue._on_queue_feeder_error = abort  # type: ignore[attr-defined]  # a hook that its stubs leave out
 
 
 @dataclass(eq=False)

@@ -13,7 +13,7 @@ from onebox.errors import check, is_integer
 try:
     import torch
 except ImportError:  # an exported network needs none; Pillow's pixels are the same but for a rounding
-    torch = None  # type: ignore[assignment]
+    torch = None  # type: ignore[assignment]  # mypy knows the name as a module
 
 Image = NDArray[np.uint8]  # [H, W, 3], RGB
 
