@@ -12,6 +12,7 @@ SOURCE = ROOT / "src" / "onebox"
 LAYERS = {
     "errors": 0,
     "files": 1,
+    "page": 0,
     "streams": 1,
     "overrides": 1,
     "trust": 2,

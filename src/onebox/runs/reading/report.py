@@ -11,11 +11,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from omegaconf import OmegaConf
 
 import onebox
 from onebox.files import read_json, write_text
+from onebox.page import render
 from onebox.runs.reading.noise import SAME, lower_is_better
 
 # In the order of the table, with what each one says to a reader who does not know it.
@@ -103,7 +103,9 @@ def write_report(run_dir: Path) -> Path:
     epochs = read_epochs(run_dir / "metrics.csv")
     level, interval = judge(test, floor, images) if test else ("", (0.0, 0.0))
 
-    html = _template().render(
+    html = render(
+        "onebox.runs.reading",
+        "report.html",
         version=onebox.__version__,
         run=run,
         started=datetime.fromisoformat(run["started"]),
@@ -139,14 +141,6 @@ def write_report(run_dir: Path) -> Path:
     write_text(path, html)
     (run_dir / PICTURE).unlink(missing_ok=True)  # the page has it
     return path
-
-
-def _template() -> Template:
-    loader = PackageLoader("onebox.runs.reading", ".")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("report.html")
 
 
 def _picture(run_dir: Path) -> str | None:

@@ -1,0 +1,39 @@
+"""What all pages have in common: one file that opens from disk, one style, and a policy under which no data can run."""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+PLOTLY = ("plotly", "package_data/plotly.min.js")
+
+
+def render(
+    package: str, template: str, *, scripts: Sequence[tuple[str, str]] = (), data: Any = None, **values: Any
+) -> str:
+    """A page from a template that extends `page.html`.
+
+    Args:
+        package: has the template.
+        template: its name.
+        scripts: package and file of each script, in the order in which they run; no other script can.
+        data: what the scripts read from the element `data`: plain, without NaN.
+        values: of the template, which escapes them.
+    """
+    loader = ChoiceLoader([PackageLoader(package, "."), PackageLoader("onebox", ".")])
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
+    texts = [files(name).joinpath(file).read_text(encoding="utf-8") for name, file in scripts]
+    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts]
+    may_run = " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
+    policy = f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src {may_run}"
+    page = environment.get_template(template).render(
+        policy=policy, scripts=[Markup(text) for text in texts], data=data, **values
+    )
+    return page.encode(errors="replace").decode()  # what is no text, as in names of files, cannot be written
