@@ -20,7 +20,7 @@ from typing import Any
 
 COMMAND = str(Path(sys.executable).parent / "onebox")
 NUM_RUNS, NUM_JOBS = 2000, 1000
-WHERE = "val/joint_acc > .5 and model.backbone == tiny_cnn"
+WHERE = "best/joint_acc > .5 and model.backbone == tiny_cnn"
 TAGS = ("loss", "loss_loc", "loss_cls", "acc", "iou", "loc_acc", "loc_acc70", "joint_acc", "joint_acc_top5", "loc_l1")
 
 

@@ -51,11 +51,13 @@ def put(config: dict, key: str, value: object) -> None:
 def make_run(tmp_path: Path) -> MakeRun:
     """Writes a run directory as `onebox-train OVERRIDES` would; its name below outputs/ comes first.
 
-    `defaults` are values that the code had otherwise; `interpolations` follow what they are made of.
+    `defaults` are values that the code had otherwise, `last` the metrics of the last epoch where not those of the best; `interpolations` follow what they are made of.
     """
     count = 0
 
-    def make(name: str, *overrides: str, metrics=None, test=None, defaults=None, by_experiment=(), **facts) -> Path:
+    def make(
+        name: str, *overrides: str, metrics=None, test=None, defaults=None, by_experiment=(), last=None, **facts
+    ) -> Path:
         nonlocal count
         count += 1
         config, choices = copy.deepcopy(CONFIG), dict(CHOICES)
@@ -104,7 +106,9 @@ def make_run(tmp_path: Path) -> MakeRun:
         write_json(folder / "run.json", record)
         if metrics is not None:
             best = {f"val/{key}": value for key, value in metrics.items()} | {"epoch": 1}
-            write_json(folder / "metrics.json", {"best": best, "test": test or metrics, "floor": {"joint_acc": 0.01}})
+            final = {f"val/{key}": value for key, value in (last or metrics).items()}
+            parts = {"final": final, "best": best, "test": test or metrics, "floor": {"joint_acc": 0.01}}
+            write_json(folder / "metrics.json", parts)
         return folder
 
     return make

@@ -30,7 +30,7 @@ def grid(make_run, tmp_path):
     return tmp_path / "outputs"
 
 
-def effects(document, tag="val/joint_acc"):
+def effects(document, tag="best/joint_acc"):
     return {
         (item["key"], str(item["from"]), str(item["to"])): (
             item["metrics"][tag]["mean"],
@@ -75,8 +75,8 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(make_run, tmp_path):
     }
     for _ in range(300):
         for (lr, _), run in runs.items():
-            run.__dict__["tags"] = {"val/joint_acc": 0.1 * lr + noise.gauss(0, 0.02)}
-        ((value, interval, _),) = effects(explain(list(runs.values()), ["val/joint_acc"])).values()
+            run.__dict__["tags"] = {"best/joint_acc": 0.1 * lr + noise.gauss(0, 0.02)}
+        ((value, interval, _),) = effects(explain(list(runs.values()), ["best/joint_acc"])).values()
         covered.append(abs(value - 0.1) <= interval)
     assert 0.91 < mean(covered) < 0.985  # 95 %, give or take 300 draws
 

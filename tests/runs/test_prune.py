@@ -25,7 +25,7 @@ def stored(make_run, tmp_path):
     """Four completed runs in two folders, one that was interrupted, one that runs; 2 MB of checkpoints in each."""
     for number, (name, value) in enumerate([("a/0", 0.1), ("a/1", 0.3), ("a/2", 0.2), ("b/0", 0.05)]):
         ended = datetime.now(UTC) - timedelta(days=number)
-        make_run(name, metrics={"joint_acc": value}, ended=ended.isoformat())
+        make_run(name, metrics={"joint_acc": value}, last={"joint_acc": -value}, ended=ended.isoformat())
     make_run("a/interrupted", status="interrupted")
     make_run("a/running", status="running")
     outputs = tmp_path / "outputs"

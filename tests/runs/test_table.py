@@ -14,6 +14,8 @@ import onebox
 from onebox.cli import app
 from onebox.errors import BadInput
 from onebox.files import write_json
+from onebox.runs.reading.diff import diff
+from onebox.runs.reading.find import best_tag, find_runs, split_of
 from onebox.runs.reading.table import list_runs
 
 ALL = {"where": None, "sort": None, "ascending": False, "limit": 0, "metrics": ()}
@@ -34,6 +36,23 @@ def test_a_notebook_gets_one_table(outputs, tmp_path):
     assert frame["loss/loc"].iloc[0] == "giou" and frame["floor/joint_acc"].count() == 3
     assert frame.query("`val/joint_acc` > .5")["seed"].tolist() == [0, 1]
     assert onebox.runs(tmp_path / "empty").empty
+
+
+def test_val_is_of_the_last_epoch_and_best_of_the_best_one(make_run, tmp_path):
+    make_run("sweeps/x/0", metrics={"joint_acc": 0.6, "iou": 0.5}, last={"joint_acc": 0.2, "iou": 0.4})
+    make_run("sweeps/x/1", "optimizer.lr=0.01", metrics={"joint_acc": 0.5}, last={"joint_acc": 0.4})
+    outputs = tmp_path / "outputs"
+    row = json.loads(command(outputs, "--where", "best/joint_acc > .55", "--json"))["rows"][0]
+    assert (row["best/joint_acc"], row["val/joint_acc"]) == (0.6, 0.2)
+    assert json.loads(command(outputs, "--where", "val/joint_acc > .3", "--json"))["rows"][0]["best/joint_acc"] == 0.5
+    frame = onebox.runs(outputs)
+    assert (frame["best/iou"].max(), frame["val/iou"].max()) == (0.5, 0.4)
+    done = CliRunner().invoke(app, ["sweep", str(outputs / "sweeps" / "x"), "--json"])
+    rows = json.loads(done.stdout)["rows"]  # ranked by the best of what is monitored
+    assert [(row["best/joint_acc"], row["val/joint_acc"]) for row in rows] == [(0.6, 0.2), (0.5, 0.4)]
+    document = diff(find_runs(outputs), outputs, everything=True)
+    assert {"best/joint_acc", "val/joint_acc"} <= {row["metric"] for row in document["metrics"]}
+    assert best_tag("train/loss") == "best/train/loss" and split_of("best/train/loss") == "train"
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,7 @@ def test_with_every_sampler_the_same_search_proposes_the_same(search, sampler):
     [
         ("n_trials=null", "n_trials must be a number >= 1, not None"),
         ("constraints=['test/acc >= 0.5']", "test/acc >= 0.5 is not NAME <= NUMBER"),
+        ("constraints=['val/acc >= 0.5']", "val/acc >= 0.5 is not NAME <= NUMBER .*best/iou is val/iou"),
         ("constraints=3", "constraints must be a list"),
         ("sampler=3", "sampler is 3; choose hydra/sweeper=tpe"),
         ("sampler.seed=null", "sampler.seed must be a whole number >= 0, not None"),
@@ -394,7 +395,7 @@ def test_a_constraint_counts_for_what_is_best_and_for_what_is_proposed(search, t
     assert results["best_params"]["model/loc_head"] == "linear" and results["best_value"] < 1
 
     with pytest.raises(SweepFailed, match="1 of 7"):  # the run has no such value
-        search(Trained(tmp_path / "sweep"), "hydra.sweeper.constraints=['val/iou >= 0.5']", n_trials=7)
+        search(Trained(tmp_path / "sweep"), "hydra.sweeper.constraints=['best/iou >= 0.5']", n_trials=7)
 
 
 def test_a_study_that_another_sampler_began_is_continued(search, tmp_path):

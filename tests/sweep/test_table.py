@@ -138,7 +138,7 @@ def test_nothing_is_hidden_at_any_width(unlike, width):
     for override in itertools.chain(*UNLIKE):
         key, _, value = override.partition("=")
         assert f"{key}={value.removesuffix('.0')}" in words
-    assert [words.count(value) for value in ("0.875", "0.250", "±")] == [10, 10, 8 * 4]
+    assert [words.count(value) for value in ("0.875", "0.250", "±")] == [10, 10, 8 * 5]
     assert all(f"{18 - 2 * row}-{19 - 2 * row}" in words for row in range(10))
     assert re.search(r"\nfailed RuntimeError: (out of memory )+.*… \(2 jobs: #3-4\)\n", text)
 
@@ -298,7 +298,7 @@ def test_machine_formats_hold_all_rows_and_nothing_else(sweep, tmp_path):
     document = json.loads(command(sweep, "--json"))
     assert document["totals"] == {"completed": 3, "pending": 1, "failed": 1}
     assert document["rows"][0]["val/joint_acc"] == pytest.approx(0.6)
-    assert document["rows"][0]["floor/joint_acc"] == 0.01 and document["objective"] == {"val/joint_acc": "max"}
+    assert document["rows"][0]["floor/joint_acc"] == 0.01 and document["objective"] == {"best/joint_acc": "max"}
     lines = list(csv.DictReader(io.StringIO(command(sweep, "--csv", "-", "--seeds"))))
     assert [line["val/joint_acc"] for line in lines] == ["0.7", "0.5", "0.4", "", ""]
     assert command(sweep, "--csv", tmp_path / "x.csv") == ""

@@ -52,16 +52,16 @@ def runs(
 ) -> None:
     """List runs, the newest first, and find some of them.
 
-    --where compares metrics (val/joint_acc of the best epoch, test/iou), values of the config (optimizer.lr), choices
-    of groups (model/backbone) and facts of run.json (status, seed, started, git.branch) by == != < <= > >=, by ~ with
-    a pattern, or by in [A, B]; with and, or, not and parentheses. The number of a row, or latest~NUMBER, names its run
-    for every other command too.
+    --where compares metrics (best/joint_acc of the best epoch, val/joint_acc of the last, test/iou), values of the
+    config (optimizer.lr), choices of groups (model/backbone) and facts of run.json (status, seed, started, git.branch)
+    by == != < <= > >=, by ~ with a pattern, or by in [A, B]; with and, or, not and parentheses. The number of a row, or
+    latest~NUMBER, names its run for every other command too.
 
     \b
     Examples
       onebox runs
       onebox runs --log 0
-      onebox runs --where 'val/joint_acc > .3 and model/backbone == tiny_cnn' --sort test/joint_acc
+      onebox runs --where 'best/joint_acc > .3 and model/backbone == tiny_cnn' --sort test/joint_acc
       onebox runs --where 'status in [failed, interrupted] and started > 2026-11-01' --limit 0
       onebox runs --where 'name ~ base* and not seed == 0' --metric test/loc_l1 --csv runs.csv
     """

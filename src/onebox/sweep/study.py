@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 RUN = "run"  # user attribute of a trial: the fingerprint of its job, which names the run directory
 WAIT_S = 60  # for another process that writes to an SQLite database
-_CONSTRAINT = re.compile(r"(parameters|(?:val|train)/\S+)\s*(<=|>=)\s*(\S+)")
+_CONSTRAINT = re.compile(r"(parameters|best/\S+)\s*(<=|>=)\s*(\S+)")
 
 
 class GridSampler(OptunasGridSampler):
@@ -109,7 +109,7 @@ def reporter(sweeper: DictConfig, run: str) -> Callable[[Mapping[int, float]], b
 
 @dataclass(frozen=True)
 class Constraint:
-    """What a result must keep to, such as `parameters <= 1e6` or `val/iou >= 0.5`."""
+    """What a result must keep to, such as `parameters <= 1e6` or `best/iou >= 0.5`."""
 
     text: str
     name: str
@@ -126,8 +126,8 @@ class Constraint:
         except ValueError:
             pass
         raise BadInput(
-            f"hydra.sweeper.constraints: {text} is not NAME <= NUMBER or NAME >= NUMBER with a tag of the best epoch "
-            "(val/..., train/...) or parameters as NAME"
+            f"hydra.sweeper.constraints: {text} is not NAME <= NUMBER or NAME >= NUMBER with parameters as NAME or a "
+            "metric of the best epoch (best/iou is val/iou there, best/train/iou is train/iou)"
         )
 
     def violation(self, run: Run) -> float | None:

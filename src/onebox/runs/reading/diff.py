@@ -8,7 +8,7 @@ from typing import Any
 
 from onebox.runs.fingerprint import changed_parts
 from onebox.runs.reading.changes import Change, compare, without_harmless
-from onebox.runs.reading.find import MISSING, Run
+from onebox.runs.reading.find import MISSING, Run, best_tag, split_of
 from onebox.runs.reading.noise import SAME, band, judge, other_seeds
 
 SCHEMA = 1
@@ -176,8 +176,8 @@ def _metrics(runs: Sequence[Run], outputs: Path, data: Document, *, everything: 
     tags = [tag for tag in runs[0].tags if "/" in tag and all(tag in run.tags for run in runs)]
     if not everything:
         splits = {tag.partition("/")[0] for tag in tags}
-        split = next((name for name in ("test", "val") if name in splits), "train")
-        wanted = [*(f"{split}/{name}" for name in HEADLINE), runs[0].config.get("monitor")]
+        split = next((name for name in ("test", "best") if name in splits), "train")
+        wanted = [*(f"{split}/{name}" for name in HEADLINE), best_tag(str(runs[0].config.get("monitor")))]
         tags = [tag for tag in dict.fromkeys(wanted) if tag in tags]
     groups = other_seeds(runs, outputs) if tags else []
     rows = []
@@ -188,7 +188,7 @@ def _metrics(runs: Sequence[Run], outputs: Path, data: Document, *, everything: 
         for number, other in enumerate(runs[1:]):
             if verdicts[number] == "same" or _differ_by_seed(runs[0], other):
                 verdicts[number] = "same" if abs(values[number + 1] - values[0]) <= SAME else "within noise"
-            elif tag.partition("/")[0] in data["parts_of"][number]:
+            elif split_of(tag) in data["parts_of"][number]:
                 verdicts[number] = "other images"
         rows.append(
             {

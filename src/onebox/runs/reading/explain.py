@@ -10,7 +10,7 @@ from onebox.errors import BadInput, Line, is_finite
 from onebox.runs.reading.changes import Change, compare, without_harmless
 from onebox.runs.reading.diff import ABSENT, HEADLINE
 from onebox.runs.reading.diff_view import value_text
-from onebox.runs.reading.find import MISSING, Run, near_keys
+from onebox.runs.reading.find import MISSING, Run, best_tag, near_keys
 from onebox.runs.reading.noise import interval, lower_is_better
 
 SCHEMA = 2
@@ -87,7 +87,7 @@ def aligned(rows: Sequence[Line]) -> Iterator[Line]:
 
 
 def _usual_metrics(runs: Sequence[Run]) -> list[str]:
-    usual = [str(runs[0].config.get("monitor")), *(f"test/{name}" for name in HEADLINE)]
+    usual = [best_tag(str(runs[0].config.get("monitor"))), *(f"test/{name}" for name in HEADLINE)]
     found = [tag for tag in dict.fromkeys(usual) if all(tag in run.tags for run in runs)]
     if not found:
         raise BadInput("the runs share neither the monitored metric nor one of the test split; name one with --metric")

@@ -56,9 +56,10 @@ class Run:
 
     @cached_property
     def tags(self) -> Mapping[str, float]:
-        """`val/...` and `train/...` of the best epoch (of the last, when none was best), and `test/...`."""
+        """`val/...` and `train/...` of the last epoch, `best/...` of the best one (see `best_tag`), and `test/...`."""
+        best = {best_tag(tag): value for tag, value in self.metrics.get("best", {}).items()}
         test = {f"test/{name}": value for name, value in self.metrics.get("test", {}).items()}
-        return _numbers({**(self.metrics.get("best") or self.metrics.get("final") or {}), **test})
+        return _numbers({**self.metrics.get("final", {}), **best, **test})
 
     @property
     def floors(self) -> Mapping[str, float]:
@@ -100,6 +101,18 @@ class Run:
         yield from (key for key, value in self.record.items() if isinstance(value, str | int | float))
         yield from self.record.get("choices", {})
         yield from (key for key, _ in flatten(dict(self.config)))
+
+
+def best_tag(tag: str) -> str:
+    """The name of a tag's value in the best epoch: `best/iou` for `val/iou`, `best/train/iou` for `train/iou`."""
+    split, _, name = tag.partition("/")
+    return {"val": f"best/{name}", "train": f"best/{tag}"}.get(split, tag)
+
+
+def split_of(tag: str) -> str:
+    """The split whose images a metric is of."""
+    split, _, name = tag.partition("/")
+    return split if split != "best" else "train" if name.startswith("train/") else "val"
 
 
 def read_run(path: Path) -> Run | None:

@@ -17,7 +17,7 @@ from onebox.runs.reading.diff import ABSENT
 from onebox.runs.reading.diff import HEADLINE as USUAL
 from onebox.runs.reading.diff_view import value_text
 from onebox.runs.reading.explain import CODE, aligned
-from onebox.runs.reading.find import MISSING, Run, find_all, find_runs, near_keys
+from onebox.runs.reading.find import MISSING, Run, find_all, find_runs, near_keys, split_of
 from onebox.runs.reading.noise import SAME, interval, lower_is_better, other_seeds
 from onebox.runs.reading.where import select
 
@@ -93,7 +93,7 @@ def compare_settings(settings: Settings, metrics: Sequence[str]) -> dict[str, An
     for run in runs:
         missing = [tag for tag in tags if tag not in run.tags]
         check(not missing, f"{run.path}: {run.nonfinite or near_keys(''.join(missing[:1]), [run])}")
-    for split in {tag.partition("/")[0] for tag in tags} & {"val", "test"}:
+    for split in {*map(split_of, tags)} & {"val", "test"}:
         for pair in pairs:
             prints = {run.record.get("data_fingerprint", {}).get(split) for run in pair}
             check(len(prints) == 1, f"{pair[0].path} and {pair[1].path} have other {split} images (see onebox diff)")

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from onebox.errors import check
-from onebox.runs.reading.find import Run
+from onebox.runs.reading.find import Run, best_tag
 from onebox.runs.reading.noise import lower_is_better
 from onebox.runs.record import stored_checkpoints
 
@@ -42,8 +42,8 @@ def kept(runs: Sequence[Run], best: int | None, older_s: float | None) -> dict[R
         objective = run.config.get("objective") or run.config.get("monitor")
         tag = str(objective[0] if isinstance(objective, list) and objective else objective)
         is_min = run.config.get("monitor_mode") == "min" if tag == run.config.get("monitor") else lower_is_better(tag)
-        if run.record.get("status") == "completed" and tag in run.tags:
-            groups[run.path.parent, tag].append((run.tags[tag] * (1 if is_min else -1), run))
+        if run.record.get("status") == "completed" and best_tag(tag) in run.tags:
+            groups[run.path.parent, tag].append((run.tags[best_tag(tag)] * (1 if is_min else -1), run))
     ranked = {run: place for group in groups.values() for place, (_, run) in enumerate(sorted(group, key=_value))}
     reasons = {}
     for run in runs:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from onebox.errors import BadInput, Line, check, duration, print_json, print_lines, printable
 from onebox.files import write_text
 from onebox.runs.fingerprint import flatten
-from onebox.runs.reading.find import MISSING, Run, find_runs, near_keys
+from onebox.runs.reading.find import MISSING, Run, best_tag, find_runs, near_keys
 from onebox.runs.reading.where import select
 from onebox.runs.record import why_no_checkpoint
 
@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SCHEMA = 2
-METRICS = ("test/joint_acc", "test/acc", "test/iou", "val/joint_acc")  # shown beside what runs monitor
+METRICS = (
+    "test/joint_acc",
+    "test/acc",
+    "test/iou",
+    "best/joint_acc",
+    "val/joint_acc",
+)  # shown beside what runs monitor
 FACTS = ("name", "status", "started", "seconds", "fingerprint", "fingerprint_seedless", "seed")
 STYLES = {
     **{"completed": "green", "pruned": "blue", "running": "cyan", "submitted": "cyan", "pending": "dim"},
@@ -40,8 +46,8 @@ def runs(folder: str | Path = "outputs") -> "pd.DataFrame":
     Returns:
         One row for each run, indexed by its path. The columns are facts of run.json (`status`, `started`, `seconds`,
         `seed`, ...), values of the config (`optimizer.lr`; lists as JSON), the option of each group (`loss/loc`),
-        metrics of the best epoch and of the test (`val/joint_acc`, `test/iou`), and the floor of the latter
-        (`floor/iou`). What a run does not have is missing.
+        metrics of the last epoch (`val/joint_acc`), the best one (`best/joint_acc`) and the test (`test/iou`), and the
+        floor of the latter (`floor/iou`). What a run does not have is missing.
     """
     import pandas as pd  # which takes longer than to read a thousand runs
 
@@ -116,7 +122,8 @@ def choose_metrics(wanted: Sequence[str], every: Sequence[Run], found: Sequence[
     for tag in wanted:
         if every and not any(tag in run.tags for run in every):
             raise BadInput(near_keys(tag, every))
-    usual = dict.fromkeys([*METRICS, *sorted({str(run.config.get("monitor")) for run in found})])
+    monitored = sorted({str(run.config.get("monitor")) for run in found})
+    usual = dict.fromkeys([*METRICS, *(name for tag in monitored for name in (best_tag(tag), tag))])
     return list(wanted) or [tag for tag in usual if any(tag in run.tags for run in found)]
 
 

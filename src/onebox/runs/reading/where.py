@@ -23,7 +23,7 @@ _ORDERS = {ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.G
 
 
 def select(runs: Sequence[Run], where: str, option: str = "--where") -> tuple[list[Run], list[str]]:
-    """The runs that meet an expression, such as `val/joint_acc > .3 and loss/loc in [l1, giou]`.
+    """The runs that meet an expression, such as `best/joint_acc > .3 and loss/loc in [l1, giou]`.
 
     To the left of a sign stands a key of `Run.value`, to its right a value: a number, true, false, null, a word, or a
     quoted text; after `~` a pattern with * and ?. A comparison with what a run does not have is false.

@@ -14,7 +14,7 @@ from onebox.errors import BadInput, Line, duration
 from onebox.runs.fingerprint import changed_parts
 from onebox.runs.provenance import source_fingerprint
 from onebox.runs.reading.changes import compare
-from onebox.runs.reading.find import MISSING, Run, find_runs, near_keys
+from onebox.runs.reading.find import MISSING, Run, best_tag, find_runs, near_keys
 from onebox.runs.reading.noise import lower_is_better, t95
 from onebox.runs.reading.table import STYLES, Listing, cell, choose_metrics, nonfinite_notes, ranges, scalar, sortable
 from onebox.sweep.job import PLAN, is_stale, read_plan
@@ -211,11 +211,11 @@ def _stale(record: Mapping[str, Any], planned: Mapping[str, Any], source: str) -
 
 
 def _mode(plan: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
-    """Each tag of the objective, with the direction that the plan or the newest run says or else the usual one."""
+    """Each tag of the objective, as of the best epoch, and its direction: of the plan, the newest run, or the usual."""
     objective = plan.get("objective") or config.get("objective") or config.get("monitor") or "val/joint_acc"
     known = {str(config.get("monitor")): str(config.get("monitor_mode", "max")), **plan.get("mode", {})}
     tags = [objective] if isinstance(objective, str) else objective
-    return {tag: known.get(tag, "min" if lower_is_better(tag) else "max") for tag in tags}
+    return {best_tag(tag): known.get(tag, "min" if lower_is_better(tag) else "max") for tag in tags}
 
 
 def _rows(sweep: Sweep, tags: Sequence[str], by: str) -> pd.DataFrame:
