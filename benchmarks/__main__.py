@@ -69,9 +69,21 @@ ROWS = {
     "features_again": Row("features", "again", "<=", 0.1),
     "startup_help": Row("startup --help", "ratio", "<=", 1.3),
     "startup_cfg": Row("startup --cfg job", "ratio", "<=", 1.3),
+    "onnx_tiny_cnn_1": Row("use speed tiny_cnn", "batch_1", ">=", 3),
+    "onnx_tiny_cnn_64": Row("use speed tiny_cnn", "batch_64", ">=", 1.5),
+    "onnx_mobilenet_1": Row("use speed mobilenet_v3_small", "batch_1", ">=", 3),
+    "onnx_mobilenet_64": Row("use speed mobilenet_v3_small", "batch_64", ">=", 1.5),
+    "onnx_resnet18_1": Row("use speed resnet18", "batch_1", ">=", 1.4),
+    "onnx_resnet18_64": Row("use speed resnet18", "batch_64", ">=", 1.4),
+    "onnx_efficientnet_1": Row("use speed efficientnet_lite0", "batch_1", ">=", 2),
+    "predict_1000": Row("use predict experiment=frozen", "whole", ">=", 0.9),
+    "predict_1000_work": Row("use predict experiment=frozen", "work", ">=", 0.9),
+    "predict_1000_small": Row("use predict model/backbone=mobilenet_v3_small", "whole", ">=", 0.9),
+    "predict_1000_small_work": Row("use predict model/backbone=mobilenet_v3_small", "work", ">=", 0.9),
+    "predict_memory": Row("use peak", "ratio", "<=", 1.05),
 }
-ONCE = ("features", "index", "memory", "planning", "runs", "sweep")  # slow, or with rounds of their own
-NEEDS_VOC = ("seed", "loading", "features")
+ONCE = ("features", "index", "memory", "planning", "runs", "sweep", "use peak")  # slow, or with rounds of their own
+NEEDS_VOC = ("seed", "loading", "features", "predict", "peak")
 
 
 def measure(measurement: str) -> dict[str, list[float]]:

@@ -1,14 +1,17 @@
-"""What a trained network costs when it is used: `python -m benchmarks.use speed|predict|parity`.
+"""What a trained network costs when it is used: `python -m benchmarks.use WHAT`.
 
-speed    ONNX Runtime as many times as fast as PyTorch, of one image and of 64: BACKBONE_1, BACKBONE_64
-predict  whole       `detect_files` of 1,000 photographs ÷ the longer of decoding them and of the network alone
-         memory      its highest memory with 10,000 photographs ÷ that with 100
-parity   the table of docs/export.md: how far the exported files are from the network, for every backbone and head
+speed BACKBONE   batch_1, batch_64  PyTorch ÷ ONNX Runtime, seconds of a batch; each in its own process, in turns
+predict NETWORK  whole              the longer of decoding 1,000 photographs and of the network alone ÷ `onebox predict`
+                 work               the sum of both ÷ `onebox predict`: each keeps all cores busy, so 1 is the limit
+peak             ratio              highest memory of `onebox predict` with 10,000 photographs ÷ that with 100
+parity           the table of docs/export.md: how far exported files are from the network, for every backbone and head
 
-The networks have drawn weights. All but `parity` print one line of JSON: lists of ratios.
+Everything uses all cores: a batch of `speed` with as many threads, `predict` and its parts by a thread a core. The
+networks have drawn weights. All but `parity` print one line of JSON: lists of ratios.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import logging
@@ -19,6 +22,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -27,31 +31,35 @@ from typing import Any
 import hydra
 import numpy as np
 import torch
+import typer
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
-from rich.console import Console
 
+from onebox.cli.predict import predict as predict_command
+from onebox.data.processes import num_cores
+from onebox.files import write_json
+from onebox.runs.checkpoint import FORMAT
 from onebox.runs.reading.export import export
 from onebox.runs.reading.load import LoadedRun
 from onebox.runs.reading.onnx_model import OnnxModel
-from onebox.runs.reading.predict import BATCH, detect_files, image_files, read_any
+from onebox.runs.reading.predict import BATCH, image_files, read_any
 
-BACKBONES = ("tiny_cnn", "mobilenet_v3_small", "resnet18", "efficientnet_lite0", "resnet50", "convnext_tiny")
+BACKBONES = ("tiny_cnn", "mobilenet_v3_small", "resnet18", "efficientnet_lite0", "resnet50", "convnext_tiny", "timm")
 LOC_HEADS = ("linear", "mlp", "spatial", "attention_pool", "dense", "edges", "per_class_box")
 CLS_HEADS = ("linear", "mlp", "attention_pool")
+ROUNDS = 7  # of turns
+TURN_S = 0.4  # seconds of one
+PHOTOGRAPHS = 1000
 
 
-def network(backbone: str, *overrides: str) -> LoadedRun:
+def network(*overrides: str) -> LoadedRun:
     """A localizer as a run would be loaded, with drawn weights, in evaluation mode."""
-    drawn = [] if backbone == "tiny_cnn" else ["model.backbone.pretrained=false"]
+    drawn = [] if "model/backbone=tiny_cnn" in overrides else ["model.backbone.pretrained=false"]
     torch.manual_seed(0)
     with initialize_config_module("onebox.conf", version_base="1.3"):
-        cfg = compose(
-            "train",
-            overrides=["run_dir=none", f"model/backbone={backbone}", "model.num_classes=20", *drawn, *overrides],
-        )
+        cfg = compose("train", overrides=["run_dir=none", *overrides, "model.num_classes=20", *drawn])
     model, augment = (hydra.utils.instantiate(part, _convert_="all") for part in (cfg.model, cfg.augment))
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    config: Any = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("model", "augment")}
     return LoadedRun(model.eval(), augment, [f"class {number}" for number in range(20)], config, Path())
 
 
@@ -65,100 +73,146 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def speed(folder: Path) -> dict[str, list[float]]:
+def turns(form: str, backbone: str, file: str) -> None:
+    """What one process of `speed` does: for each size of a batch that it is sent, say how long one takes."""
+    model = OnnxModel(Path(file)) if form == "onnx" else network(f"model/backbone={backbone}")
+    side = model.about["image_size"] if isinstance(model, OnnxModel) else model.transform.resize.size
+    for line in sys.stdin:
+        work = partial(model.run, noise(int(line), side))
+        work()
+        found: list[float] = []
+        while len(found) < 3 or sum(found) < TURN_S:
+            found.append(seconds(work))
+        print(median(found), flush=True)
+
+
+def speed(folder: Path, backbone: str) -> dict[str, list[float]]:
+    run, file = network(f"model/backbone={backbone}"), folder / "model.onnx"
+    export(run, file, any_size=False, images=list(noise(4, run.transform.resize.size)), about={})
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    command = [sys.executable, "-m", "benchmarks.use", "turns"]
+    forms = [subprocess.Popen([*command, form, backbone, str(file)], **pipes) for form in ("torch", "onnx")]
+
+    def turn(process: Any, size: int) -> float:
+        print(size, file=process.stdin)
+        return float(process.stdout.readline())
+
     found = {}
-    for backbone in BACKBONES[:4]:
-        run = network(backbone)
-        side = run.transform.resize.size
-        export(run, folder / "model.onnx", any_size=False, images=list(noise(4, side)), about={})
-        model = OnnxModel(folder / "model.onnx")
-        for number in (1, 64):
-            images = noise(number, side)
-            works = [partial(run.run, images), partial(model.run, images)]
-            rounds = [[seconds(work) for work in works] for _ in range(16 if number == 1 else 6)]
-            found[f"{backbone}_{number}"] = [median(one / other for one, other in rounds[1:])]
+    for name, size in {"batch_1": 1, "batch_64": 64}.items():
+        rounds = [[turn(process, size) for process in forms] for _ in range(ROUNDS)]
+        found[name] = [one / other for one, other in rounds[1:]]
+    for process in forms:
+        process.communicate()
     return found
 
 
-def predict(folder: Path) -> dict[str, list[float]]:
+def stored(run: LoadedRun, folder: Path) -> Path:
+    """A run directory that holds no more than `onebox predict` reads."""
+    (folder / "checkpoints").mkdir(parents=True)
+    write_json(folder / "run.json", {"schema": 1, "status": "completed"})
+    OmegaConf.save(run.config, folder / "config.yaml")
+    weights = {f"localizer.{name}": value for name, value in run.localizer.state_dict().items()}
+    about = {"format": FORMAT, "class_names": run.class_names}
+    torch.save({"state_dict": weights, "onebox": about}, folder / "checkpoints/best.ckpt")
+    return folder
+
+
+def command(run: Path, images: list[str]) -> None:
+    """`onebox predict RUN IMAGES --out FOLDER`."""
+    with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(sys.stderr), contextlib.suppress(typer.Exit):
+        predict_command(str(run), images, out=Path(out, "predicted"), outputs=run)
+
+
+def photographs(number: int) -> list[Path]:
     paths = image_files([f"{os.environ['ONEBOX_VOC_ROOT']}/VOCdevkit/VOC2007/JPEGImages"])
-    paths = list(itertools.islice(itertools.cycle(paths), 1000))
-    run = network("mobilenet_v3_small")
+    return list(itertools.islice(itertools.cycle(paths), number))
+
+
+def predict(folder: Path, overrides: str) -> dict[str, list[float]]:
+    run, paths = network(overrides), photographs(PHOTOGRAPHS)
+    place, images = stored(run, folder / "run"), [str(path) for path in paths]
     batch = noise(BATCH, run.transform.resize.size)
+    torch.set_num_threads(1)  # as the command does
 
-    def whole() -> None:
-        for _ in detect_files(run, paths):
-            pass
-
-    def decoding() -> None:
-        from concurrent.futures import ThreadPoolExecutor
-
-        from onebox.data.processes import num_cores
-
+    def in_threads(work: Callable[[Any], Any], items: list[Any]) -> None:
         with ThreadPoolExecutor(num_cores()) as pool:
-            list(pool.map(lambda path: run.resize(read_any(path)[0]) is None, paths))
+            list(pool.map(work, items))
 
-    def computing() -> None:
-        for _ in range(len(paths) // BATCH):
-            run.run(batch)
-
-    run.run(batch)
-    rounds = [[seconds(work) for work in (whole, decoding, computing)] for _ in range(3)]
-    print([[round(value, 2) for value in row] for row in rounds], file=sys.stderr)
-    sizes = [peak(number) for number in (100, 10_000)]
-    return {"whole": [max(rest) / first for first, *rest in rounds], "memory": [sizes[1] / sizes[0]]}
+    whole = partial(command, place, images)
+    decoding = partial(in_threads, lambda path: run.resize(read_any(path)[0]) is None, paths)
+    computing = partial(in_threads, lambda number: run.run(batch) is None, [*range(-(-len(paths) // BATCH))])
+    partial(command, place, images[:32])()
+    parts = [seconds(work) for work in (whole, decoding, computing)]
+    print(f"predict, decoding, network: {parts}", file=sys.stderr)
+    return {"whole": [max(parts[1:]) / parts[0]], "work": [sum(parts[1:]) / parts[0]]}
 
 
-def peak(number: int) -> int:
-    """The highest memory of a process that predicts `number` photographs, bytes."""
-    code = f"from benchmarks.use import many; many({number})"
-    return int(subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True).stdout)
+def peak(folder: Path) -> dict[str, list[float]]:
+    run = stored(network("model/backbone=tiny_cnn"), folder / "run")
+    (folder / "photographs").mkdir()
+    for number, path in enumerate(photographs(10_000)):
+        (folder / "photographs" / f"{number}.jpg").symlink_to(path.absolute())
+    command = [sys.executable, "-m", "benchmarks.use", "many", str(run), str(folder / "photographs")]
+    few, many = (
+        int(subprocess.run([*command, number], stdout=subprocess.PIPE, check=True).stdout)
+        for number in ("100", "10000")
+    )
+    print(f"{few / 1e6:.0f} and {many / 1e6:.0f} MB", file=sys.stderr)
+    return {"ratio": [many / few]}
 
 
-def many(number: int) -> None:
+def many(run: str, folder: str, number: str) -> None:
+    """Print the highest memory of this process, which predicts so many photographs, bytes."""
     from benchmarks.memory import resident
 
-    paths = image_files([f"{os.environ['ONEBOX_VOC_ROOT']}/VOCdevkit/VOC2007/JPEGImages"])
-    for _ in detect_files(network("tiny_cnn"), list(itertools.islice(itertools.cycle(paths), number))):
-        pass
+    command(Path(run), [str(path) for path in itertools.islice(Path(folder).iterdir(), int(number))])
     print(resident("VmHWM"))
 
 
 def rows(folder: Path) -> Iterator[list[str]]:
-    yield [
-        "backbone",
-        "loc_head",
-        "cls_head",
-        *(f"{form}: box, probability, size, time" for form in ("ONNX", "program")),
-    ]
-    yield [*["---"] * 3, *["---:"] * 2]
-    heads = [(loc, CLS_HEADS[number % 3]) for number, loc in enumerate(LOC_HEADS)]
-    for backbone, (loc, cls) in itertools.product(BACKBONES, heads):
-        if backbone == "tiny_cnn" and (loc in LOC_HEADS[2:6] or cls == "attention_pool"):
-            continue  # it has no map
-        run = network(backbone, f"model/loc_head={loc}", f"model/cls_head={cls}", "model.flip_average=true")
+    forms = ("ONNX Runtime", "torch.export")
+    yield ["backbone", "loc_head", "cls_head", *(f"{form}: box, probability" for form in forms)]
+    yield [*["---"] * 3, *["---:"] * len(forms)]
+    for backbone, (number, loc) in itertools.product(BACKBONES, enumerate(LOC_HEADS)):
+        heads = loc, CLS_HEADS[number % len(CLS_HEADS)]
+        groups = zip(("backbone", "loc_head", "cls_head"), (backbone, *heads), strict=True)
+        parts = [f"model/{group}={name}" for group, name in groups]
+        run = network(*parts, "model.flip_average=true")
         images = list(noise(16, run.transform.resize.size))
         cells = []
         for name in ("model.onnx", "model.pt2"):
             start = time.perf_counter()
             report = export(run, folder / name, any_size=False, images=images, about={})
             took, size = time.perf_counter() - start, (folder / name).stat().st_size / 1e6
-            cells.append(f"{report.box:.0e}, {report.probability:.0e}, {size:.1f} MB, {took:.0f} s")
-        yield [backbone, loc, cls, *cells]
+            cells.append(f"{report.box:.0e}, {report.probability:.0e}; {size:.1f} MB, {took:.0f} s")
+        yield [backbone, *heads, *cells]
+
+
+def parity(folder: Path) -> None:
+    for row in rows(folder):
+        print("|", " | ".join(row), "|", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("speed", "predict", "parity"))
-    what = parser.parse_args().what
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("speed", "predict", "peak", "parity", "turns", "many"))
+    parser.add_argument("arguments", nargs="*")
+    given = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
+    if given.what in ("turns", "many"):  # processes of others
+        {"turns": turns, "many": many}[given.what](*given.arguments)
+        return
+    measurements: dict[str, Callable[..., Any]] = {
+        "speed": speed,
+        "predict": predict,
+        "peak": peak,
+        "parity": parity,
+    }
     with tempfile.TemporaryDirectory() as folder:
-        if what == "parity":
-            for row in rows(Path(folder)):
-                Console(width=200, highlight=False).print("|", " | ".join(row), "|", sep=" ")
-            return
-        print(json.dumps({"speed": speed, "predict": predict}[what](Path(folder))))
+        found = measurements[given.what](Path(folder), *given.arguments)
+    if found is not None:
+        print(json.dumps(found))
 
 
 if __name__ == "__main__":

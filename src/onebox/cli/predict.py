@@ -99,11 +99,13 @@ def predict(
     names += [line.rstrip("\r\n") for line in (sys.stdin if "-" in images else ()) if line.strip()]
     paths = image_files(names)
     check(bool(paths), "no image is named; give files, folders or patterns")
-    model = _model(run, trust or [], outputs)
     unread = 0
     folder = common_folder(paths)
     try:
-        with _writing(out, format_, folder, model, pictures=pictures) as put:
+        with (
+            _opened(run, trust or [], outputs) as model,
+            _writing(out, format_, folder, model, pictures=pictures) as put,
+        ):
             found = detect_files(model, paths, keep_shown=pictures)
             for decoded, detection in _with_bar(found, len(paths), shown=out is not None or not sys.stdout.isatty()):
                 if isinstance(decoded.image, BadInput):
@@ -119,15 +121,25 @@ def predict(
     raise typer.Exit(EXIT_FAULT if unread else 0)
 
 
-def _model(name: str, trust: Sequence[str], outputs: Path) -> "Model":
+@contextlib.contextmanager
+def _opened(name: str, trust: Sequence[str], outputs: Path) -> Iterator["Model"]:
+    """The network, which computes each batch in one thread, as `detect_files` has a thread a core."""
     if name.endswith(".onnx"):
         from onebox.runs.reading.onnx_model import OnnxModel
 
-        return OnnxModel(Path(name))
+        yield OnnxModel(Path(name), threads=1)
+        return
+    import torch
+
     from onebox.runs.reading.find import find_run
     from onebox.runs.reading.load import load_run
 
-    return load_run(find_run(name, outputs).path, trust=trust)
+    model, threads = load_run(find_run(name, outputs).path, trust=trust), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield model
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _with_bar(items: Iterator[Any], total: int, *, shown: bool) -> Iterator[Any]:

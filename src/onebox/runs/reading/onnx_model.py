@@ -20,6 +20,10 @@ MAX_BYTES = 1 << 31  # what one file of ONNX can hold
 class OnnxModel:
     """See `onebox.runs.reading.predict.Model`.
 
+    Args:
+        path: the file.
+        threads: that compute one batch; all cores if None.
+
     Attributes:
         class_names: the K names that belong to its probabilities.
         session: of ONNX Runtime.
@@ -29,7 +33,7 @@ class OnnxModel:
         BadInput: ONNX Runtime is not installed, or the file is no network that onebox has written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
         try:
             import onnxruntime  # type: ignore[import-untyped]  # has no types
         except ImportError as error:
@@ -39,7 +43,7 @@ class OnnxModel:
         except OSError as error:
             raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = num_cores()
+        options.intra_op_num_threads = threads or num_cores()
         try:
             # From memory: a file could name others, with weights, which would be opened.
             self.session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])

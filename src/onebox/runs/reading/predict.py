@@ -24,7 +24,7 @@ from onebox.data.processes import num_cores
 from onebox.errors import BadInput, check
 from onebox.files import read_bytes
 
-BATCH = 32  # images
+BATCH = 16  # images
 SHOWN_PX = 640  # width of an image that is kept to draw on
 
 
@@ -88,24 +88,26 @@ def detect_files(
 ) -> Iterator[tuple[Decoded, Detection | None]]:
     """The object of each file, in their order; None for one that cannot be read.
 
-    Some threads decode the next images while the network computes; there are never more than a few batches of them,
-    each as large as the network reads it.
+    Each thread decodes a batch and computes its network, so that none waits for another, and only a few batches are in
+    memory. `model.run` should itself take one thread, see `onebox.cli.predict`.
     """
-    pool = ThreadPoolExecutor(num_cores())
-    todo = iter(paths)
-    coming: deque[Future[Decoded]] = deque()
+
+    def found(some: Sequence[Path]) -> list[tuple[Decoded, Detection | None]]:
+        decoded = [_decode(model, path, keep_shown) for path in some]
+        sound = [one for one in decoded if not isinstance(one.image, BadInput)]
+        squares = [one.image for one in sound if not isinstance(one.image, BadInput)]
+        detections = iter(_detections(model, squares, [(one.width, one.height) for one in sound]))
+        return [(one, None if isinstance(one.image, BadInput) else next(detections)) for one in decoded]
+
+    pool = ThreadPoolExecutor(workers := num_cores())
+    coming: deque[Future[list[tuple[Decoded, Detection | None]]]] = deque()
     try:
-        while True:
-            while len(coming) < 3 * BATCH and (path := next(todo, None)) is not None:
-                coming.append(pool.submit(_decode, model, path, keep_shown))
-            if not coming:
-                return
-            some = [coming.popleft().result() for _ in range(min(BATCH, len(coming)))]
-            sound = [one for one in some if not isinstance(one.image, BadInput)]
-            squares = [one.image for one in sound if not isinstance(one.image, BadInput)]
-            found = iter(_detections(model, squares, [(one.width, one.height) for one in sound]))
-            for one in some:
-                yield one, None if isinstance(one.image, BadInput) else next(found)
+        for start in range(0, len(paths), BATCH):
+            coming.append(pool.submit(found, paths[start : start + BATCH]))
+            if len(coming) > workers + 1:
+                yield from coming.popleft().result()
+        while coming:
+            yield from coming.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
