@@ -235,6 +235,7 @@ COMMANDS = {
     "lr-find": [],
     "predict": ["{run} {run}", "{other} {run} --format csv"],
     "export": ["{run} --out {out}.onnx", "{run} --to torch"],
+    "new": ["{run}", "--trust {run}"],
     "prune": ["{outputs} --keep best:1 --dry-run", "{outputs} --older 1d --dry-run"],
 }
 

@@ -21,12 +21,12 @@ ConfigStore.store = _store_but_launchers  # type: ignore[method-assign,assignmen
 
 
 def register_plugins() -> None:
-    """Make our launcher and sweepers known to Hydra, which does not find them in an editable install."""
+    """Make our plugins known to Hydra, which does not find them in an editable install."""
     from hydra.core.plugins import Plugins
 
     from hydra_plugins import onebox as ours
 
-    for plugin in (ours.GridSweeper, ours.HermeticLauncher, ours.OptunaSweeper):
+    for plugin in (ours.GridSweeper, ours.HermeticLauncher, ours.OptunaSweeper, ours.ProjectConfigs):
         Plugins.instance().register(plugin)
 
 

@@ -39,6 +39,7 @@ from onebox.errors import (
 from onebox.hydra_setup import register_plugins
 from onebox.lightning_setup import lightnings_errors, use_threads
 from onebox.overrides import check_place, read_arguments
+from onebox.project import enter
 from onebox.streams import check_limits, command_line
 from onebox.validation import explain, validate
 
@@ -71,6 +72,7 @@ def main() -> None:
     try:
         with command_line("onebox-train"):
             check_limits()
+            enter()
             register_plugins()
             sys.argv[1:] = ["sweep.plan=only" if argument == "--dry-run" else argument for argument in sys.argv[1:]]
             sys.argv[1:] = [new for argument in sys.argv[1:] for new in stored_arguments(argument)]

@@ -15,6 +15,7 @@ from typing import Any
 
 from onebox.errors import check
 from onebox.files import read_yaml
+from onebox.project import packages
 
 PACKAGES = {"onebox", "torch", "torchvision", "lightning", "albumentations"}  # whose import does nothing else
 NEVER = ("onebox.train", "hydra_plugins")  # targets of Hydra's own part of the config
@@ -55,13 +56,14 @@ def stored_yaml(folder: Path, name: str, remedy: str) -> Any:
 def check_config(config: Any, where: Path | str, trust: Sequence[str] = ()) -> None:
     """Refuse plain data from a run directory's file `where` that name something that must not be built.
 
-    Classes of the packages in `trust` may be built too. An interpolation is refused, as it could become a name when it
-    is resolved.
+    Classes of the packages in `trust`, and of the project that one stands in, may be built too. An interpolation is
+    refused, as it could become a name when it is resolved.
     """
+    trust = (*trust, *packages())
     for key, value in _texts(config):
         check("${" not in value, f"{where}: holds the interpolation {value}; a stored config needs none")
         check(
-            key != "_target_" or is_allowed(value, tuple(trust)),
+            key != "_target_" or is_allowed(value, trust),
             f"{where}: names {value}, which is built only with your consent; if you trust its package, add "
             f"--trust {value.partition('.')[0]} (load_run: trust=[...], onebox-train: trust=[...])",
         )

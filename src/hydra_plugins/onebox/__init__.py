@@ -3,19 +3,31 @@
 from collections.abc import Sequence
 from typing import Any
 
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from onebox.errors import BadInput
+from onebox.project import config_folder
 
 
 def _build(config: dict[str, Any], known: dict[str, Any]) -> dict[str, str]:
     from onebox.build import build_job
 
     return build_job(config, known)
+
+
+class ProjectConfigs(SearchPathPlugin):
+    """Lets Hydra find the conf/ of a project of one's own, behind that of onebox."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Called once for each search path."""
+        if (folder := config_folder()) is not None:
+            search_path.append("project", f"file://{folder}")
 
 
 class GridSweeper(Sweeper):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from onebox.cli import evaluate, export, lr_find, predict, prune, reproduce, runs
+from onebox.cli import evaluate, export, lr_find, new, predict, prune, reproduce, runs
 from onebox.errors import (
     EXIT_FAULT,
     EXIT_INTERRUPTED,
@@ -27,6 +27,7 @@ from onebox.errors import (
     say,
 )
 from onebox.files import read_text
+from onebox.project import enter
 from onebox.streams import command_line
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ app.add_typer(data_app, name="data")
 app.command(epilog=reproduce.EPILOG)(reproduce.reproduce)
 for command in (runs.runs, runs.sweep, runs.explain, evaluate.evaluate, lr_find.lr_find, prune.prune, export.export):
     app.command(epilog=EPILOG)(command)
+app.command(epilog=EPILOG)(new.new)
 app.command(epilog=runs.DIFF_EPILOG)(runs.diff)
 app.command(epilog=predict.EPILOG)(predict.predict)
 
@@ -291,9 +293,11 @@ def cache(
 def _compose(*overrides: str) -> "DictConfig":
     from hydra import compose, initialize_config_module
 
+    from onebox.hydra_setup import register_plugins
     from onebox.overrides import as_meant
     from onebox.validation import told_as_bad_input
 
+    register_plugins()
     overrides = tuple(map(as_meant, overrides))
     with told_as_bad_input(overrides), initialize_config_module("onebox.conf", version_base="1.3"):
         return compose("train", overrides=list(overrides))
@@ -321,6 +325,7 @@ def main() -> None:
             for number in (signal.SIGTERM, signal.SIGHUP):
                 if signal.getsignal(number) is signal.SIG_DFL:  # which would leave temporary files
                     signal.signal(number, lambda received, frame: sys.exit(128 + received))
+            enter()
             app()
     except BadInput as error:
         exit_with(error, str(error), "onebox")

@@ -83,6 +83,7 @@ def _config(recorded: "Recorded", folder: Path, split: str | None, overrides: Se
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
 
+    from onebox.hydra_setup import register_plugins
     from onebox.overrides import as_meant
     from onebox.runs.reading.reproduce import config_again
     from onebox.validation import told_as_bad_input
@@ -94,6 +95,7 @@ def _config(recorded: "Recorded", folder: Path, split: str | None, overrides: Se
     check(not wrong, f"{' '.join(wrong)}: a run is evaluated as it is; give data=OPTION, or {', '.join(TAKEN)}")
     cfg = OmegaConf.create(config_again(recorded, folder.resolve(), steps=None, force=True, overrides=others))
     if is_new:
+        register_plugins()
         typed = [*map(as_meant, typed)]
         with told_as_bad_input(typed), initialize_config_module("onebox.conf", version_base="1.3"):
             data = compose("train", overrides=[*typed, f"seed={cfg.seed}"]).data

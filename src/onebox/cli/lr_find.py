@@ -58,9 +58,11 @@ def _compose(overrides: list[str], run_dir: Path) -> "DictConfig":
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf, open_dict
 
+    from onebox.hydra_setup import register_plugins
     from onebox.overrides import as_meant
     from onebox.validation import told_as_bad_input, validate
 
+    register_plugins()
     overrides = [*map(as_meant, overrides)]
     with told_as_bad_input(overrides), initialize_config_module("onebox.conf", version_base="1.3"):
         cfg = compose("train", overrides=[*overrides, f"run_dir='{run_dir}'"], return_hydra_config=True)

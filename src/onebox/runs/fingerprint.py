@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from onebox.project import config_folder
+
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
@@ -89,7 +91,7 @@ def run_facts(cfg: "DictConfig", hydra: Any) -> dict[str, Any]:
 
 def set_hydra_config(choices: Mapping[str, str | None], overrides: Sequence[str]) -> None:
     """Set the part of Hydra's config that a run reads, in a process where Hydra has composed nothing."""
-    from hydra.conf import HydraConf
+    from hydra.conf import ConfigSourceInfo, HydraConf
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
@@ -97,6 +99,8 @@ def set_hydra_config(choices: Mapping[str, str | None], overrides: Sequence[str]
     hydra.mode = "RUN"
     hydra.runtime.choices = dict(choices)
     hydra.overrides.task = list(overrides)
+    if (folder := config_folder()) is not None:  # as Hydra would have searched it
+        hydra.runtime.config_sources = [ConfigSourceInfo(path=str(folder), schema="file", provider="project")]
     HydraConfig.instance().set_config(OmegaConf.create({"hydra": hydra}))
 
 

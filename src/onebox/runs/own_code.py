@@ -56,7 +56,8 @@ def config_places(hydra: Any) -> dict[str, list[str]]:
     own = [source for source in found if source.provider not in ("hydra", "main", "schema")]
     paths = [str(Path(source.path).absolute()) for source in own if source.schema == "file"]
     packages = [source.path.partition(".")[0] for source in own if source.schema == "pkg"]
-    arguments = [f"--config-dir={source.path}" for source in own if source.provider == "command-line"]
+    by_flag = ("project", "command-line")  # the last one counts
+    arguments = [f"--config-dir={source.path}" for source in own if source.provider in by_flag]
     arguments += [text for text in hydra.overrides.hydra if "hydra.searchpath=" in text]
     if hydra.job.get("config_name") not in (None, "train"):
         arguments.append(f"--config-name={hydra.job.config_name}")
