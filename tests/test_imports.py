@@ -36,11 +36,13 @@ LAYERS = {
     "hydra_setup": 6,
     "build": 8,
     "like": 8,
-    "train": 9,
+    "api": 9,
+    "train": 10,
     "cli": 11,
 }
 CONFIG_LIBRARIES = {"hydra", "omegaconf"}
 MAY_IMPORT_CONFIG = {
+    "api",
     "hydra_setup",
     "lightning_setup",
     "build",

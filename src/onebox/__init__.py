@@ -1,10 +1,19 @@
-"""Single-object localisation + classification experiments on PASCAL VOC."""
+"""Single-object localisation + classification experiments on PASCAL VOC.
+
+In Python, `__all__` is all that is promised: see docs/python.md.
+"""
 
 import os
 from importlib import import_module
-from typing import TYPE_CHECKING
+from inspect import getdoc, signature
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onebox.api import compose as compose
+    from onebox.api import train as train
+    from onebox.errors import BadInput as BadInput
+    from onebox.runs.reading.find import Run as Run
     from onebox.runs.reading.load import load_run as load_run
     from onebox.runs.reading.table import runs as runs
 
@@ -15,14 +24,38 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "100000000")
 
 __version__ = "0.1.0"
+__all__ = ["BadInput", "Run", "compose", "load_run", "runs", "train"]
+
+_PLACES = {  # of what takes seconds to import, and so is imported when it is asked for
+    "BadInput": "onebox.errors",
+    "Run": "onebox.runs.reading.find",
+    "compose": "onebox.api",
+    "load_run": "onebox.runs.reading.load",
+    "runs": "onebox.runs.reading.table",
+    "train": "onebox.api",
+}
 
 
-def __getattr__(name: str) -> object:
-    """`load_run` and `runs`, whose imports take seconds, only when they are asked for."""
-    if name == "load_run":
-        from onebox.runs.reading.load import load_run
+def _found(name: str) -> Any:
+    name = name.removeprefix("onebox.")
+    return getattr(import_module(_PLACES[name]), name)
 
-        return load_run
-    if name == "runs":
-        return import_module("onebox.runs")  # can be called, see there
-    raise AttributeError(f"module 'onebox' has no attribute {name!r}")
+
+class Both(ModuleType):
+    """A module that is a function too: importing `onebox.train` replaces what `onebox` had of that name."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _found(self.__name__)(*args, **kwargs)
+
+    __doc__ = property(lambda self: getdoc(_found(self.__name__)))
+    __signature__ = property(lambda self: signature(_found(self.__name__)))
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'onebox' has no attribute {name!r}")
+    return import_module(f"onebox.{name}") if name in ("runs", "train") else _found(name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 # Blue and orange as in Okabe and Ito's colour-blind-safe palette (2008), lighter, to be seen on photographs.
 TRUE_COLOUR = "#4CB5F5"
 PREDICTED_COLOUR = "#FFA41B"
+LEGEND = [("true", TRUE_COLOUR), ("predicted, with its probability", PREDICTED_COLOUR)]
 PAPER, INK, OUTLINE = "#FFFFFF", "#22262B", "#101418"
 GAP = 12  # px around the tiles of a grid
 

@@ -20,17 +20,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import onebox
+from onebox.api import hydra_arguments, single_run
 from onebox.build import Built, build, read_data, rehearse
 from onebox.errors import (
     EXIT_FAULT,
     EXIT_INTERRUPTED,
     EXIT_PREEMPTED,
-    NO_CHDIR,
     BadInput,
     Preempted,
     RankFailed,
     SweepFailed,
-    check,
     exit_with,
     exit_with_os_error,
     limit_of_system,
@@ -38,7 +38,6 @@ from onebox.errors import (
 )
 from onebox.hydra_setup import register_plugins
 from onebox.lightning_setup import lightnings_errors, use_threads
-from onebox.overrides import check_place, read_arguments
 from onebox.project import enter
 from onebox.streams import check_limits, command_line
 from onebox.validation import explain, validate
@@ -67,20 +66,12 @@ def main() -> None:
     """The console command. Exit codes: 0 done, 1 a fault, 2 bad input, 75 stopped by SIGTERM or SIGHUP, 130 by hand."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here instead of being printed by Hydra
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # no process of ours finds a module in the working directory
-    from onebox.trust import stored_arguments
-
     try:
         with command_line("onebox-train"):
             check_limits()
             enter()
             register_plugins()
-            sys.argv[1:] = ["sweep.plan=only" if argument == "--dry-run" else argument for argument in sys.argv[1:]]
-            sys.argv[1:] = [new for argument in sys.argv[1:] for new in stored_arguments(argument)]
-            if any(text.startswith(("like=", "init=")) for text in sys.argv[1:]):
-                from onebox.like import with_run
-
-                sys.argv[1:] = with_run(sys.argv[1:])
-            sys.argv[1:] = read_arguments(sys.argv[1:])
+            sys.argv[1:] = hydra_arguments(sys.argv[1:])
             _app()
     except (*USER_ERRORS, OSError) as error:
         _exit_with(error)
@@ -110,7 +101,7 @@ class ClaimDirectory(HydraCallback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called once before a single run."""
         from onebox import ranks
-        from onebox.runs.fingerprint import fingerprints, without_hydra
+        from onebox.runs.fingerprint import fingerprints
         from onebox.runs.record import claim
         from onebox.trust import check_stored, stored_in
 
@@ -119,17 +110,7 @@ class ClaimDirectory(HydraCallback):
             ranks.prepare(config, number)
             return
         try:
-            folder = Path(config.hydra.run.dir)  # not of the copy, whose time stamp would differ
-            cfg = without_hydra(config, run_dir=str(folder))
-            check(not config.hydra.job.chdir, NO_CHDIR)
-            check("/" not in config.hydra.job.name, f"hydra.job.name={config.hydra.job.name}: must hold no /")
-            unused = [text for text in config.hydra.overrides.hydra if text.startswith("hydra.sweep.")]
-            check(not unused, f"{', '.join(unused)}: is for a sweep, and this is one run; give hydra.run.dir, or -m")
-            check(
-                config.sweep.get("plan") != "only",
-                "sweep.plan=only lists the jobs of a sweep, and this is one run; name a sweep (sweep=lr) or give -m",
-            )
-            check_place(folder, cfg.get("name"))
+            folder, cfg = single_run(config)
             for path in stored_in:
                 check_stored(OmegaConf.to_container(cfg, resolve=True), folder, path, cfg.trust)
             claim(folder, fingerprint=fingerprints(cfg)["fingerprint"], resume=cfg.resume)
@@ -342,3 +323,5 @@ def _exit_at_limit(error: Exception) -> None:
 
 if __name__ == "__main__":
     main()
+else:
+    sys.modules[__name__].__class__ = onebox.Both  # onebox.train(cfg) is that of onebox.api

@@ -11,11 +11,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from onebox.data.image import read_image
-from onebox.draw import PREDICTED_COLOUR, TRUE_COLOUR, Mark, draw_grid, draw_marks
+from onebox.draw import LEGEND, PREDICTED_COLOUR, TRUE_COLOUR, Mark, draw_grid, draw_marks
 from onebox.errors import check, is_integer
 from onebox.files import replacing
-
-LEGEND = [("true", TRUE_COLOUR), ("predicted, with its probability", PREDICTED_COLOUR)]
 
 
 class BoxPictures(Callback):

@@ -245,7 +245,7 @@ class Launch:
         elif answer is None and running.reason == "stop":
             answer = failed(Stopped("killed, as it did not stop by itself"))
         elif answer is None:
-            answer = failed(JobFailed(_how_it_died(code or 0)))
+            answer = failed(JobFailed(how_it_died(code or 0)))
         self._end(running.task, answer, running.seconds)
 
     def _end(self, task: Task, answer: JobReturn, seconds: float) -> None:
@@ -275,7 +275,8 @@ class Launch:
         return None
 
 
-def _how_it_died(code: int) -> str:
+def how_it_died(code: int) -> str:
+    """What the exit code of a process says, or minus the signal that ended it."""
     if code >= 0:
         return f"its process ended with exit code {code} and no answer"
     name = signal.Signals(-code).name

@@ -19,6 +19,10 @@ from onebox.trust import stored_file
 
 if TYPE_CHECKING:
     import pandas as pd
+    from PIL.Image import Image
+
+    from onebox.runs.reading.load import Given
+    from onebox.runs.reading.predict import Detection
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +31,14 @@ MAX_CANDIDATES = 5
 REPRODUCED = "reproduced"  # folder of the runs that `onebox reproduce` makes; only found when it is named
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Run:
     """A run directory.
+
+    Example:
+        >>> run = onebox.train(["experiment=baseline"])
+        >>> run.metrics["test"]["iou"], run.predictions["iou"].min(), run.predict("photo.jpg")[0].box_px
+        >>> run.show(run.predictions.nsmallest(12, "iou")).save("worst.png")
 
     Attributes:
         path: the directory.
@@ -40,9 +49,15 @@ class Run:
     path: Path
     record: Mapping[str, Any]
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.path}: {self.record.get('status')}, {self.record.get('fingerprint')}>"
+
     @cached_property
     def metrics(self) -> Mapping[str, Any]:
-        """The sections of metrics.json; empty when the run did not get that far."""
+        """The sections of metrics.json (`test`, `floor`, `best`, `final`, `per_class`), each name -> value.
+
+        Boxes are measured in [0, 1]. Empty when the run did not get that far.
+        """
         path = self.path / "metrics.json"
         try:
             check(not path.is_symlink(), f"{path}: is a link; remove it")
@@ -68,8 +83,35 @@ class Run:
 
     @property
     def predictions(self) -> "pd.DataFrame":
-        """A row for each test image, see `onebox.runs.predictions`."""
+        """A row for each test image: classes, boxes in px of the image, IoU, probabilities; see docs/runs.md.
+
+        Raises:
+            BadInput: there is no predictions.csv, or it is not that of a run.
+        """
         return read_predictions(self.path)
+
+    def show(self, rows: "pd.DataFrame | None" = None, *, num_images: int = 24, columns: int = 6) -> "Image":
+        """Test images with true and predicted boxes: a picture that a notebook displays, and that has `save(path)`.
+
+        Args:
+            rows: some of `predictions`; by default `num_images` that are spread evenly over them.
+            num_images: how many at most.
+            columns: images a row.
+
+        Raises:
+            BadInput: there are no predictions, or an image is not where it was.
+        """
+        from onebox.runs.reading.show import draw_predictions
+
+        upright = (self.config.get("data") or {}).get("exif") == "apply"
+        found = self.predictions if rows is None else rows
+        return draw_predictions(found, self.path, upright=upright, num_images=num_images, columns=columns)
+
+    def predict(self, images: "Given | Sequence[Given]") -> "list[Detection]":
+        """Load the network and find the object of each image, see `onebox.runs.reading.load.LoadedRun.predict`."""
+        from onebox.runs.reading.load import load_run
+
+        return load_run(self.path).predict(images)
 
     @property
     def config(self) -> Mapping[str, Any]:

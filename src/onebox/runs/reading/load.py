@@ -1,11 +1,12 @@
 """A trained model out of its run directory, ready for use."""
 
+import os
 import textwrap
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import hydra
 import numpy as np
@@ -19,39 +20,26 @@ from onebox.files import misfit
 from onebox.model.localizer import Localizer
 from onebox.runs.checkpoint import read_checkpoint
 from onebox.runs.fingerprint import with_new_names
-from onebox.runs.predictions import read_predictions
-from onebox.runs.reading.find import weights_file
+from onebox.runs.reading.find import Run, find_run, read_run, weights_file
 from onebox.runs.reading.predict import Detection, detect, read_any
 from onebox.trust import check_config, stored_yaml
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Given = NDArray[np.uint8] | str | Path
 
 
-@dataclass(frozen=True, eq=False)
-class LoadedRun:
-    """A trained localizer in evaluation mode, on the processor.
+@dataclass(frozen=True, eq=False, repr=False)
+class LoadedRun(Run):
+    """A run with its trained localizer in evaluation mode, on the processor.
 
     Attributes:
         localizer: the network.
         transform: makes an image what the network takes.
         class_names: the K names that belong to its logits.
-        config: resolved config of the run, as plain data.
-        folder: the run directory.
     """
 
     localizer: Localizer
     transform: Transform
     class_names: list[str]
-    config: dict[str, Any]
-    folder: Path
-
-    @property
-    def predictions(self) -> "pd.DataFrame":
-        """What the run predicted of each test image, see `onebox.runs.predictions`."""
-        return read_predictions(self.folder)
 
     def predict(self, images: Given | Sequence[Given]) -> list[Detection]:
         """Find the object of each image.
@@ -61,17 +49,18 @@ class LoadedRun:
                 predicted as one batch.
 
         Returns:
-            One detection an image.
+            One detection an image: `label`, `probability`, and `box_px` [4], x1, y1, x2, y2 in px of the image.
 
         Raises:
             BadInput: an array is no such image, or a file cannot be read.
         """
-        is_one = isinstance(images, str | Path) or (isinstance(images, np.ndarray) and images.ndim == 3)
+        is_one = isinstance(images, str) or (not isinstance(images, Sequence) and getattr(images, "ndim", 3) == 3)
         given: Any = [images] if is_one else images
         arrays = [read_any(Path(one))[0] if isinstance(one, str | Path) else one for one in given]
         for image in arrays:
-            is_rgb = image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
-            check(is_rgb, f"an image must be uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
+            is_rgb = getattr(image, "dtype", None) == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+            found = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+            check(is_rgb, f"an image must be uint8 [H, W, 3], or the path of a file, not {found}")
         return detect(self, arrays)
 
     def resize(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -86,20 +75,29 @@ class LoadedRun:
         return clip(preds.boxes).cpu().numpy(), preds.logits.softmax(1).cpu().numpy()
 
 
-def load_run(path: str | Path, *, trust: Sequence[str] = ()) -> LoadedRun:
+def load_run(
+    path: str | os.PathLike[str], *, trust: Sequence[str] = (), outputs: str | os.PathLike[str] = "outputs"
+) -> LoadedRun:
     """The model of a run: config.yaml, with the weights of the best checkpoint or, without one, the last.
 
     A checkpoint is loaded as plain data. config.yaml names the classes to build; a run that someone else made could
     name anything, so only what `onebox.trust` allows is built.
 
     Args:
-        path: the run directory.
+        path: the run directory, or what the commands take: `latest`, `latest~1`, the first digits of a fingerprint.
         trust: further packages whose classes config.yaml may name.
+        outputs: the folder in which a run is looked for that is named otherwise than by its directory.
+
+    Returns:
+        The run with its network, for `predict`.
 
     Raises:
         BadInput: there is no such run, its files cannot be read, or it names what is not trusted.
+
+    Example:
+        >>> onebox.load_run("latest").predict("photo.jpg")[0].label
     """
-    folder = Path(path)
+    folder = Path(path) if Path(path).is_dir() else find_run(str(path), Path(outputs)).path
     file = weights_file(folder)
     path = folder / "config.yaml"
     config = with_new_names(stored_yaml(folder, path.name, "it is not that of a run"))
@@ -124,4 +122,5 @@ def load_run(path: str | Path, *, trust: Sequence[str] = ()) -> LoadedRun:
     except Exception as error:  # whatever the config names is called with whatever it says
         reason = textwrap.shorten(str(own_complaint(error)), 300, placeholder=" ...")
         raise BadInput(f"{path}: gives no network of the weights in {file} ({reason})") from error
-    return LoadedRun(localizer, transform, names, config, folder)
+    record = run.record if (run := read_run(folder)) else {}
+    return LoadedRun(folder.absolute(), {**record, "config": config}, localizer, transform, names)

@@ -48,6 +48,9 @@ def runs(folder: str | Path = "outputs") -> "pd.DataFrame":
         `seed`, ...), values of the config (`optimizer.lr`; lists as JSON), the option of each group (`loss/loc`),
         metrics of the last epoch (`val/joint_acc`), the best one (`best/joint_acc`) and the test (`test/iou`), and the
         floor of the latter (`floor/iou`). What a run does not have is missing.
+
+    Example:
+        >>> onebox.runs("outputs").query("`test/joint_acc` > .3").groupby("optimizer.lr")["test/joint_acc"].mean()
     """
     import pandas as pd  # which takes longer than to read a thousand runs
 
