@@ -52,7 +52,7 @@ SMALL = [
     "threads=1",
 ]
 SWEEP = (
-    "sweep.jobs=[{experiment: seed}, {experiment: baseline}, {experiment: overfit_one},"
+    "sweep.jobs=[{experiment: seed}, {experiment: baseline}, {experiment: overfit_one_seed},"
     " {experiment: frozen, data: shapes, image_size: 64, data.views: 2}]"
 )
 
@@ -127,7 +127,7 @@ def calibration() -> str:
     return out.stdout.decode().strip()
 
 
-@pytest.mark.parametrize("experiment", ["seed", "baseline", "overfit_one", "frozen"])
+@pytest.mark.parametrize("experiment", ["seed", "baseline", "overfit_one_seed", "frozen"])
 def test_experiment_of_a_killed_sweep_has_the_golden_bits(swept, experiment):
     assert_golden(experiment, swept[experiment])
 

@@ -387,7 +387,7 @@ class TestOverfitOne:
     """Fit of one image, as the notebook does it."""
 
     def test_prints_the_notebooks_lines_and_stores_the_final_values(self, run, capsys):
-        folder = run("run", "experiment=overfit_one")
+        folder = run("run", "experiment=overfit_one_seed")
         lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Epoch ")]
         assert len(lines) == 30
         final = read(folder, "metrics.json")["final"]
@@ -396,8 +396,8 @@ class TestOverfitOne:
         assert "data:image/jpeg" in (folder / "report.html").read_text()
 
     def test_every_step_is_the_notebooks_from_the_same_weights(self, run, composed):
-        folder = run("run", "experiment=overfit_one", PICTURES_OFF)
-        cfg = composed("experiment=overfit_one", "model.num_classes=9")
+        folder = run("run", "experiment=overfit_one_seed", PICTURES_OFF)
+        cfg = composed("experiment=overfit_one_seed", "model.num_classes=9")
         data = build_data(cfg)
         data.setup()
         batch = data.plain_batch("train", [0])
@@ -429,7 +429,7 @@ class TestOverfitOne:
             data = []
         finals = []
         for image_id in ids:
-            folder = run(image_id, *data, "experiment=overfit_one", f"data.ids=['{image_id}']", PICTURES_OFF)
+            folder = run(image_id, *data, "experiment=overfit_one_seed", f"data.ids=['{image_id}']", PICTURES_OFF)
             finals.append(read(folder, "metrics.json")["final"])
         loc, cls, iou = ([row[f"train/{name}"] for row in finals] for name in ("loss_loc", "loss_cls", "iou"))
         assert len(finals) == 10
@@ -440,13 +440,18 @@ class TestOverfitOne:
         assert 0.2 < statistics.median(iou) < 0.8
 
     @pytest.mark.parametrize("source", ["shapes", "voc"])
-    def test_three_hundred_epochs_find_the_object(self, run, request, source):
+    def test_by_default_an_image_is_learned_by_heart(self, composed, tmp_path, request, capsys, source):
         data = []
         if source == "voc":
             root = request.getfixturevalue("voc_root") / "VOCdevkit"
             data = ["data=voc2007", f"data.root={root}", "data.source=null", "data.ids=['000028']"]
-        folder = run("run", *data, "experiment=overfit_one", "trainer.max_epochs=300", PICTURES_OFF)
-        assert read(folder, "metrics.json")["final"]["train/iou"] > 0.9
+        train(composed(*data, "experiment=overfit_one", PICTURES_OFF))
+        final = read(tmp_path / "run", "metrics.json")["final"]
+        assert final["train/iou"] > 0.95
+        assert (final["train/acc"], final["train/joint_acc"]) == (1, 1)
+        lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+        epochs = [line[0] for line in lines if line and line[0].endswith("/100")]
+        assert epochs == [f"{epoch}/100" for epoch in range(10, 101, 10)]
 
 
 def test_real_voc_trains_above_the_floor_in_a_few_epochs(run, voc_root):

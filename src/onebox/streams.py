@@ -17,13 +17,20 @@ MAX_TEMPDIR = 64  # bytes
 GONE = (errno.EPIPE, errno.EIO)  # a reader that has had enough, a terminal that was closed
 
 
+ERASE = "\r\x1b[2K"  # what stands on the terminal's last line
+
+
 class _Stream(io.FileIO):
     """Standard output or standard error. What cannot be written is dropped; `error` is the reason of the last time."""
 
     error: OSError | None = None
+    has_bar = False  # of the class: whether there is one, which whatever is printed takes the place of
 
     def write(self, data) -> int:  # type: ignore[no-untyped-def]  # typeshed's buffers are not there when it runs
         try:
+            if _Stream.has_bar and self.isatty():
+                _Stream.has_bar = False
+                super().write(ERASE.encode())
             return super().write(data)
         except OSError as error:
             self.error = error
@@ -67,6 +74,12 @@ def open_streams(*, line_buffering: bool | None = None) -> list[_Stream]:
         setattr(sys, name, stream)
         streams.append(raw)
     return streams
+
+
+def draw_bar(text: str) -> None:
+    """Let a text stand on the terminal's last line until anything is printed or drawn; an empty one erases it."""
+    print(ERASE + text, end="", flush=True)
+    _Stream.has_bar = bool(text)
 
 
 def check_limits(num_workers: int = 0) -> None:

@@ -133,8 +133,9 @@ def test_of_a_run_of_an_older_version_metrics_and_weights_are_compared(shapes_ru
     (run / "trace.csv").rename(run / "trace.bin")
     config = run / "config.yaml"
     text = config.read_text().replace("trace.csv", "trace.bin").replace("    stop_after: null\n", "")
-    assert "progress.EpochLines" in text
-    config.write_text(text.replace("progress.EpochLines", "epoch_lines.EpochLines"))
+    older = yaml.safe_load(text)
+    older["callbacks"]["progress"] = {"_target_": "onebox.callbacks.epoch_bar.EpochBar", "refresh_rate": 5, "leave": False}  # fmt: skip
+    config.write_text(yaml.safe_dump(older))
     with pytest.raises(BadInput, match=r"has no trace.csv .*an older version"):
         reproduce(run, tmp_path / "steps", "--steps", "2")
     exit_code, told = reproduce(run, tmp_path / "again")

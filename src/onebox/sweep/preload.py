@@ -18,7 +18,6 @@ LIBRARIES = (
     "torch",
     "torchvision",
     "lightning.pytorch",
-    "lightning.pytorch.callbacks.progress.rich_progress",
     "albumentations",
     "cv2",
     "matplotlib.backends.backend_agg",

@@ -106,6 +106,9 @@ def config_again(
     if not Path(os.path.abspath(data.get("root") or "")).is_relative_to(os.path.abspath(data_dir)):
         data["source"] = None
     trace = {"_target_": "onebox.callbacks.trace.StepTrace", "path": str(folder / TRACE), "stop_after": steps}
+    if "refresh_rate" in (config["callbacks"].get("progress") or {}):  # of a version that had another bar
+        how = {"monitor": config["monitor"], "mode": config["monitor_mode"], "every_n_epochs": 1}
+        config["callbacks"]["progress"] = {"_target_": config["callbacks"]["progress"]["_target_"], **how}
     config["callbacks"] |= {"trace": trace, "pictures": None, "checkpoint_last": None}
     if steps is not None:
         config["callbacks"]["checkpoint_best"] = None
