@@ -31,7 +31,9 @@ def test_the_readme_is_short_and_shows_commands():
 
 @pytest.mark.parametrize("command", commands("onebox-train"))
 def test_every_training_command_composes(composed, command):
-    words = [word for word in shlex.split(command)[1:] if "=" in word and not word.startswith(("like=", "init="))]
+    words = [
+        word for word in shlex.split(command)[1:] if "=" in word and not word.startswith(("like=", "init=", "extend="))
+    ]
     single = []
     for override in OverridesParser.create().parse_overrides(words):
         if override.is_sweep_override():

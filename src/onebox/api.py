@@ -189,7 +189,7 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
     """
     arguments = ["sweep.plan=only" if text == "--dry-run" else text for text in arguments]
     arguments = [new for text in arguments for new in stored_arguments(text)]
-    if any(text.startswith(("like=", "init=")) for text in arguments):
+    if any(text.startswith(("like=", "init=", "extend=")) for text in arguments):
         from onebox.like import with_run
 
         arguments = with_run(arguments)

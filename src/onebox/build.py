@@ -48,6 +48,10 @@ def build_job(config: dict[str, Any], known: dict[str, Any]) -> dict[str, str]:
     quieten()
     cfg = OmegaConf.create(config)
     validate(cfg)
+    if OmegaConf.select(cfg, "extend.run"):
+        from onebox.runs.extension import check_changes, last_checkpoint
+
+        check_changes(last_checkpoint(Path(cfg.extend.run)), config)
     described = repr((config["data"], config["augment"]))
     if described not in known:
         known[described] = read_data(cfg)
@@ -109,21 +113,35 @@ def build(cfg: DictConfig, run: RunRecord, fingerprint: str) -> Built:
     if run.writes:
         write_samples(run.folder, data.indexes, data.class_names)
     facts |= {"data_fingerprint": data.fingerprint(), "config": OmegaConf.to_container(cfg, resolve=True)}
-    checkpoint = checkpoint_to_resume(run.folder, facts) if run.is_resumed else None
-    parent = OmegaConf.select(cfg, "init.run")
-    if parent and run.is_resumed and checkpoint is None:
+    is_extended, init = OmegaConf.select(cfg, "extend.run"), OmegaConf.select(cfg, "init.run")
+    checkpoint = checkpoint_to_resume(run.folder, facts) if run.is_resumed or is_extended else None
+    damaged = f"{run.folder}: extends another run, and none of its checkpoints can be read; remove it and begin again"
+    check(checkpoint is not None or not is_extended, damaged)
+    if init and run.is_resumed and checkpoint is None:
         begin_with(module.localizer, cfg.init, data.class_names)
     run.add(
         hardware=hardware(),
         data={split: str(index) for split, index in data.indexes.items()},
         data_fingerprint=data.fingerprint(),
         data_notes=data.notes,
-        weights_fingerprint=cfg.init.weights if parent else module.localizer.backbone.weights_fingerprint,
-        **({"parent": parent} if parent else {}),
+        weights_fingerprint=cfg.init.weights if init else module.localizer.backbone.weights_fingerprint,
+        **_parent(cfg),
         skipped=data.skipped,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
     )
     return Built(data, module, trainer, checkpoint)
+
+
+def _parent(cfg: DictConfig) -> dict[str, str]:
+    """What run.json says of the run that this one begins from: where it is, its fingerprint, and how."""
+    from onebox.runs.reading.find import read_run
+
+    for how in ("extend", "init", "like"):
+        if folder := OmegaConf.select(cfg, f"{how}.run"):
+            run = read_run(Path(folder))
+            known = {"parent_fingerprint": run.record["fingerprint"]} if run else {}
+            return {"parent": folder, "parent_how": how, **known}
+    return {}
 
 
 def _filled_in(cfg: DictConfig, data: VocDataModule, run: RunRecord) -> LocalizationModule:
@@ -134,9 +152,8 @@ def _filled_in(cfg: DictConfig, data: VocDataModule, run: RunRecord) -> Localiza
     if run.writes:
         write_text(run.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     module = build_module(cfg, data)
-    if (
-        OmegaConf.select(cfg, "init.run") and not run.is_resumed
-    ):  # what is resumed has its weights in a checkpoint, or see `build`
+    has_checkpoint = run.is_resumed or OmegaConf.select(cfg, "extend.run")  # with its weights, or see `build`
+    if OmegaConf.select(cfg, "init.run") and not has_checkpoint:
         from onebox.runs.checkpoint import begin_with
 
         begin_with(module.localizer, cfg.init, data.class_names)
@@ -228,6 +245,7 @@ def build_module(cfg: DictConfig, data: VocDataModule) -> LocalizationModule:
         seed=cfg.seed,
         log_every_n_steps=cfg.trainer.log_every_n_steps,
     )
+    module.begins_at = OmegaConf.select(cfg, "extend.epochs") or 0
     _check_map(cfg, module)
     # Both are made from partials when the fit starts; a wrong value is to be found now.
     try:

@@ -1,4 +1,7 @@
-"""What onebox-train takes of an earlier run: its config, as resolved (`like=RUN`), or its weights (`init=RUN`)."""
+"""What onebox-train takes of an earlier run.
+
+Its config, as resolved (`like=RUN`), its weights (`init=RUN`), or both and the state of its training (`extend=RUN`).
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,25 +22,29 @@ from onebox.trust import check_stored, stored_in, stored_overrides
 from onebox.validation import told_as_bad_input
 
 NEW = "the-new-run"  # stands for a run directory: the old one is not written to
-NOT_TAKEN = {"sweep", "resume", "rerun", "run_dir", "data_fingerprint"}  # how a run was started, not what it is
+NOT_TAKEN = {"like", "sweep", "resume", "rerun", "run_dir", "data_fingerprint"}  # how a run was started, not what it is
 
 
 def with_run(arguments: Sequence[str]) -> list[str]:
-    """The arguments with `like=RUN` replaced by overrides that compose the config of that run, and `init=RUN` found.
+    """The arguments with `like=RUN` or `extend=RUN` replaced by overrides that compose the config of that run.
 
     These are its own overrides, and after them explicit ones where defaults have changed since. Left out is what the
-    other arguments set again, and with a group that they choose again all that the run set in it.
+    other arguments set again, and with a group that they choose again all that the run set in it. `init=RUN` is found.
 
     Raises:
         BadInput: there is no such run, or it cannot be composed.
     """
     arguments = [_with_weights(text) for text in arguments]
-    named = [text for text in arguments if text.startswith("like=")]
+    named = [text for text in arguments if text.startswith(("like=", "extend=")) and not text.startswith("extend={")]
     if not named:
         return arguments
-    check(len(named) == 1, f"{' '.join(named)}: a run can be like one other; give like=RUN once")
+    how, _, name = named[0].partition("=")
+    is_alone = how == "like" or not any(text.startswith("init=") for text in arguments)
+    check(
+        len(named) == 1 and is_alone, f"{' '.join(named)}: a run begins from one other; give {how}=RUN once, and alone"
+    )
     check(not stored_in, f"{named[0]}: resume=FOLDER resumes a run as it was; give one of them")
-    run = find_run(named[0].removeprefix("like="), Path("outputs"))
+    run = find_run(name, Path("outputs"))
     path = run.path / "run.json"
     check(bool(run.config), f"{path}: holds no config (it is of an older version); repeat the whole command instead")
     typed = read_arguments([text for text in arguments if text not in named])  # which begin with the flags
@@ -47,24 +54,32 @@ def with_run(arguments: Sequence[str]) -> list[str]:
     )
     places += [text for text in typed if text.startswith("hydra.searchpath=")]
     with told_as_bad_input(args.overrides):
-        keys = {_key(text) for text in args.overrides} | set(_swept(args.overrides, places))
+        swept = {*_swept(args.overrides, places), *(_key(text) for text in args.overrides if _is_swept(text))}
+        keys = {_key(text) for text in args.overrides} | swept
+    # A run that another one was extended to, without a change, is a run of its own.
+    is_whole = how == "extend" or not (run.config.get("extend") or {}).get("fingerprint")
+    not_taken = NOT_TAKEN | ({"extend"} if is_whole else set())
     overrides = stored_overrides(run.path, run.record.get("overrides") or [])
-    overrides = [text for text in overrides if not _is_set_by(_key(text), NOT_TAKEN)]
+    overrides = [text for text in overrides if not _is_set_by(_key(text), not_taken)]
     _refuse_sweeps(overrides, path)
     with told_as_bad_input([*overrides, *args.overrides]), initialize_config_module("onebox.conf", version_base="1.3"):
         moved = _moved_defaults(run, overrides, places)
         kept, moved = ([text for text in texts if not _is_set_by(_key(text), keys)] for texts in (overrides, moved))
-        single = [
-            text for text in args.overrides if not OverridesParser.create().parse_override(text).is_sweep_override()
-        ]
+        single = [text for text in args.overrides if not _is_swept(text)]
         cfg = compose("train", overrides=[*kept, *moved, *single, *places, f"run_dir={NEW}"])
-        check_stored(OmegaConf.to_container(cfg, resolve=True), Path(NEW), path, cfg.trust)
+        config: Any = OmegaConf.to_container(cfg, resolve=True)
+        check_stored(config, Path(NEW), path, cfg.trust)
+    begun = f"like.run={as_override(str(run.path.absolute()))}"
+    if how == "extend":
+        from onebox.runs.extension import extension  # takes torch with it
+
+        begun = f"extend={as_override(extension(run, config, keys, swept))}"
     left_out = [text for text in overrides if text not in kept and _key(text) not in keys]
     if left_out:
         say(printable(f"{named[0]}: {', '.join(left_out)} of the run belongs to a group that is chosen anew; left out"))
     if moved:
         say(printable(f"{named[0]}: defaults have changed since that run, so these are set: {' '.join(moved)}"))
-    return [*kept, *moved, *typed]
+    return [*kept, *moved, begun, *typed]
 
 
 def _with_weights(argument: str) -> str:
@@ -78,6 +93,10 @@ def _with_weights(argument: str) -> str:
     folders = [find_run(name, Path("outputs")).path.absolute() for name in names]
     inits = [{"run": str(folder), "weights": file_hash(weights_file(folder))} for folder in folders]
     return "init=" + ",".join(map(as_override, inits))
+
+
+def _is_swept(override: str) -> bool:
+    return bool(OverridesParser.create().parse_override(override).is_sweep_override())
 
 
 def _key(override: str) -> str:
@@ -130,7 +149,7 @@ def _moved_defaults(run: Run, own: Sequence[str], places: Sequence[str]) -> list
         now, written, neutral = map(dict, map(flatten, (plain, unresolved, plain["fingerprint_neutral"])))
         is_ignored = Ignored(plain, plain["fingerprint_ignore"])
         for key in {**now, **stored}:
-            if is_ignored(tuple(key.split("."))) or _is_set_by(key, NOT_TAKEN):
+            if is_ignored(tuple(key.split("."))) or _is_set_by(key, NOT_TAKEN) or key == "extend.fingerprint":
                 continue
             follows = "${" in str(written.get(key))
             before = stored.get(key, neutral.get(key, now.get(key)))

@@ -44,9 +44,12 @@ class LocalizationModule(LightningModule):
     every `log_every_n_steps` steps (tags `step/...`, means over those steps) and at the end of each epoch
     (`train/...`, means over its images); so are the batch's `shares`.
 
-    The optimizer is made from `param_groups`, the schedule from the optimizer and the number of steps of the fit; None
-    keeps the learning rate fixed. `seed` is that of what is drawn in a training step (dropout).
+    The optimizer is made from `param_groups`, the schedule from the optimizer and the number of steps of the fit from
+    epoch `begins_at` on; None keeps the learning rate fixed. `seed` is that of what is drawn in a training step
+    (dropout).
     """
+
+    begins_at = 0
 
     def __init__(
         self,
@@ -78,6 +81,7 @@ class LocalizationModule(LightningModule):
         self._warned = False  # of many fallbacks, once a fit
         self.last_step: Step  # set by each training step
         self._pending: list[Step] = []  # not yet read
+        self._is_new_schedule = False  # whether the checkpoint's run had another
 
     def forward(
         self, images: Tensor | tuple[Tensor, ...], labels: Tensor | None = None, after: str | None = None
@@ -87,14 +91,24 @@ class LocalizationModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer, and the schedule, which is stepped with it or, `Plateau`, by `on_train_epoch_end`."""
         optimizer = self.param_groups.optimizer(self.make_optimizer, self.localizer, self.loss)
+        self._first_groups = optimizer.param_groups
         if self.make_scheduler is None:
             return optimizer
-        scheduler = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        num_steps, num_epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs or 0
+        if self.begins_at:  # a run that is extended has made the steps of the epochs before
+            num_steps -= num_steps // num_epochs * self.begins_at
+        scheduler = self.make_scheduler(optimizer, num_steps)
         how: dict[str, Any] = {"interval": "step"}
         if isinstance(scheduler, Plateau):
             # Never by Lightning, which passes over the end of an epoch that was resumed from a checkpoint.
             how = {"interval": "epoch", "frequency": sys.maxsize, "monitor": scheduler.monitor}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **how}}
+
+    def on_train_start(self) -> None:
+        """Take the optimizer's options from the config, where the checkpoint's are those of another schedule."""
+        if self._is_new_schedule:
+            for group, first in zip(self.trainer.optimizers[0].param_groups, self._first_groups, strict=True):
+                group |= {key: value for key, value in first.items() if key != "params"}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Make what the step draws a function of (seed, epoch, step, rank), whatever was drawn before."""
@@ -149,6 +163,7 @@ class LocalizationModule(LightningModule):
         checkpoint["unfinished_epoch"] = {"results": self.train_results.state(), "pending": pending}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._is_new_schedule = checkpoint.get("new_schedule", False)
         kept = move_data_to_device(checkpoint["unfinished_epoch"], self.trainer.strategy.root_device)
         self.train_results.restore(kept["results"])
         self._pending = [(losses, Prediction(*preds), Target(*targets)) for losses, preds, targets in kept["pending"]]

@@ -180,6 +180,10 @@ def train(cfg: DictConfig) -> Value:
         validate(cfg)  # before tensorboard is imported, which takes longer
         if not in_sweep:  # which has built each of its jobs
             rehearse(cfg)
+        if OmegaConf.select(cfg, "extend.run"):
+            from onebox.runs.extension import begin
+
+            begin(run_dir, facts["config"], facts["fingerprint"])
         planned = [job["overrides"] for job in plan.get("jobs", [])]
         hparams.name_events(cfg, planned_varied(plan, facts["fingerprint"]))
         with hparams.session(cfg, facts, planned, RESULT_TAGS):

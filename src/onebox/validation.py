@@ -70,8 +70,9 @@ def validate(cfg: DictConfig) -> None:
 def _bad_values(cfg: DictConfig) -> Iterator[str]:
     if not is_integer(cfg.seed, 0, 2**32 - 1):
         yield f"seed must be a number >= 0 and below 2^32, not {cfg.seed}"
-    if not isinstance(init := cfg.get("init", {}), DictConfig | dict):
-        yield f"init={init}: a run is named so on the command line of onebox-train alone"
+    for how in ("init", "extend", "like"):
+        if not isinstance(named := cfg.get(how, {}), DictConfig | dict):
+            yield f"{how}={named}: a run is named so on the command line of onebox-train alone"
     counts = ["image_size", "trainer.max_epochs", "trainer.log_every_n_steps", "trainer.check_val_every_n_epoch"]
     counts += ["threads"] if cfg.get("threads") is not None else []
     for key in counts:

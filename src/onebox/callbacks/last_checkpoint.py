@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
@@ -49,6 +49,7 @@ class LastCheckpoint(Checkpoint):
         self._saving: str | None = None  # the place of the fit while last.ckpt is written
         self._sigterm = False
         self._end_now: Any = signal.SIG_DFL  # the handler that stops at once
+        self._trained: dict[str, Any] = {}  # weights of the last epoch, where averages take their place at the end
         self._loaded: dict[str, Any] = {"position": (0, 0), "first_step": 0, "done": False, "monitored": {}}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -92,6 +93,7 @@ class LastCheckpoint(Checkpoint):
             "done": self._saving == "end",
             "rows": next((lo.rows for lo in trainer.loggers if isinstance(lo, EpochCsvLogger)), {}),
             "monitored": dict(trainer.callback_metrics),
+            "trained": self._trained if self._saving == "end" else {},
         }
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -136,6 +138,11 @@ class LastCheckpoint(Checkpoint):
         """Store what was found before stopping."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._defer_sigterm(True)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: LightningModule) -> None:
+        """Keep the weights that averaged ones replace when the fit ends, as a run that extends this one trains them."""
+        if any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):
+            self._trained = {name: value.clone() for name, value in pl_module.state_dict().items()}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer, "end")

@@ -84,7 +84,7 @@ def reproduce(
       onebox reproduce RUN optimizer.lr=0.002   where does this make a difference first?
     """
     from onebox.runs.reading.find import REPRODUCED, find_run
-    from onebox.runs.reading.reproduce import Recorded, compare, config_again, differences
+    from onebox.runs.reading.reproduce import Recorded, compare, config_again, differences, parts
     from onebox.trust import check_config
 
     recorded = Recorded.read(Path(run) if Path(run, "run.json").exists() else find_run(run, outputs).path)
@@ -93,12 +93,19 @@ def reproduce(
         return
     folder = out or outputs / REPRODUCED / recorded.folder.resolve().name / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     _check(recorded, steps, folder)
-    check_config(recorded.config, recorded.folder / "config.yaml", trust or [])
-    config = config_again(recorded, folder.resolve(), steps=steps, force=force, overrides=overrides or [])
+    chain, given, place = parts(recorded), overrides or [], folder
+    for part in chain:
+        check_config(part.config, part.folder / "config.yaml", trust or [])
     print(printable(f"reproducing {recorded.folder} in {folder}"), file=sys.stderr if json_ else sys.stdout)
     with on_stderr() if json_ else contextlib.nullcontext():
-        _train(recorded, config)
-    again = Recorded.read(folder)
+        for number, part in enumerate(chain):
+            after = place if number else None
+            place = (folder if part is recorded else folder / f"part{number + 1}").resolve()
+            texts = [text for text in given if part is recorded or text.startswith("data.")]
+            kept: Any = {"steps": steps, "force": force, "after": after, "is_part": len(chain) > 1}
+            if _is_stopped(part, config_again(part, place, overrides=texts, **kept)):
+                break
+    again = Recorded.read(place)
     found = differences(recorded.record, again.record)
     result = compare(recorded, again, steps=steps, tolerance=tolerance)
     if json_:
@@ -136,8 +143,12 @@ def on_stderr() -> Iterator[None]:
         yield
 
 
-def _train(recorded: "Recorded", config: dict[str, Any]) -> None:
-    """Train a config as it stands, with as many threads as the run had: their number changes the last bits of sums."""
+def _is_stopped(recorded: "Recorded", config: dict[str, Any]) -> bool:
+    """Train a config as it stands, with as many threads as the run had: their number changes the last bits of sums.
+
+    Returns:
+        Whether it was stopped after as many steps as it was to make.
+    """
     import torch
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
@@ -154,9 +165,11 @@ def _train(recorded: "Recorded", config: dict[str, Any]) -> None:
     OmegaConf.set_struct(cfg, True)
     try:
         train(cfg)
+        return False
     except Preempted as stop:
         if "as asked" not in str(stop):
             raise
+        return True
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None

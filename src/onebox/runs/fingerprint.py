@@ -109,8 +109,11 @@ def fingerprint(config: Mapping[str, Any], ignore: Sequence[str], neutral: Mappi
 
     Neither the order of keys nor 10.0 in place of 10 changes it (but for the few keys where the type has a meaning).
     `ignore` says what cannot change the result, see `Ignored`. A key that has its value in `neutral`, which is nested
-    like `config`, counts as absent.
+    like `config`, counts as absent. Without a seed, as for `fingerprint_seedless`, a run that was extended has none.
     """
+    extend = config.get("extend")
+    if isinstance(extend, Mapping) and extend.get("fingerprint") and config.get("seed") is None:
+        config = {**config, "extend": {"fingerprint": extend.get("seedless")}}
     ignored = Ignored(config, ignore)
     config = _without_neutral(config, neutral or {}, (), ignored)
     return hashlib.sha256(_text(_canonical(config, (), ignored)).encode()).hexdigest()[:12]
@@ -119,6 +122,14 @@ def fingerprint(config: Mapping[str, Any], ignore: Sequence[str], neutral: Mappi
 def changed_parts(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """The parts of a fingerprint of data that have changed; one that only one of them has is not compared."""
     return [part for part in now if part in before and before[part] != now[part]]
+
+
+def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The dotted keys in which two resolved configs differ such that the result can; the rules are those of `now`."""
+    ignored, absent = Ignored(now, now["fingerprint_ignore"]), dict(flatten(now["fingerprint_neutral"]))
+    one, other = (absent | dict(flatten(with_new_names(dict(config)))) for config in (before, now))
+    keys = (key for key in {**other, **one} if not ignored(tuple(key.split("."))))
+    return [key for key in keys if not (key in one and key in other and same(key, one[key], other[key]))]
 
 
 def same(key: str, one: Any, other: Any) -> bool:

@@ -97,7 +97,7 @@ def _shown(
     takes the list of keys from any one of them.
     """
     overrides = dict.fromkeys([*facts["overrides"], *(text for job in planned for text in job)])
-    by_hand = {text: text.partition("=")[0].lstrip("+~") for text in overrides}
+    by_hand = {text: text.partition("=")[0].lstrip("+~") for text in overrides if not text.startswith("like.run=")}
     varied = {key for text, key in by_hand.items() if not all(text in job for job in planned)} or {*by_hand.values()}
     values = {key: facts["choices"].get(key) or OmegaConf.select(cfg, key) for key in [*cfg.hparams, *by_hand.values()]}
     plain = {key: value for key, value in values.items() if isinstance(value, bool | int | float | str)}

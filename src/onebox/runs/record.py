@@ -30,7 +30,8 @@ _ATTEMPT: dict[str, Any] = {
 }
 RECORD: dict[str, Any] = {  # the shape of run.json, see `onebox.files.misfit`
     **_ATTEMPT,
-    **dict.fromkeys(("name", "fingerprint", "fingerprint_seedless", "weights_fingerprint", "parent", "pruned"), str),
+    **dict.fromkeys(("name", "fingerprint", "fingerprint_seedless", "weights_fingerprint", "pruned"), str),
+    **dict.fromkeys(("parent", "parent_how", "parent_fingerprint"), str),
     "attempts": [_ATTEMPT],
     "config": {"fingerprint_ignore": [str], "fingerprint_neutral": dict},
     "choices": {"*": str},

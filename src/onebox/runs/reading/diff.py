@@ -49,7 +49,8 @@ def diff(runs: Sequence[Run], outputs: Path, *, everything: bool) -> Document:
         "schema": SCHEMA,
         "same": is_same_config and all(verdict == "same" for row in metrics for verdict in row["verdicts"]),
         "runs": [
-            {"run": str(run.path), **{name: run.record.get(name) for name in facts}, "nonfinite": run.nonfinite or None}
+            {"run": str(run.path), **{name: run.record.get(name) for name in facts}}
+            | {"parent": run.parent or None, "nonfinite": run.nonfinite or None}
             for run in runs
         ],
         "config": [_change(item) for item in (changes if everything else relevant)],

@@ -38,8 +38,9 @@ def lines(document: Document, *, everything: bool) -> Iterator[Line]:
         seconds = f", {run['seconds']:.0f} s" if run["seconds"] is not None else ""
         facts = f"{run['fingerprint']}  {run['status']}{seconds}"
         yield [(f"{letter}  ", f"bold {colour}"), (f"{run['run']:{width}}  ", colour), (facts, "dim")]
-        if run["nonfinite"]:
-            yield [(f"   {run['nonfinite']}", "red")]
+        for what, style in (("parent", "dim"), ("nonfinite", "red")):
+            if run[what]:
+                yield [(f"   {run[what]}", style)]
     yield []
     yield from _config(document)
     yield from _code(document["code"], most)

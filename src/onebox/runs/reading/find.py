@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 MISSING = object()
 MAX_CANDIDATES = 5
+BEGAN = {"init": "began with the weights of", "extend": "extends", "like": "has the config of"}  # parent_how, in words
 REPRODUCED = "reproduced"  # folder of the runs that `onebox reproduce` makes; only found when it is named
 
 
@@ -126,6 +127,12 @@ class Run:
         if not isinstance(first, Mapping):
             return ""
         return f"loss {first.get('loss')} from epoch {first.get('epoch')}, batch {first.get('batch')} on, so no result"
+
+    @property
+    def parent(self) -> str:
+        """Which run it began from, and how; empty for one that began anew."""
+        parent, how = self.record.get("parent"), self.record.get("parent_how", "init")
+        return f"{BEGAN.get(how, how)} {parent}" if parent else ""
 
     def value(self, key: str) -> Any:
         """The fact of run.json, value of the config, choice of a group or metric that a key names, or `MISSING`."""

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 import onebox
 from onebox.files import read_json, write_text
 from onebox.page import render
+from onebox.runs.reading.find import BEGAN
 from onebox.runs.reading.noise import SAME, lower_is_better
 
 # In the order of the table, with what each one says to a reader who does not know it.
@@ -108,6 +109,7 @@ def write_report(run_dir: Path) -> Path:
         "report.html",
         version=onebox.__version__,
         run=run,
+        began=BEGAN,
         started=datetime.fromisoformat(run["started"]),
         command=repeat_command(run),
         config=config,

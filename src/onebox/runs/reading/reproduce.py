@@ -78,8 +78,33 @@ def _trace(file: IO[bytes]) -> pd.DataFrame:
     return trace
 
 
+def parts(recorded: Recorded) -> list[Recorded]:
+    """What is trained one after the other to run a run again: before it those that it extends, where that matters.
+
+    Raises:
+        BadInput: one of them is gone.
+    """
+    extend = recorded.config.get("extend") or {}
+    if not extend.get("fingerprint"):  # all epochs at once give the same
+        return [recorded]
+    folder = Path(extend["run"])
+    is_there = (read_record(folder) or {}).get("fingerprint") == extend["fingerprint"]
+    missing = (
+        f"{recorded.folder}: extends the run {extend['fingerprint']}, which is not at {folder} any more; put it back"
+    )
+    check(is_there, missing)
+    return [*parts(Recorded.read(folder)), recorded]
+
+
 def config_again(
-    recorded: Recorded, folder: Path, *, steps: int | None, force: bool, overrides: Sequence[str]
+    recorded: Recorded,
+    folder: Path,
+    *,
+    steps: int | None,
+    force: bool,
+    overrides: Sequence[str],
+    after: Path | None = None,
+    is_part: bool = False,
 ) -> dict[str, Any]:
     """The config that runs again in `folder` what ran in `recorded`, and refuses other data.
 
@@ -92,6 +117,8 @@ def config_again(
         steps: stop after this many and write no checkpoint; None runs to the end.
         force: accept other data.
         overrides: `KEY=VALUE` for keys that are there. What was interpolated from a key does not follow it.
+        after: the run directory that is extended; None trains from the first epoch on.
+        is_part: whether it is one of several `parts`, which need their last checkpoint.
 
     Raises:
         BadInput: an override names no key, or a callback would write elsewhere.
@@ -109,7 +136,13 @@ def config_again(
     if "refresh_rate" in (config["callbacks"].get("progress") or {}):  # of a version that had another bar
         how = {"monitor": config["monitor"], "mode": config["monitor_mode"], "every_n_epochs": 1}
         config["callbacks"]["progress"] = {"_target_": config["callbacks"]["progress"]["_target_"], **how}
-    config["callbacks"] |= {"trace": trace, "pictures": None, "checkpoint_last": None}
+    config["callbacks"] |= {"trace": trace, "pictures": None}
+    if not is_part:
+        config["callbacks"]["checkpoint_last"] = None
+    if after is not None:
+        config["extend"] |= {"run": str(after), "fingerprint": (read_record(after) or {}).get("fingerprint")}
+    elif "extend" in config:
+        config["extend"] = dict.fromkeys(config["extend"])
     if steps is not None:
         config["callbacks"]["checkpoint_best"] = None
     check_paths(config, folder, recorded.folder / "config.yaml")

@@ -35,7 +35,7 @@ STYLES = {
     **{"completed": "green", "pruned": "blue", "running": "cyan", "submitted": "cyan", "pending": "dim"},
     **{"interrupted": "yellow", "died": "red", "failed": "red", "stale": "yellow"},
 }
-PLACES = ("run_dir=", "hydra", "data_dir=")  # overrides that say where a run lies, not what it is
+PLACES = ("run_dir=", "hydra", "data_dir=", "like.run=", "init={", "extend={")  # overrides that say where runs lie
 GAP = 2  # characters between two columns
 MIN_TEXT = 32  # characters of a column of texts, which are wrapped, but not to less than this
 
@@ -95,6 +95,8 @@ def list_runs(
         found = [run for _, run in known] + unknown
     elif ascending:
         found = found[::-1]
+    parent = [key for key in ("parent_how", "parent") if any(run.record.get(key) for run in found)]
+    keys = list(dict.fromkeys([*keys, *parent]))
     numbers = {run.path: number for number, run in enumerate(every)}
     total, found = len(found), found[: limit or None]
     tags = choose_metrics(metrics, every, found)
