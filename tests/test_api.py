@@ -256,3 +256,22 @@ def test_the_door_is_light_and_documented(tmp_path):
         assert all(item.annotation is not item.empty for item in inspect.signature(found).parameters.values()), name
     with pytest.raises(AttributeError, match="has no attribute 'trian'"):
         _ = onebox.trian
+
+
+@pytest.mark.long
+def test_the_notebook_runs_without_a_warning(tmp_path, monkeypatch):
+    import nbformat
+    from nbclient import NotebookClient
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    notebook = nbformat.read(Path(__file__).parent.parent / "docs/notebook.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "commit it without outputs"
+    strict = "import warnings; warnings.simplefilter('error', append=True)"  # behind those that the kernel has itself
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(strict))
+    NotebookClient(notebook, kernel_name="python3", timeout=600).execute(cwd=str(tmp_path))
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 1
+    texts = "".join(output.get("text", "") or output.get("data", {}).get("text/plain", "") for output in outputs)
+    assert "did you mean optimizer.lr?" in texts and "'loss.weights.loc'" in texts
+    assert not [output for output in outputs if output.get("name") == "stderr"]

@@ -8,6 +8,7 @@ from importlib import import_module
 from inspect import getdoc, signature
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings
 
 if TYPE_CHECKING:
     from onebox.api import compose as compose
@@ -38,7 +39,8 @@ _PLACES = {  # of what takes seconds to import, and so is imported when it is as
 
 def _found(name: str) -> Any:
     name = name.removeprefix("onebox.")
-    return getattr(import_module(_PLACES[name]), name)
+    with catch_warnings(action="ignore"):  # of libraries, such as tqdm's in a notebook without widgets
+        return getattr(import_module(_PLACES[name]), name)
 
 
 class Both(ModuleType):

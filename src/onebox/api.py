@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +79,8 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
                 is_single = config.hydra.mode is not RunMode.MULTIRUN
                 check(is_single, "a sweep is started by onebox-train; in Python, loop over onebox.train")
                 _, cfg = single_run(config)
-                validate(cfg)
+                with warnings.catch_warnings(action="ignore"):  # what libraries say when they are first imported
+                    validate(cfg)
         finally:
             stored_in.clear()
             known.pop(GlobalHydra, None)
