@@ -60,7 +60,7 @@ class LocalizationMetrics(Metric):
     def update(self, boxes: Tensor, logits: Tensor, true_boxes: Tensor, labels: Tensor) -> None:
         """Add a batch: predicted boxes [B, 4] and logits [B, K], true boxes [B, 4] and labels [B]."""
         with torch.autocast(boxes.device.type, enabled=False):  # sums are float32 whatever the trainer's precision
-            values = _per_image(boxes.float(), logits.float(), true_boxes, labels)
+            values = per_image(boxes.float(), logits.float(), true_boxes, labels)
             # A matrix product, as index_add_ sums in no fixed order on a GPU.
             one_hot = torch.nn.functional.one_hot(labels, len(self.class_names)).float()
             self.sums += one_hot.T @ values
@@ -83,8 +83,8 @@ def _named(values: Tensor) -> dict[str, float]:
     return dict(zip(NAMES, values.tolist(), strict=True))
 
 
-def _per_image(boxes: Tensor, logits: Tensor, true_boxes: Tensor, labels: Tensor) -> Tensor:
-    """[B, len(NAMES)]: each metric of each image."""
+def per_image(boxes: Tensor, logits: Tensor, true_boxes: Tensor, labels: Tensor) -> Tensor:
+    """[B, len(NAMES)]: each metric of each image; arguments as of `LocalizationMetrics.update`."""
     iou = paired_iou(clip(boxes), true_boxes)
     cls_right = logits.argmax(1) == labels
     top5_right = (logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]).any(1)

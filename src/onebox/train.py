@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -207,8 +207,7 @@ def _experiment(cfg: DictConfig, run: RunRecord, fingerprint: str, *, capped: bo
     _let_be_pruned(cfg, built.trainer, fingerprint)
     _fit(cfg, run, built)
     best, folder = run.folder / "checkpoints" / "best.ckpt", run.folder if run.writes else None
-    test, floor = ({}, {}) if run.is_pruned else tested(built, best, folder)
-    return _close(cfg, run, built, test, floor)
+    return _close(cfg, run, built, Tested({}, {}, {}) if run.is_pruned else tested(built, best, folder))
 
 
 def _let_be_pruned(cfg: DictConfig, trainer: Trainer, fingerprint: str) -> None:
@@ -264,30 +263,41 @@ def _stopped_early(trainer: Trainer) -> str | None:
     return f"stopped after epoch {trainer.current_epoch} of {trainer.max_epochs}: {reason}"
 
 
-def tested(built: Built, weights: Path, folder: Path | None) -> tuple[dict[str, float], dict[str, float]]:
-    """The metrics of the test split and the floor beside them, both empty where there is no test image.
+class Tested(NamedTuple):
+    """The metrics of the test split, the floor beside them, and how they compare; empty without a test image."""
 
-    They are those of the checkpoint `weights`, if there is one; predictions.csv goes into `folder`.
+    test: dict[str, float]
+    floor: dict[str, float]
+    against_floor: dict[str, dict[str, Any]]
+
+
+def tested(built: Built, weights: Path, folder: Path | None) -> Tested:
+    """Test what was trained.
+
+    The metrics are those of the checkpoint `weights`, if there is one; predictions.csv goes into `folder`.
     """
     from onebox.runs.checkpoint import load_weights
     from onebox.runs.predictions import write_predictions
-    from onebox.runs.results import floor_metrics
+    from onebox.runs.results import against_floor, floor_metrics
 
     data, module, trainer, _ = built
     if not len(data.indexes["test"]):
-        return {}, {}
+        return Tested({}, {}, {})
     if weights.exists():  # callbacks.checkpoint_best=null: the last weights
         load_weights(module, weights)  # Lightning, under averaging, would test the weights that were not averaged
     with lightnings_errors(trainer):
         trainer.test(module, datamodule=data, verbose=False)
     test = {tag.removeprefix("test/"): value.item() for tag, value in trainer.callback_metrics.items()}
-    if folder is not None and module.tested is not None:
-        write_predictions(folder, data.indexes["test"], data.class_names, module.tested)
+    assert module.tested is not None  # by the test
+    train, images = data.indexes["train"], data.indexes["test"]
+    if folder is not None:
+        write_predictions(folder, images, data.class_names, module.tested)
     num_tested = int(sum(row["images"] for row in module.test_per_class.values()))
-    return test, floor_metrics(data.indexes["train"], data.indexes["test"], data.class_names, num_tested)
+    floor = floor_metrics(train, images, data.class_names, num_tested)
+    return Tested(test, floor, against_floor(train, images, len(data.class_names), module.tested))
 
 
-def _close(cfg: DictConfig, run: RunRecord, built: Built, test: dict[str, float], floor: dict[str, float]) -> Value:
+def _close(cfg: DictConfig, run: RunRecord, built: Built, results: Tested) -> Value:
     """Write the results, and give the objective's value."""
     from onebox.callbacks.epoch_csv import EpochCsvLogger
     from onebox.files import write_json
@@ -306,7 +316,7 @@ def _close(cfg: DictConfig, run: RunRecord, built: Built, test: dict[str, float]
     if not run.writes:
         return None
     final, per_class = rows[max(rows)] if rows else {}, built.module.test_per_class
-    parts = {"final": final, "best": best, "test": test, "floor": floor, "per_class": per_class}
+    parts = {"final": final, "best": best, **results._asdict(), "per_class": per_class}
     write_json(run.folder / "metrics.json", {"schema": SCHEMA, **parts})
     write_report(run.folder)
     print_results(run.folder)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from onebox.errors import BadInput
+from onebox.module import Predicted
 from onebox.runs import results
-from onebox.runs.results import best_row, compare_samples, write_samples
+from onebox.runs.results import against_floor, best_row, bootstrap, compare_samples, write_samples
 
 ROWS = {0: {"val/a": 0.1}, 1: {"val/a": 0.5}, 2: {"val/a": 0.5}, 3: {"val/a": math.nan}, 4: {"train/a": 9.0}}
 
@@ -83,3 +84,37 @@ def test_a_file_that_no_run_has_written_is_refused(tmp_path):
     np.savez_compressed(tmp_path / "b" / "samples.npz", code=np.array([print], dtype=object))
     with pytest.raises(BadInput, match="not the samples of a run"):
         compare_samples(tmp_path / "a", tmp_path / "b")
+
+
+def shapes_index(labels, boxes):
+    ids = [str(number) for number in range(len(labels))]
+    return SimpleNamespace(ids=ids, labels=torch.tensor(labels), boxes=torch.tensor(boxes))
+
+
+@pytest.mark.parametrize(("n", "told"), [(200, True), (19, False)])
+def test_each_metric_is_held_against_the_floor_on_the_same_images(n, told):
+    """The class is right on two of three images and the floor's on half of them; the box is the floor's."""
+    box = [0.25, 0.25, 0.75, 0.75]
+    index = shapes_index([0, 1] * (n // 2) + [0] * (n % 2), [box] * n)
+    right = torch.arange(n) % 3 > 0
+    predicted = torch.where(right, index.labels, 2)
+    top = torch.stack([predicted, *(torch.full((n,), label) for label in (3, 4, 5, 6))], dim=1)
+    classes = torch.cat([predicted[:, None], top], dim=1)
+    tested = Predicted(torch.arange(n), torch.tensor([box] * n), classes, torch.zeros(n, 6))
+    found = against_floor(index, index, 7, tested)
+    for name in ("acc", "joint_acc"):
+        low, high = found[name]["interval"]
+        assert found[name]["difference"] == pytest.approx((right.float().mean() - (index.labels == 0).float().mean()).item())  # fmt: skip
+        assert low < found[name]["difference"] < high
+        assert found[name]["verdict"] == ("better" if told else "cannot tell")
+    assert found["iou"] == {"difference": 0, "interval": [0, 0], "verdict": "cannot tell"}
+    assert found["joint_acc_top5"]["verdict"] == ("worse" if told else "cannot tell")  # the floor names both classes
+    worse = tested._replace(boxes=torch.tensor([[0.2, 0.25, 0.75, 0.75]] * n))
+    errors = against_floor(index, index, 7, worse)["loc_l1"]
+    assert errors["difference"] == pytest.approx(0.0125) and errors["verdict"] == ("worse" if told else "cannot tell")
+
+
+def test_the_bootstrap_covers_the_mean_in_95_of_100_cases():
+    random = np.random.default_rng(1)
+    hits = [low <= 0.3 <= high for low, high in (bootstrap(random.random((100, 1)) < 0.3)[0] for _ in range(300))]
+    assert 0.9 < np.mean(hits) < 0.98

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from onebox.runs.reading.reproduce import Recorded
 
 SCHEMA = 1
-RESAMPLES = 1000  # of the bootstrap
 TAKEN = ("data.", "trainer.", "threads=", "model.flip_average=")  # how overrides begin, beside a choice of data
 EVALUATED = "evaluated"  # folder of what this command writes
 
@@ -122,6 +121,7 @@ def _test(recorded: "Recorded", cfg: Any, split: str, weights: Path, folder: Pat
     from onebox.runs.checkpoint import read_checkpoint
     from onebox.runs.fingerprint import changed_parts
     from onebox.runs.predictions import per_image, read_predictions
+    from onebox.runs.results import bootstrap
     from onebox.train import tested
 
     quieten()
@@ -137,11 +137,12 @@ def _test(recorded: "Recorded", cfg: Any, split: str, weights: Path, folder: Pat
     sizes = {name: len(data.indexes[name]) for name in ("train", "test")}
     check(all(sizes.values()), f"no image to evaluate ({split}: {data.indexes['test']}); choose another --split")
     module = build_module(cfg, data)
-    test, floor = tested(Built(data, module, build_trainer(cfg), None), weights, folder)
+    results = tested(Built(data, module, build_trainer(cfg), None), weights, folder)
     table = per_image(read_predictions(folder))
     facts = {"run": str(recorded.folder), "weights": weights.name, "split": split, "images": len(table)}
-    results = {"test": test, "intervals": _intervals(table), "floor": floor, "per_class": module.test_per_class}
-    document = {"schema": SCHEMA, **facts, "unknown_classes": unknown, **results}
+    intervals = dict(zip(table, bootstrap(table.to_numpy(float)).tolist(), strict=True))
+    found = {**results._asdict(), "intervals": intervals, "per_class": module.test_per_class}
+    document = {"schema": SCHEMA, **facts, "unknown_classes": unknown, **found}
     write_json(folder / "metrics.json", document)
     return document
 
@@ -165,15 +166,6 @@ def _match_classes(data: "VocDataModule", names: Sequence[str]) -> dict[str, int
     return dict(unknown.most_common())
 
 
-def _intervals(table: Any) -> dict[str, list[float]]:
-    """The 95 % interval of the mean of each column over draws of the rows."""
-    import numpy as np
-
-    values, random = table.to_numpy(float), np.random.default_rng(0)
-    means = [values[random.integers(len(values), size=len(values))].mean(axis=0) for _ in range(RESAMPLES)]
-    return dict(zip(table, np.percentile(means, (2.5, 97.5), axis=0).T.tolist(), strict=True))
-
-
 def _print(document: dict[str, Any], folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -182,12 +174,13 @@ def _print(document: dict[str, Any], folder: Path) -> None:
 
     console = Console()
     table = Table(title=f"{document['images']:,} images ({document['split']}), {document['weights']}")
-    for column in ("", "result", "95 % interval", "floor"):
+    for column in ("", "result", "95 % interval", "floor", "is"):
         table.add_column(column, justify="right" if column else "left")
     for name in SHOWN:
         low, high = document["intervals"].get(name, (None, None))
         spread = "" if low is None else f"{low:.3f} to {high:.3f}"
-        table.add_row(name, f"{document['test'][name]:.3f}", spread, f"{document['floor'][name]:.3f}")
+        values = f"{document['test'][name]:.3f}", spread, f"{document['floor'][name]:.3f}"
+        table.add_row(name, *values, document["against_floor"][name]["verdict"])
     console.print(table)
     classes = Table("class", "images", "joint_acc", "acc", "iou", "loc_acc")
     for name, row in sorted(document["per_class"].items(), key=lambda item: -item[1]["images"]):

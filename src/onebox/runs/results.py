@@ -14,8 +14,12 @@ from onebox.trust import stored_file
 
 if TYPE_CHECKING:
     from onebox.data.index import Index
+    from onebox.module import Predicted
 
 SHOWN = ("acc", "iou", "loc_acc", "loc_acc70", "joint_acc", "joint_acc_top5", "joint_acc_50_95", "loc_l1")
+VERDICTS = {"better": "green", "worse": "red", "cannot tell": "yellow"}  # with styles of rich
+RESAMPLES = 1000  # of the bootstrap
+MIN_IMAGES = 20  # of fewer a bootstrap says too much
 SAMPLES = "samples.npz"
 MAX_SAMPLES = 200_000  # 4.5 MB, written in a second; beyond that, only fingerprints are compared
 MAX_BYTES = 2**28  # unpacked
@@ -57,12 +61,44 @@ def floor_metrics(train: "Index", test: "Index", class_names: list[str], num_ima
     return metrics.compute().tags()
 
 
+def against_floor(train: "Index", test: "Index", num_classes: int, tested: "Predicted") -> dict[str, dict[str, Any]]:
+    """For each metric how much the result is above the floor, its 95 % interval over test images, and a verdict.
+
+    The interval is a bootstrap of the differences on each image; `better`, `worse` or, where it holds 0 or the images
+    are fewer than `MIN_IMAGES`, `cannot tell`.
+    """
+    import torch
+
+    from onebox.metrics import NAMES, floor_prediction, per_image
+    from onebox.runs.reading.noise import SAME, lower_is_better
+
+    true, n = (test.boxes[tested.rows], test.labels[tested.rows]), len(tested.rows)
+    predicted, top = tested.classes[:, :1], tested.classes[:, 1:]
+    logits = torch.zeros(n, num_classes).scatter(1, top, torch.arange(top.shape[1], 0, -1.0).expand(n, -1))
+    logits = logits.scatter(1, predicted, num_classes + 1.0)  # of equals the first one, as in the test
+    floor = floor_prediction(train.boxes, train.labels, num_classes, n)
+    gains = (per_image(tested.boxes, logits, *true) - per_image(*floor, *true)).double().numpy()
+    found = {}
+    for name, gain, (low, high) in zip(NAMES, gains.mean(0).tolist(), bootstrap(gains).tolist(), strict=True):
+        sign = -1 if lower_is_better(name) else 1
+        is_told = n >= MIN_IMAGES and (low > SAME or high < -SAME)
+        verdict = "cannot tell" if not is_told else "better" if gain * sign > 0 else "worse"
+        found[name] = {"difference": gain, "interval": [low, high], "verdict": verdict}
+    return found
+
+
+def bootstrap(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[M, 2] the 95 % intervals of the means of [N, M] values over draws of the rows."""
+    random, n = np.random.default_rng(0), len(values)
+    draws = (np.bincount(random.integers(n, size=n), minlength=n) for _ in range(RESAMPLES))
+    return np.percentile([draw @ values / n for draw in draws], (2.5, 97.5), axis=0).T
+
+
 def print_results(run_dir: Path) -> None:
     """Print test metrics beside the floor, and where to look next."""
     from rich.console import Console
     from rich.table import Table
 
-    from onebox.runs.reading.noise import SAME, lower_is_better
     from onebox.runs.reading.report import balance_line, read_metrics
 
     console = Console()
@@ -74,19 +110,20 @@ def print_results(run_dir: Path) -> None:
             epoch = metrics["best"].get("epoch")
             which = "best checkpoint" if epoch is None else f"best checkpoint (epoch {epoch + 1})"
         table = Table(title=f"test, {which}")
-        for column in ("", "result", "floor"):
-            table.add_column(column, justify="right" if column else "left")
+        for column in ("", "result", "floor", "difference, 95 %", "is"):
+            table.add_column(column, justify="right" if column not in ("", "is") else "left")
         for name in SHOWN:
-            gain = (test[name] - floor[name]) * (-1 if lower_is_better(name) else 1)
-            result = f"[{'green' if gain > SAME else 'red'}]{test[name]:.3f}[/]"
-            table.add_row(name, result, f"{floor[name]:.3f}", style="bold" if name == "joint_acc" else "")
+            judged, style = metrics["against_floor"][name], "bold" if name == "joint_acc" else ""
+            low, high = judged["interval"]
+            cells = f"{test[name]:.3f}", f"{floor[name]:.3f}", f"{low:+.3f} to {high:+.3f}"
+            table.add_row(name, *cells, f"[{VERDICTS[judged['verdict']]}]{judged['verdict']}[/]", style=style)
         table.caption = "floor: the median box and the most frequent class, whatever the image"
     else:
         why = f"pruned {run['pruned']}, so not tested" if "pruned" in run else "there is no test split"
         table = Table("", "result", title=f"training images, last epoch ({why})")
-        for tag, value in metrics["final"].items():
-            if tag.startswith("train/"):
-                table.add_row(tag, f"{value:.4f}")
+        for name in ("loss", "loss_loc", "loss_cls", *SHOWN):
+            if (value := metrics["final"].get(f"train/{name}")) is not None:
+                table.add_row(f"train/{name}", f"{value:.4f}")
     console.print(table)
     where = {"run": str(run_dir), "report": str(run_dir / "report.html")}
     balance = run.get("balance")

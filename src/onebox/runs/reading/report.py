@@ -17,7 +17,6 @@ import onebox
 from onebox.files import read_json, write_text
 from onebox.page import render
 from onebox.runs.reading.find import BEGAN
-from onebox.runs.reading.noise import SAME, lower_is_better
 
 # In the order of the table, with what each one says to a reader who does not know it.
 METRICS = {
@@ -102,7 +101,8 @@ def write_report(run_dir: Path) -> Path:
     config_path = run_dir / "config.yaml"
     config = config_path.read_text(encoding="utf-8") if config_path.exists() else ""
     epochs = read_epochs(run_dir / "metrics.csv")
-    level, interval = judge(test, floor, images) if test else ("", (0.0, 0.0))
+    judged = metrics.get("against_floor", {})  # an older run has none
+    level = {"better": "above", "worse": "below"}.get(judged.get("joint_acc", {}).get("verdict"), "near")
 
     html = render(
         "onebox.runs.reading",
@@ -125,9 +125,9 @@ def write_report(run_dir: Path) -> Path:
         floor=floor,
         # Without a test split, the nearest thing to a result.
         shown_split="val" if any(tag.startswith("val/") for tag in final) else "train",
-        better_than_floor=[name for name in METRICS if test and _gain(name, test, floor) > SAME],
+        judged=judged,
         level=level,
-        interval=interval,
+        interval=wilson(test["joint_acc"], images) if test else None,
         shares=error_shares(test),
         floor_shares=error_shares(floor),
         images=images,
@@ -185,16 +185,6 @@ def balance_line(balance: Mapping[str, Any]) -> str:
     )
 
 
-def judge(test: Values, floor: Values, images: int) -> tuple[str, tuple[float, float]]:
-    """Whether joint_acc is `below`, `near` or `above` the floor, and its 95 % interval over `images` images.
-
-    Near is a floor within the interval: another draw of test images could have put the result there.
-    """
-    low, high = wilson(test["joint_acc"], images)
-    gain = _gain("joint_acc", test, floor)
-    return ("below" if gain <= SAME else "near" if floor["joint_acc"] > low else "above"), (low, high)
-
-
 def wilson(share: float, count: int) -> tuple[float, float]:
     """The 95 % interval of a share of `count`, in [0, 1] (Wilson 1927): of 0 and 1 too, it has a width.
 
@@ -205,10 +195,6 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     z2 = 1.96**2 / count
     middle, half = share + z2 / 2, math.sqrt(z2 * (share * (1 - share) + z2 / 4))
     return max(0.0, middle - half) / (1 + z2), min(1.0, (middle + half) / (1 + z2))
-
-
-def _gain(name: str, test: Values, floor: Values) -> float:
-    return (test[name] - floor[name]) * (-1 if lower_is_better(name) else 1)
 
 
 def error_shares(values: Values) -> Values:
