@@ -111,6 +111,12 @@ def test_a_planned_job_shows_what_it_will_vary(sweep):
     assert math.isnan(pending["seconds"])
 
 
+def test_a_heading_is_broken_only_where_there_is_no_room(sweep):
+    wide, narrow = (shown(sweep, width).splitlines() for width in (120, 24))
+    assert any(line.split()[:2] == ["#", "optimizer.lr"] for line in wide)
+    assert any("optimizer." in line.split() for line in narrow)
+
+
 UNLIKE = (
     ("optimizer.lr=0.01",), ("optimizer.lr=0.003", "trainer.max_epochs=60"), ("loss/loc=giou",),
     ("loss/loc=giou", "loss.weights.loc=3.0"), ("optimizer=sgd",), ("data.limit=500",), ("image_size=128",),

@@ -231,10 +231,13 @@ class Listing:
             table.title, table.title_justify = title, "left"
             title, spare = None, room - sum(least[place] + GAP for place in places) + GAP
             for place in places:
-                width = min(longest[place], least[place] + max(0, spare), room)
+                whole = _heading(self.shown[place])
+                is_whole = (needed := max(longest[place], cell_len(whole))) <= min(least[place] + max(0, spare), room)
+                width = needed if is_whole else min(longest[place], least[place] + max(0, spare), room)
                 spare -= width - least[place]
                 justify: Any = "right" if self._is_number(self.shown[place]) else "left"
-                table.add_column(Text(headings[place]), justify=justify, width=width, overflow="fold")
+                heading = Text(whole if is_whole else headings[place])  # broken only where there is no room
+                table.add_column(heading, justify=justify, width=width, overflow="fold")
             best = self.columns.get("best") or [False] * len(rows)
             for row, is_best in zip(rows, best, strict=True):
                 # Of several statuses the last one is the worst.
