@@ -78,7 +78,8 @@ def store_features(
     localizer = module.localizer
     network: Any = localizer.backbone  # a module as well
     if checkpoint is not None:
-        load_weights(module, checkpoint)  # a file of pretrained weights may have changed since
+        # A file of pretrained weights may have changed since; and averages of what is frozen differ in their last bits.
+        load_weights(module, checkpoint, are_trained=True)
     until = frozen[-1]
     device = trainer.strategy.root_device
 

@@ -179,9 +179,10 @@ def begin_with(localizer: Localizer, init: Mapping[str, str], class_names: Seque
         log.info("init: the classes have other names or another order than in %s; all weights are taken", init["run"])
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Load a checkpoint's weights, the averaged ones where there are such."""
+def load_weights(module: nn.Module, path: Path, *, are_trained: bool = False) -> None:
+    """Load a checkpoint's weights; where they were averaged, the averages or, `are_trained`, what is trained on."""
+    checkpoint = read_checkpoint(path)
     try:
-        module.load_state_dict(read_checkpoint(path)["state_dict"])
+        module.load_state_dict((are_trained and checkpoint.get("current_model_state")) or checkpoint["state_dict"])
     except RuntimeError as error:
         raise BadInput(f"{path}: the weights are of another network ({error})") from error

@@ -134,7 +134,7 @@ def begin(folder: Path, config: Mapping[str, Any], fingerprint: str) -> None:
         with replacing(folder / "trace.csv") as temporary:
             temporary.write_bytes(read_bytes(stored_file(parent, "trace.csv"), MAX_LONG))
     checkpoints = {"last.ckpt": last}  # written last: then all is there
-    if config["callbacks"].get("checkpoint_best") is not None:
+    if any(state.get("best_model_path") for state in last["callbacks"].values()):  # else none was validated
         checkpoints = {"best.ckpt": read_checkpoint(stored_file(parent, "checkpoints/best.ckpt")), **checkpoints}
     for name, checkpoint in checkpoints.items():
         facts = checkpoint["onebox"] | {"fingerprint": fingerprint, "config": config}
