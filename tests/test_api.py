@@ -131,11 +131,14 @@ def test_a_training_stops_at_a_checkpoint_when_its_kernel_is_killed(small, tmp_p
     assert (tmp_path / "run/checkpoints/last.ckpt").exists()
 
 
+@pytest.mark.long
 def test_what_a_training_fails_with_is_raised(small, tmp_path, capfd):
     with pytest.raises(BadInput, match=r"no Annotations/.*point data.root") as raised:
         onebox.train([*small, "data=folder", f"data.root={tmp_path}"])
     assert "\n" not in str(raised.value)
     assert "onebox-train:" not in capfd.readouterr().out
+    with pytest.raises(BadInput, match=r"loss\.loc\.criterion\._target_=__main__\.Mine: .*move it into a module"):
+        onebox.train([*small, "loss.loc.criterion._target_=__main__.Mine"])
     (tmp_path / "faulty.py").write_text(
         "def fail(*codes): raise RuntimeError('my own fault')\ndef criterion(**options): return fail\n"
     )

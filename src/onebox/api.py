@@ -184,11 +184,7 @@ def end_with_parent() -> None:
 
 
 def hydra_arguments(arguments: Sequence[str]) -> list[str]:
-    """Arguments of the command as Hydra takes them: what they name of earlier runs is looked up, flags come first.
-
-    Raises:
-        BadInput: one cannot be used.
-    """
+    """Arguments of the command as Hydra takes them: what they name of earlier runs is looked up, flags come first."""
     arguments = ["sweep.plan=only" if text == "--dry-run" else text for text in arguments]
     arguments = [new for text in arguments for new in stored_arguments(text)]
     if any(text.startswith(("like=", "init=", "extend=")) for text in arguments):
@@ -199,11 +195,7 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def single_run(config: DictConfig) -> tuple[Path, DictConfig]:
-    """The directory of the run that Hydra has composed, and its config without Hydra's part.
-
-    Raises:
-        BadInput: it is no single run, or cannot lie there.
-    """
+    """The directory of the run that Hydra has composed, and its config without Hydra's part; refuses what is none."""
     folder = Path(config.hydra.run.dir)  # not of the copy, whose time stamp would differ
     cfg = without_hydra(config, run_dir=str(folder))
     check(not config.hydra.job.chdir, NO_CHDIR)

@@ -202,6 +202,8 @@ def _made(config: DictConfig, **arguments: Any) -> Any:
 def _not_found(target: str) -> str:
     """Why nothing is called `target`, and what to do."""
     package = target.partition(".")[0]
+    if package == "__main__":
+        return "what a cell or a script defines has no file to be imported from; move it into a module of your own"
     try:
         if importlib.util.find_spec(package) is None:
             return (
