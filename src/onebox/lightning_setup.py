@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from onebox.errors import BadInput
+from onebox.errors import BadInput, printable
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -74,10 +74,11 @@ def use_threads(cfg: DictConfig, *, capped: bool) -> None:
 
 
 def quieten() -> None:
-    """Silence what libraries say that nobody can act on."""
+    """Silence what libraries say that nobody can act on; of the rest each warning is one line."""
     import lightning.pytorch  # noqa: F401  sets another level when it is imported
 
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.formatwarning = lambda message, *where, **line: f"warning: {printable(' '.join(str(message).split()))}\n"
     for text in IRRELEVANT_WARNINGS:
         warnings.filterwarnings("ignore", text)

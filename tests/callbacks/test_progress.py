@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import re
 import sys
+import warnings
 
 import pytest
 from lightning.pytorch import LightningModule, Trainer
@@ -10,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from onebox import streams
 from onebox.callbacks.epoch_csv import EpochCsvLogger
 from onebox.callbacks.progress import EpochBar
+from onebox.lightning_setup import quieten
 from onebox.train import train
 
 OFF = ["callbacks.pictures=null", "logger=csv"]
@@ -144,3 +146,11 @@ def test_lines_name_each_finished_epoch_and_pass_over_what_was_not_logged(compos
     printed = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("Epoch")]
     assert [line[1] for line in printed] == ["1/2", "2/2"]
     assert [line[2::2] for line in printed] == [["loss_loc"], ["loss_loc", "iou"]]
+
+
+def test_a_warning_of_a_library_is_one_line(monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", None)
+    quieten()
+    assert (
+        warnings.formatwarning("low\n  memory\x1b", UserWarning, "x.py", 3, line="x") == "warning: low memory\ufffd\n"
+    )
