@@ -146,8 +146,7 @@ def on_stderr() -> Iterator[None]:
 def _is_stopped(recorded: "Recorded", config: dict[str, Any]) -> bool:
     """Train a config as it stands, with as many threads as the run had: their number changes the last bits of sums.
 
-    Returns:
-        Whether it was stopped after as many steps as it was to make.
+    True where it was stopped after as many steps as were asked for.
     """
     import torch
     from hydra.core.hydra_config import HydraConfig

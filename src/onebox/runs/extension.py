@@ -13,12 +13,12 @@ from onebox.runs.reading.find import Run
 from onebox.runs.record import read_record, why_no_checkpoint
 from onebox.trust import stored_file
 
-LENGTH = "trainer.max_epochs"
-MAY_CHANGE = {  # with what is below it; the checkpoint says nothing of it, or is told
+LENGTH, STOPPING = "trainer.max_epochs", "callbacks.early_stopping"
+MAY_CHANGE = (  # keys begin so; the checkpoint says nothing of them, or is told
     *("trainer", "scheduler", "augment", "seed", "data.batch_size", "data.eval_batch_size"),
     *(f"optimizer.{key}" for key in ("lr", "weight_decay", "betas", "eps", "momentum", "nesterov")),
-    *("callbacks.early_stopping", "callbacks.freeze"),
-}
+    *(STOPPING, "callbacks.freeze"),
+)
 
 
 def extension(
@@ -38,7 +38,7 @@ def extension(
     before = checkpoint["onebox"]["config"]
     depends = _depends_on_length(before)
     check(
-        not depends or any(key.startswith("scheduler") for key in given),
+        not depends or _differs(given, "scheduler"),
         f"{place}: its schedule ({before['scheduler']}) has come to its end; give one for the epochs to come, such as "
         "scheduler=none or scheduler=cosine",
     )
@@ -75,9 +75,8 @@ def check_changes(checkpoint: Mapping[str, Any], config: Mapping[str, Any], swep
     """
     changed = {*changed_keys(checkpoint["onebox"]["config"], config), *(key.replace("/", ".") for key in swept)}
     changed = {key for key in changed if not key.startswith("extend.")}
-    refused = sorted(key for key in changed if not _is_among(key, MAY_CHANGE))
-    instead = "init=RUN begins a new run with its weights"
-    check(not refused, f"extend=RUN: {', '.join(refused)} cannot change within a run; {instead}")
+    refused = ", ".join(sorted(key for key in changed if not key.startswith(MAY_CHANGE)))
+    check(not refused, f"extend=RUN: {refused} cannot change within a run; init=RUN begins a new run with its weights")
     epochs, total = checkpoint["fit"]["position"][0], config["trainer"]["max_epochs"]
     check(
         LENGTH in swept or total > epochs,
@@ -85,13 +84,10 @@ def check_changes(checkpoint: Mapping[str, Any], config: Mapping[str, Any], swep
     )
     states, callbacks = checkpoint["callbacks"], config["callbacks"]
     has_trace = callbacks.get("trace") is None or "StepTrace" in states
-    check(
-        has_trace, "extend=RUN: the run has no trace.csv that the steps to come could follow; give callbacks.trace=null"
-    )
-    check(
-        callbacks.get("checkpoint_last") is not None, "extend=RUN: needs callbacks.checkpoint_last; do not set it null"
-    )
-    stopping = [] if _is_other("callbacks.early_stopping", changed) else _stopping(states).values()
+    check(has_trace, "extend=RUN: the run has no trace.csv for the steps to come to follow; give callbacks.trace=null")
+    has_last = callbacks.get("checkpoint_last") is not None
+    check(has_last, "extend=RUN: needs callbacks.checkpoint_last; do not set it null")
+    stopping = [] if _differs(changed, STOPPING) else _stopping(states).values()
     check(
         not any(state["stopped_epoch"] or state["wait_count"] >= state["patience"] for state in stopping),
         f"extend=RUN: early stopping has ended the run after {epochs} epochs; give callbacks/early_stopping=none or "
@@ -116,19 +112,16 @@ def begin(folder: Path, config: Mapping[str, Any], fingerprint: str) -> None:
     changed = check_changes(last, config)
     is_known = wanted == last["onebox"]["fingerprint"] if wanted else changed == {LENGTH}
     check(is_known, f"{parent}: is not the run that was to be extended; give extend={parent} again")
-    is_new = _depends_on_length(config) or _is_other("scheduler", changed) or _is_other("optimizer", changed)
-    dropped = _stopping(last["callbacks"]) if _is_other("callbacks.early_stopping", changed) else {}
+    is_new = _depends_on_length(config) or _differs(changed, "scheduler", "optimizer")
+    dropped = _stopping(last["callbacks"]) if _differs(changed, STOPPING) else {}
     trained = {"current_model_state": last["fit"]["trained"]} if last["fit"].get("trained") else {}  # beside averages
-    last = (
-        last
-        | trained
-        | {
-            "fit": last["fit"] | {"done": False, "trained": {}},
-            "new_schedule": is_new,
-            "lr_schedulers": [] if is_new else last["lr_schedulers"],
-            "callbacks": {name: state for name, state in last["callbacks"].items() if name not in dropped},
-        }
-    )
+    last = {
+        **(last | trained),
+        "fit": last["fit"] | {"done": False, "trained": {}},
+        "new_schedule": is_new,
+        "lr_schedulers": [] if is_new else last["lr_schedulers"],
+        "callbacks": {name: state for name, state in last["callbacks"].items() if name not in dropped},
+    }
     (folder / "checkpoints").mkdir(exist_ok=True)
     if config["callbacks"].get("trace") is not None and (parent / "trace.csv").exists():
         with replacing(folder / "trace.csv") as temporary:
@@ -153,14 +146,10 @@ def _stores_frozen(config: Mapping[str, Any]) -> bool:
     return is_stored and any(epoch >= config["trainer"]["max_epochs"] for epoch, _ in freeze.get("unfreeze", ()))
 
 
+def _differs(changed: Collection[str], *names: str) -> bool:
+    return any(key.startswith(names) for key in changed)
+
+
 def _stopping(states: Mapping[str, Any]) -> dict[str, Any]:
     """The states of early stopping, among those of all callbacks."""
     return {name: state for name, state in states.items() if name.startswith("EarlyStopping")}
-
-
-def _is_among(key: str, keys: Collection[str]) -> bool:
-    return any(f"{key}.".startswith(f"{name}.") for name in keys)
-
-
-def _is_other(part: str, changed: Collection[str]) -> bool:
-    return any(_is_among(key, [part]) for key in changed)
