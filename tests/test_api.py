@@ -277,4 +277,5 @@ def test_the_notebook_runs_without_a_warning(tmp_path, monkeypatch):
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 1
     texts = "".join(output.get("text", "") or output.get("data", {}).get("text/plain", "") for output in outputs)
     assert "did you mean optimizer.lr?" in texts and "'loss.weights.loc'" in texts
-    assert not [output for output in outputs if output.get("name") == "stderr"]
+    said = [output["text"] for output in outputs if output.get("name") == "stderr"]
+    assert [text for text in said if "IOStream.flush timed out" not in text] == []  # a kernel's own, on a busy machine
