@@ -44,7 +44,8 @@ from onebox.runs.reading.load import LoadedRun
 from onebox.runs.reading.onnx_model import OnnxModel
 from onebox.runs.reading.predict import BATCH, image_files, read_any
 
-BACKBONES = ("tiny_cnn", "mobilenet_v3_small", "resnet18", "efficientnet_lite0", "resnet50", "convnext_tiny", "timm")
+SMALL = ("tiny_cnn", "small_cnn")
+BACKBONES = (*SMALL, "mobilenet_v3_small", "resnet18", "efficientnet_lite0", "resnet50", "convnext_tiny", "timm")
 LOC_HEADS = ("linear", "mlp", "spatial", "attention_pool", "dense", "edges", "per_class_box")
 CLS_HEADS = ("linear", "mlp", "attention_pool")
 ROUNDS = 7  # of turns
@@ -54,7 +55,7 @@ PHOTOGRAPHS = 1000
 
 def network(*overrides: str) -> LoadedRun:
     """A localizer as a run would be loaded, with drawn weights, in evaluation mode."""
-    drawn = [] if "model/backbone=tiny_cnn" in overrides else ["model.backbone.pretrained=false"]
+    drawn = [] if {f"model/backbone={name}" for name in SMALL} & set(overrides) else ["model.backbone.pretrained=false"]
     torch.manual_seed(0)
     with initialize_config_module("onebox.conf", version_base="1.3"):
         cfg = compose("train", overrides=["run_dir=none", *overrides, "model.num_classes=20", *drawn])
