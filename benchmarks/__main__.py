@@ -67,6 +67,8 @@ ROWS = {
     "sweep_extra_s": Row("sweep", "extra_s", "<=", 0.15, "s a job"),
     "features_first": Row("features", "first", "<=", 0.1),
     "features_again": Row("features", "again", "<=", 0.1),
+    "see_overhead": Row("see", "overhead", "<=", 1.02),
+    "events_mb": Row("see", "events_mb", "<=", 3, "MB"),
     "startup_help": Row("startup --help", "ratio", "<=", 1.3),
     "startup_cfg": Row("startup --cfg job", "ratio", "<=", 1.3),
     "onnx_tiny_cnn_1": Row("use speed tiny_cnn", "batch_1", ">=", 3),
@@ -82,7 +84,16 @@ ROWS = {
     "predict_1000_small_work": Row("use predict model/backbone=mobilenet_v3_small", "work", ">=", 0.9),
     "predict_memory": Row("use peak", "ratio", "<=", 1.05),
 }
-ONCE = ("features", "index", "memory", "planning", "runs", "sweep", "use peak")  # slow, or with rounds of their own
+ONCE = (
+    "features",
+    "index",
+    "memory",
+    "planning",
+    "runs",
+    "see",
+    "sweep",
+    "use peak",
+)  # slow, or with rounds of their own
 NEEDS_VOC = ("seed", "loading", "features", "predict", "peak")
 
 

@@ -16,6 +16,7 @@ import yaml
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.proto.graph_pb2 import GraphDef
 from torchvision.ops import box_convert
 
 from onebox.build import build_data, build_module
@@ -71,7 +72,7 @@ def test_a_run_directory_and_tensorboard_have_what_is_promised(run):
     from tensorboard.plugins.hparams import plugin_data_pb2
 
     weights_and_rate = ["loss.weights.loc=7", "optimizer.lr=0.002", "scheduler=none"]
-    every = ["trainer.max_epochs=3", "callbacks.pictures.every_n_epochs=1"]
+    every = ["trainer.max_epochs=3", "callbacks.pictures.every_n_epochs=1", "logger.tensorboard.hide=[epoch]"]
     folder = run("run", "experiment=baseline", *weights_and_rate, *every)
     record, metrics = read(folder, "run.json"), read(folder, "metrics.json")
     assert record["status"] == "completed"
@@ -107,7 +108,16 @@ def test_a_run_directory_and_tensorboard_have_what_is_promised(run):
     steps = {"step/loss", "step/loss_loc", "step/loss_loc_weighted", "step/lr"}
     epochs = {"train/loss", "train/loss_cls_weighted", "val/loss_loc", "val/iou", "val/joint_acc", "val/acc_macro"}
     assert set(tags["scalars"]) >= steps | epochs | {"best/joint_acc", "test/joint_acc"}
-    assert tags["images"] == ["val/predictions"]
+    assert set(tags["images"]) == {"val/predictions", "val/worst", "val/confusion", "train/augmented"}
+    assert [len(events.Images(tag)) for tag in ("val/predictions", "val/worst", "train/augmented")] == [3, 1, 1]
+    assert set(tags["histograms"]) >= {"val/iou", "val/probability_wrong"}
+    text = {"config/text_summary", "overrides/text_summary", "results/text_summary"}
+    assert {*tags["tensors"]} >= text | {"custom_scalars__config__", "pr/circle"}
+    best = [event.value for event in events.Scalars("best/joint_acc")]
+    assert best[:3] == sorted(best[:3]) and best[-1] == pytest.approx(metrics["best"]["val/joint_acc"])
+    graph = GraphDef.FromString(events.Graph().SerializeToString())
+    assert {node.name for node in graph.node} >= {"images", "cls_head/linear/linear"}
+    assert (folder / "tensorboard" / "projector_config.pbtxt").exists()
     assert events.Scalars("step/lr")[0].value == pytest.approx(0.002)
     raw, weighted = events.Scalars("train/loss_loc")[-1].value, events.Scalars("train/loss_loc_weighted")[-1].value
     assert weighted == pytest.approx(7 * raw, rel=1e-5)
@@ -116,11 +126,35 @@ def test_a_run_directory_and_tensorboard_have_what_is_promised(run):
     assert start.hparams["loss.weights.loc"].number_value == 7
     assert start.hparams["optimizer.lr"].number_value == pytest.approx(0.002)
     assert start.hparams["model/box_coder"].string_value == "cxcywh_sigmoid"
-    content = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
-    experiment = plugin_data_pb2.HParamsPluginData.FromString(content).experiment
-    listed = {info.name.tag for info in experiment.metric_infos}
-    assert listed >= {"val/joint_acc", "best/joint_acc", "test/iou"}
-    assert listed <= set(tags["scalars"])  # each has values to show
+    # TensorBoard would take the list of hyper-parameters of all runs from it.
+    assert "_hparams_/experiment" not in tags["tensors"]
+    assert {"val/joint_acc", "best/joint_acc", "test/iou"} <= set(tags["scalars"])  # which are the metrics
+
+
+def test_what_tensorboard_shows_does_not_change_a_bit(run):
+    names = (
+        "pictures",
+        "scalars",
+        "worst",
+        "augmented",
+        "confusion",
+        "curves",
+        "histograms",
+        "graph",
+        "projector",
+        "texts",
+    )
+    every = [f"callbacks.{name}.every_n_epochs=1" for name in ("pictures", "worst", "augmented", "confusion", "curves")]
+    common = ["trainer.max_epochs=2", "augment=batched_flip", "model.backbone.dropout=0.3", "data.batch_size=16"]
+    shown = run("shown", *common, *every)
+    plain = run("plain", *common, *(f"callbacks.{name}=null" for name in names))
+    assert_same_run(shown, plain)
+    assert read(shown, "run.json")["fingerprint"] == read(plain, "run.json")["fingerprint"]
+    events = scalars(shown)
+    tags = events.Tags()
+    assert not [tag for tag in tags["scalars"] if tag.endswith(("_macro", "_weighted")) or tag == "epoch"]
+    assert len(tags["scalars"]) < 50
+    assert not scalars(plain).Tags()["images"]
 
 
 @pytest.mark.parametrize("augment", ["none", "strong"])

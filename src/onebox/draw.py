@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 # Blue and orange as in Okabe and Ito's colour-blind-safe palette (2008), lighter, to be seen on photographs.
 TRUE_COLOUR = "#4CB5F5"
@@ -31,8 +31,10 @@ class Mark(NamedTuple):
     below: bool = False
 
 
-def draw_marks(image: NDArray[np.uint8], marks: Sequence[Mark], *, width: int) -> Image.Image:
+def draw_marks(image: NDArray[np.uint8], marks: Sequence[Mark], *, width: int, frame: str | None = None) -> Image.Image:
     """Draw boxes and their labels, the last on top, on a copy of `image`, [H, W, 3] RGB, resized to `width` px.
+
+    `frame` is the colour of a frame around the picture.
 
     An image that is more than twice as high as wide is squeezed to that.
     """
@@ -64,7 +66,7 @@ def draw_marks(image: NDArray[np.uint8], marks: Sequence[Mark], *, width: int) -
         placed.append((left, left + length, top))
         pen.rounded_rectangle((left, top, left + length - 1, top + height - 1), radius=height / 5, fill=mark.colour)
         pen.text((left + padding, top + height / 2), text, fill=INK, font=font, anchor="lm")
-    return canvas
+    return canvas if frame is None else ImageOps.expand(canvas, max(3, width // 50), frame)
 
 
 def draw_grid(
@@ -92,6 +94,34 @@ def draw_grid(
         for column, tile in enumerate(row):
             sheet.paste(tile, (GAP + column * (cell + GAP), top + (height - tile.height) // 2))
         top += height + GAP
+    return sheet
+
+
+def draw_matrix(counts: NDArray[np.int64], names: Sequence[str], *, title: str) -> Image.Image:
+    """Draw a confusion matrix, [K, K] of true (rows) and predicted classes: the darker, the larger a row's share."""
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    cell = max(4, min(44, 900 // max(1, len(names))))
+    font: Any = ImageFont.load_default(size=max(8, min(14, cell // 2)))
+    margin = round(min(160, max([font.getlength(name) for name in names], default=0)) + 2 * GAP) if cell >= 12 else GAP
+    top, left, side = margin + 2 * GAP, margin, cell * len(names)
+    sheet = Image.new("RGB", (left + side + GAP, top + side + GAP), PAPER)
+    blue = 255 - shares[..., None] * (255 - np.array([20, 70, 140]))
+    squares = Image.fromarray(blue.round().astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
+    sheet.paste(squares, (left, top))
+    pen = ImageDraw.Draw(sheet)
+    pen.text((GAP, GAP), _shortened(title, font, sheet.width - 2 * GAP), fill=INK, font=font)
+    if cell < 12:
+        return sheet
+    for number, name in enumerate(names):
+        text, middle = _shortened(name, font, margin - GAP), (number + 0.5) * cell
+        pen.text((left - GAP / 2, top + middle), text, fill=INK, font=font, anchor="rm")
+        upright = Image.new("RGB", (margin, cell), PAPER)
+        ImageDraw.Draw(upright).text((GAP / 2, cell / 2), text, fill=INK, font=font, anchor="lm")
+        sheet.paste(upright.rotate(90, expand=True), (round(left + number * cell), top - margin))
+    for row, column in np.argwhere(counts):
+        place = left + (column + 0.5) * cell, top + (row + 0.5) * cell
+        colour = PAPER if shares[row, column] > 0.5 else INK
+        pen.text(place, str(counts[row, column]), fill=colour, font=font, anchor="mm")
     return sheet
 
 

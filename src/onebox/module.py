@@ -37,6 +37,14 @@ class Predicted(NamedTuple):
     probabilities: Tensor  # as classes
 
 
+class Validated(NamedTuple):
+    """What a validation epoch predicted of N images, on the processor."""
+
+    rows: Tensor  # [N] int64, of the split
+    boxes: Tensor  # [N, 4] xyxy, in [0, 1] where inside the image
+    logits: Tensor  # [N, K]
+
+
 class LocalizationModule(LightningModule):
     """Trains a `Localizer` on batches of one box and one class an image.
 
@@ -77,7 +85,8 @@ class LocalizationModule(LightningModule):
         self.stored_until: str | None = None  # the backbone's stage that gives what batches hold in the place of images
         self.test_per_class: dict[str, dict[str, float]] = {}  # filled by a test
         self.tested: Predicted | None = None  # by a test too
-        self._test_batches: list[tuple[Tensor, ...]] = []  # not yet in it
+        self.validated: Validated | None = None  # by the last validation epoch
+        self._batches: list[tuple[Tensor, ...]] = []  # not yet in one of them
         self._warned = False  # of many fallbacks, once a fit
         self.last_step: Step  # set by each training step
         self._pending: list[Step] = []  # not yet read
@@ -168,8 +177,12 @@ class LocalizationModule(LightningModule):
         self.train_results.restore(kept["results"])
         self._pending = [(losses, Prediction(*preds), Target(*targets)) for losses, preds, targets in kept["pending"]]
 
+    def on_validation_epoch_start(self) -> None:
+        self._batches = []  # of one that was stopped
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch)
+        preds = self._evaluate(batch)
+        self._batches.append((preds.boxes, preds.logits))
 
     def _evaluate(self, batch: Batch) -> Prediction:
         preds, targets, _, losses = self._predict(batch)
@@ -178,17 +191,18 @@ class LocalizationModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         losses, metrics = self.eval_results.pop()
+        self.validated, self._batches = Validated(*_of_all_ranks(self._batches)), []
         self._log("val", losses | metrics.tags())
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         preds = self._evaluate(batch)
         top = preds.logits.topk(min(5, preds.logits.shape[1])).indices
         classes = torch.cat([preds.logits.argmax(1, keepdim=True), top], dim=1)  # of equals, topk may take another
-        self._test_batches.append((preds.boxes, classes, preds.logits.softmax(1).gather(1, classes)))
+        self._batches.append((preds.boxes, classes, preds.logits.softmax(1).gather(1, classes)))
 
     def on_test_epoch_end(self) -> None:
         losses, metrics = self.eval_results.pop()
-        self.tested, self._test_batches = _of_all_ranks(self._test_batches), []
+        self.tested, self._batches = Predicted(*_of_all_ranks(self._batches)), []
         self.test_per_class = metrics.per_class
         self._log("test", losses | metrics.tags())
 
@@ -281,8 +295,11 @@ class RunningResults(nn.Module):
         return losses, results
 
 
-def _of_all_ranks(batches: Sequence[tuple[Tensor, ...]]) -> Predicted:
-    """What all processes tested, in the order of the split, of which each has every row from its own number on."""
+def _of_all_ranks(batches: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+    """Rows of a split, and the columns of what all processes predicted of them, in the split's order.
+
+    Each process has every row from its own number on.
+    """
     columns = [torch.cat(parts).cpu() for parts in zip(*batches, strict=True)]
     parts: list[Any] = [columns]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -290,7 +307,7 @@ def _of_all_ranks(batches: Sequence[tuple[Tensor, ...]]) -> Predicted:
         torch.distributed.all_gather_object(parts, columns)
     rows = torch.cat([torch.arange(len(part[0])) * len(parts) + rank for rank, part in enumerate(parts)])
     order = rows.argsort()
-    return Predicted(*(torch.cat(column)[order] for column in ((rows,), *zip(*parts, strict=True))))
+    return [torch.cat(column)[order] for column in ((rows,), *zip(*parts, strict=True))]
 
 
 def _balance(losses: dict[str, Tensor]) -> dict[str, Tensor]:

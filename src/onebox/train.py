@@ -184,9 +184,8 @@ def train(cfg: DictConfig) -> Value:
             from onebox.runs.extension import begin
 
             begin(run_dir, facts["config"], facts["fingerprint"])
-        planned = [job["overrides"] for job in plan.get("jobs", [])]
         hparams.name_events(cfg, planned_varied(plan, facts["fingerprint"]))
-        with hparams.session(cfg, facts, planned, RESULT_TAGS):
+        with hparams.session(cfg, facts, hparams.overridden(job["overrides"] for job in plan.get("jobs", []))):
             if (count := ranks.num_ranks(cfg.trainer)) > 1:
                 try:
                     ranks.run_ranks(run_dir, count)
@@ -202,9 +201,12 @@ def _objective(cfg: DictConfig) -> str | list[str]:
 
 def _experiment(cfg: DictConfig, run: RunRecord, fingerprint: str, *, capped: bool) -> Value:
     """Build, fit, test, close; `capped`, with few loader workers, as other processes want the rest."""
+    from onebox.runs.texts import about, tell
+
     use_threads(cfg, capped=capped)
     built = build(cfg, run, fingerprint)
     _let_be_pruned(cfg, built.trainer, fingerprint)
+    tell(built.trainer, about(cfg, HydraConfig.get()))
     _fit(cfg, run, built)
     best, folder = run.folder / "checkpoints" / "best.ckpt", run.folder if run.writes else None
     return _close(cfg, run, built, Tested({}, {}, {}) if run.is_pruned else tested(built, best, folder))
@@ -299,16 +301,18 @@ def tested(built: Built, weights: Path, folder: Path | None) -> Tested:
 
 def _close(cfg: DictConfig, run: RunRecord, built: Built, results: Tested) -> Value:
     """Write the results, and give the objective's value."""
-    from onebox.callbacks.epoch_csv import EpochCsvLogger
+    from onebox.callbacks.epoch_csv import EpochCsvLogger, best_row
     from onebox.files import write_json
     from onebox.runs.reading.report import write_report
-    from onebox.runs.results import best_row, print_results
+    from onebox.runs.results import print_results
+    from onebox.runs.texts import result_table, tell
     from onebox.sweep.job import value_of
 
     loggers = built.trainer.loggers
     rows = next(logger.rows for logger in loggers if isinstance(logger, EpochCsvLogger))
     best = best_row(rows, cfg.monitor, cfg.monitor_mode)
     values = {tag: best.get(tag.replace("best/", "val/")) for tag in RESULT_TAGS if tag.startswith("best/")}
+    tell(built.trainer, {"results": result_table(results.test, results.floor, built.module.test_per_class)})
     for logger in loggers:
         shown = {tag: value for tag, value in values.items() if value is not None}
         logger.log_metrics(shown, step=built.trainer.global_step)

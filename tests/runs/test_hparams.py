@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.plugins.hparams import plugin_data_pb2
 
-from onebox.runs.hparams import name_events, session
-from onebox.train import RESULT_TAGS
+from onebox.runs.hparams import complete, name_events, session
 
 
 def post(port: int, what: str, content: dict) -> dict:
@@ -37,12 +38,11 @@ def test_tensorboard_shows_all_jobs_what_they_vary_and_how_they_ended(tmp_path, 
     done = subprocess.run(sweep, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     folder = tmp_path / "outputs" / "sweeps" / "small"
-    # TensorBoard shows the results that the session names which it happens to read first, so all name the same.
     events = {"_target_": "lightning.TensorBoardLogger", "save_dir": str(folder / "x"), "name": "", "version": ""}
     cfg = OmegaConf.create({"logger": {"tensorboard": events}, "hparams": ["loss/loc"], "run_dir": str(folder)})
     facts: dict = {"choices": {"loss/loc": "ciou"}, "overrides": ["loss/loc=ciou"]}
     for fails in (True, False, True):  # one that failed is resumed, and only its last end counts
-        with contextlib.suppress(ValueError), session(cfg, facts, [], RESULT_TAGS):
+        with contextlib.suppress(ValueError), session(cfg, facts, []):
             if fails:
                 raise ValueError
 
@@ -109,3 +109,30 @@ def test_events_lie_in_a_folder_that_says_what_a_job_varies(tmp_path, varied, th
     cfg = OmegaConf.create({"logger": {"tensorboard": events}})
     name_events(cfg, varied)
     assert cfg.logger.tensorboard.version == name
+
+
+def hparams(folder: Path) -> dict:
+    (path,) = folder.glob("*.hparams")
+    contents = [
+        value.metadata.plugin_data.content
+        for event in EventFileLoader(str(path)).Load()
+        for value in event.summary.value
+        if value.tag == "_hparams_/session_start_info"
+    ]
+    return dict(plugin_data_pb2.HParamsPluginData.FromString(contents[0]).session_start_info.hparams)
+
+
+def test_a_job_that_is_done_has_a_value_for_what_its_sweep_varies_later(tmp_path):
+    events = {"_target_": "lightning.TensorBoardLogger", "save_dir": str(tmp_path), "name": "", "version": ""}
+    config = {"logger": {"tensorboard": events}, "hparams": ["seed"], "run_dir": str(tmp_path), "seed": 3}
+    config |= {"optimizer": {"lr": 0.1}, "model": {"dropout": 0.5}}
+    facts: dict = {"choices": {}, "overrides": ["optimizer.lr=0.1"]}
+    with session(OmegaConf.create(config), facts, ["optimizer.lr"]):
+        pass
+    assert hparams(tmp_path).keys() == {"seed", "optimizer.lr"}
+    complete(tmp_path, config, facts, ["optimizer.lr", "model.dropout"])
+    found = hparams(tmp_path)
+    assert (found["model.dropout"].number_value, found["seed"].number_value) == (0.5, 3)
+    (path,) = tmp_path.glob("*.hparams")
+    complete(tmp_path, config, facts, ["model.dropout"])
+    assert path.exists()  # nothing was missing

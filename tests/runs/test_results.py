@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from onebox.callbacks.epoch_csv import best_row
 from onebox.errors import BadInput
 from onebox.module import Predicted
 from onebox.runs import results
-from onebox.runs.results import against_floor, best_row, bootstrap, compare_samples, write_samples
+from onebox.runs.results import against_floor, bootstrap, compare_samples, write_samples
 
 ROWS = {0: {"val/a": 0.1}, 1: {"val/a": 0.5}, 2: {"val/a": 0.5}, 3: {"val/a": math.nan}, 4: {"train/a": 9.0}}
 

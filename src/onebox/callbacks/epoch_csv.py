@@ -47,3 +47,17 @@ class EpochCsvLogger(Logger):
         writer.writeheader()
         writer.writerows({"epoch": epoch, **row} for epoch, row in sorted(self.rows.items()))
         write_text(self._path, text.getvalue())
+
+
+def best_row(rows: Mapping[int, Mapping[str, float]], monitor: str, mode: str) -> dict[str, float]:
+    """The epoch whose checkpoint was kept as the best: its tags, and its number (from 0) as `epoch`.
+
+    Empty when no epoch logged `monitor` as a number.
+    """
+    sign = 1 if mode == "max" else -1
+    values = {epoch: sign * row[monitor] for epoch, row in sorted(rows.items()) if monitor in row}
+    values = {epoch: value for epoch, value in values.items() if value == value}  # NaN is not equal to itself
+    if not values:
+        return {}
+    best = max(values, key=values.__getitem__)  # the first of equals, as the checkpoint
+    return {**rows[best], "epoch": best}

@@ -1,22 +1,53 @@
 """Pictures of what the network predicts."""
 
-import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
-from tensorboard.compat.proto.summary_pb2 import Summary
+from lightning.pytorch import LightningModule
+from PIL import Image
+from torch import Tensor
 
+from onebox import draw
+from onebox.boxes import clip, paired_iou
+from onebox.callbacks.events import AfterValidation, Judged, add_image, check_counts
 from onebox.data.image import read_image
-from onebox.draw import LEGEND, PREDICTED_COLOUR, TRUE_COLOUR, Mark, draw_grid, draw_marks
-from onebox.errors import check, is_integer
+from onebox.draw import PREDICTED_COLOUR, TRUE_COLOUR, Mark, draw_grid, draw_marks
 from onebox.files import replacing
 
+FRAMES = {"both right": "#2E8B3D", "class or box (IoU < 0.5) wrong": "#F2B200", "both wrong": "#C62828"}
+LEGEND = [*draw.LEGEND, *FRAMES.items()]
 
-class BoxPictures(Callback):
+
+class Gallery(AfterValidation):
+    """A grid of images with true and predicted boxes.
+
+    Args:
+        num_images: how many images.
+        columns: images a row.
+        tile_width: width of each image, px.
+    """
+
+    def __init__(self, num_images: int, columns: int, tile_width: int, every_n_epochs: int) -> None:
+        super().__init__(every_n_epochs)
+        check_counts(self, num_images=num_images, columns=columns, tile_width=tile_width)
+        self.num_images, self.columns, self.tile_width = num_images, columns, tile_width
+
+    def add(self, trainer: Any, tag: str, seen: Judged, some: Sequence[int] | Tensor, title: str) -> None:
+        """Write `some` of the validated images to TensorBoard."""
+        found = zip(seen.rows[some].tolist(), seen.boxes[some], seen.probabilities[some], strict=True)
+        sheet = self.sheet(trainer.datamodule, "val", found, f"{title} after epoch {trainer.current_epoch + 1}")
+        add_image(trainer, tag, sheet)
+
+    def sheet(self, data: Any, split: str, found: Iterable[tuple[int, Tensor, Tensor]], title: str) -> Image.Image:
+        """Draw rows of a split with what was predicted, a box [4] and probabilities [K]."""
+        tiles = [_tile(data, split, *one, width=self.tile_width) for one in found]
+        return draw_grid(tiles, columns=self.columns, legend=LEGEND, title=title)
+
+
+class BoxPictures(Gallery):
     """Draws true and predicted boxes: validation images in TensorBoard, test images of the best checkpoint in a file.
 
     The images are spread evenly over the split, always the same ones. Without a test split the file shows training
@@ -24,63 +55,47 @@ class BoxPictures(Callback):
 
     Args:
         path: the file; the report of the run embeds it.
-        num_images: how many images.
-        columns: images a row.
-        tile_width: width of each image, px.
-        every_n_epochs: how often validation images are drawn.
     """
 
-    def __init__(self, path: str, num_images: int, columns: int, tile_width: int, every_n_epochs: int) -> None:
-        counts = {"num_images": num_images, "columns": columns, "tile_width": tile_width}
-        for name, value in (counts | {"every_n_epochs": every_n_epochs}).items():
-            check(is_integer(value, 1), f"callbacks.pictures.{name} must be a number >= 1, not {value}")
-        self._path = Path(path)
-        self._num_images = num_images
-        self._columns = columns
-        self._tile_width = tile_width
-        self._every_n_epochs = every_n_epochs
+    def __init__(self, path: str, **counts: int) -> None:
+        super().__init__(**counts)
+        self.path = path
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        epoch = trainer.current_epoch + 1
-        is_due = epoch % self._every_n_epochs == 0 or epoch == trainer.max_epochs
-        loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if trainer.is_global_zero and is_due and loggers:
-            jpeg = self._draw(trainer, pl_module, "val", f"Validation images after epoch {epoch}")
-            image = Summary.Value(tag="val/predictions", image=Summary.Image(encoded_image_string=jpeg))
-            for logger in loggers:
-                step = trainer.global_step - 1  # the one that Lightning gives to the metrics of the epoch
-                logger.experiment._get_file_writer().add_summary(Summary(value=[image]), step)
+    def write(self, trainer: Any, seen: Judged) -> None:
+        self.add(trainer, "val/predictions", seen, self._spread(len(seen.rows)), "Validation images")
 
     def on_fit_end(self, trainer: Any, pl_module: LightningModule) -> None:
         """Write the training images when there will be no test."""
         if trainer.is_global_zero and not len(trainer.datamodule.indexes["test"]):
-            self._write(self._draw(trainer, pl_module, "train", "Training images after the last epoch"))
+            self._write_file(trainer.datamodule, pl_module, "train", "Training images after the last epoch")
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_epoch_end(self, trainer: Any, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            self._write(self._draw(trainer, pl_module, "test", "Test images, best checkpoint"))
+            self._write_file(trainer.datamodule, pl_module, "test", "Test images, best checkpoint")
 
-    def _write(self, jpeg: bytes) -> None:
-        with replacing(self._path) as temporary:
-            temporary.write_bytes(jpeg)
-
-    def _draw(self, trainer: Any, pl_module: LightningModule, split: str, title: str) -> bytes:
-        data = trainer.datamodule
-        paths = data.indexes[split].image_paths
-        rows = np.unique(np.linspace(0, len(paths) - 1, self._num_images).round().astype(int)).tolist()
-        batch = data.plain_batch(split, rows).to(pl_module.device)
-        pl_module.eval()  # as in validation and in a test already
+    def _write_file(self, data: Any, pl_module: LightningModule, split: str, title: str) -> None:
+        rows = self._spread(len(data.indexes[split]))
+        pl_module.eval()  # as in a test already
         with torch.inference_mode():
-            preds = pl_module(batch.images)
-        confidence, predicted = preds.logits.softmax(1).max(1)
-        tiles = []
-        for i, row in enumerate(rows):
-            answer = f"{data.class_names[int(predicted[i])]} {confidence[i]:.0%}"
-            marks = [
-                Mark(batch.boxes[i].tolist(), data.class_names[int(batch.labels[i])], TRUE_COLOUR),
-                Mark(preds.boxes[i].tolist(), answer, PREDICTED_COLOUR, below=True),
-            ]
-            tiles.append(draw_marks(read_image(paths[row], upright=data.is_upright), marks, width=self._tile_width))
-        file = io.BytesIO()
-        draw_grid(tiles, columns=self._columns, legend=LEGEND, title=title).save(file, "JPEG")
-        return file.getvalue()
+            preds = pl_module(data.plain_batch(split, rows).to(pl_module.device).images)
+        found = zip(rows, preds.boxes.cpu(), preds.logits.softmax(1).cpu(), strict=True)
+        with replacing(Path(self.path)) as temporary:
+            self.sheet(data, split, found, title).save(temporary, "JPEG")
+
+    def _spread(self, count: int) -> list[int]:
+        rows: list[int] = np.unique(np.linspace(0, count - 1, self.num_images).round().astype(int)).tolist()
+        return rows
+
+
+def _tile(data: Any, split: str, row: int, box: Tensor, probabilities: Tensor, *, width: int) -> Image.Image:
+    index, names = data.indexes[split], data.class_names
+    label, predicted = int(index.labels[row]), int(probabilities.argmax())
+    iou = paired_iou(clip(box[None].float()), index.boxes[row][None]).item()
+    answer = f"{names[predicted]} {probabilities[predicted]:.0%}, IoU {iou:.2f}"
+    marks = [
+        Mark(index.boxes[row].tolist(), names[label], TRUE_COLOUR),
+        Mark(box.tolist(), answer, PREDICTED_COLOUR, below=True),
+    ]
+    image = read_image(index.image_paths[row], upright=data.is_upright)
+    frame = [*FRAMES.values()][(predicted != label) + (not iou >= 0.5)]
+    return draw_marks(image, marks, width=width, frame=frame)

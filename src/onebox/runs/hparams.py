@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ START, END = ".hparams", ".hparams_end"  # how the names of their event files en
 
 
 @contextmanager
-def session(
-    cfg: DictConfig, facts: Mapping[str, Any], planned: Sequence[Sequence[str]], metrics: Sequence[str]
-) -> Iterator[None]:
-    """Tell TensorBoard a run's hyper-parameters and which tags are its results, and after the block how it ended.
+def session(cfg: DictConfig, facts: Mapping[str, Any], varied: Collection[str]) -> Iterator[None]:
+    """Tell TensorBoard a run's hyper-parameters, and after the block how it ended.
+
+    TensorBoard unites the hyper-parameters of all runs that it shows, those that differ first, and offers their scalars
+    as metrics. It would not if one of the runs told it the list, which would then be that of all.
 
     A run shows up while it runs, and also when it fails before there is a trainer. One that was stopped or killed has
     no end, and resumes as the same session; one that was pruned ends with the status `unknown`, neither a success nor
@@ -30,8 +31,7 @@ def session(
     Args:
         cfg: the composed config.
         facts: `choices` and `overrides` of the run.
-        planned: in a sweep, the overrides of each job.
-        metrics: tags of the results; TensorBoard takes the last scalar of each.
+        varied: in a sweep, the keys that its jobs override.
     """
     folder = _events_folder(cfg)
     if folder is None:
@@ -44,15 +44,7 @@ def session(
         *folder.glob(f"events.out.tfevents.*{END}"),
     ]:  # TensorBoard believes the first of several
         path.unlink()
-    values, varied = _shown(cfg, facts, planned)
-    experiment, start = api_pb2.Experiment(), plugin_data_pb2.SessionStartInfo()
-    for tag in metrics:
-        experiment.metric_infos.add(name=api_pb2.MetricName(tag=tag))
-    for name, value in values.items():
-        field, kind = {bool: ("bool", "BOOL"), str: ("string", "STRING")}.get(type(value), ("number", "FLOAT64"))
-        setattr(start.hparams[name], f"{field}_value", value)
-        experiment.hparam_infos.add(name=name, type=getattr(api_pb2, f"DATA_TYPE_{kind}"), differs=name in varied)
-    _write(folder, START, experiment=experiment, session_start_info=start)
+    _write_start(folder, _shown(cfg, facts, varied))
     status = api_pb2.STATUS_FAILURE
     try:
         yield
@@ -88,21 +80,43 @@ def name_events(cfg: DictConfig, varied: Mapping[str, str]) -> None:
     part.version = re.sub(r"[^\w.=,+-]", "_", text)[:MAX_NAME]
 
 
-def _shown(
-    cfg: DictConfig, facts: Mapping[str, Any], planned: Sequence[Sequence[str]]
-) -> tuple[dict[str, bool | float | str], set[str]]:
-    """The values that the tab shows, and the names of those that come first.
+def complete(job: Path, config: Mapping[str, Any], facts: Mapping[str, Any], varied: Collection[str]) -> None:
+    """Add the keys that its sweep has begun to vary since to the hyper-parameters of a job that is done.
 
-    These are the groups and keys of `cfg.hparams`, and what was overridden by hand, in any job of a sweep: TensorBoard
-    takes the list of keys from any one of them.
+    `config` is its resolved config; `facts` are as for `session`.
     """
-    overrides = dict.fromkeys([*facts["overrides"], *(text for job in planned for text in job)])
-    by_hand = {text: text.partition("=")[0].lstrip("+~") for text in overrides if not text.startswith("like.run=")}
-    varied = {key for text, key in by_hand.items() if not all(text in job for job in planned)} or {*by_hand.values()}
-    values = {key: facts["choices"].get(key) or OmegaConf.select(cfg, key) for key in [*cfg.hparams, *by_hand.values()]}
+    for path in job.rglob(f"events.out.tfevents.*{START}"):
+        content = path.read_bytes()
+        if not all(f"\n{chr(len(key))}{key}".encode() in content for key in varied):  # as protobuf writes a key
+            _write_start(path.parent, _shown(OmegaConf.create(dict(config)), facts, varied))
+            path.unlink()
+
+
+def overridden(jobs: Iterable[Sequence[str]]) -> list[str]:
+    """The keys that some jobs override by hand."""
+    return list(
+        dict.fromkeys(
+            text.partition("=")[0].lstrip("+~") for job in jobs for text in job if not text.startswith("like.run=")
+        )
+    )
+
+
+def _shown(cfg: DictConfig, facts: Mapping[str, Any], varied: Collection[str]) -> dict[str, bool | float | str]:
+    """The values that the tab shows: the groups and keys of `cfg.hparams`, and what was overridden by hand."""
+    by_hand = [*overridden([facts["overrides"]]), *varied]
+    values = {key: facts["choices"].get(key) or OmegaConf.select(cfg, key) for key in [*cfg.hparams, *by_hand]}
     plain = {key: value for key, value in values.items() if isinstance(value, bool | int | float | str)}
-    others = {key: "null" if values[key] is None else str(values[key]) for key in by_hand.values()}
-    return others | plain, varied
+    return {key: "null" if values[key] is None else str(values[key]) for key in by_hand} | plain
+
+
+def _write_start(folder: Path, values: Mapping[str, bool | float | str]) -> None:
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    start = plugin_data_pb2.SessionStartInfo()
+    for name, value in values.items():
+        field = {bool: "bool", str: "string"}.get(type(value), "number")
+        setattr(start.hparams[name], f"{field}_value", value)
+    _write(folder, START, session_start_info=start)
 
 
 def _events_folder(cfg: DictConfig) -> Path | None:

@@ -31,21 +31,6 @@ COLUMNS = {
 }
 
 Split = dict[str, NDArray[Any]]  # `ids`, [N] of text, and `COLUMNS`; N images, labels by name
-Row = Mapping[str, float]
-
-
-def best_row(rows: Mapping[int, Row], monitor: str, mode: str) -> dict[str, float]:
-    """The epoch whose checkpoint was kept as the best: its tags, and its number (from 0) as `epoch`.
-
-    Empty when no epoch logged `monitor` as a number.
-    """
-    sign = 1 if mode == "max" else -1
-    values = {epoch: sign * row[monitor] for epoch, row in sorted(rows.items()) if monitor in row}
-    values = {epoch: value for epoch, value in values.items() if value == value}  # NaN is not equal to itself
-    if not values:
-        return {}
-    best = max(values, key=values.__getitem__)  # the first of equals, as the checkpoint
-    return {**rows[best], "epoch": best}
 
 
 def floor_metrics(train: "Index", test: "Index", class_names: list[str], num_images: int) -> dict[str, float]:

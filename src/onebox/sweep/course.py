@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from hydra.core.utils import JobReturn, JobStatus
 
+from onebox.runs.hparams import complete, overridden
 from onebox.runs.provenance import source_fingerprint
 from onebox.runs.reading.find import read_run
 from onebox.sweep.check import Build, Checks
@@ -77,8 +78,10 @@ class Course:
             log.warning(
                 "the process that checks the jobs died at: %s; their data may have changed", self._checks.died_at
             )
+        varied = overridden(job.overrides for job in self.jobs.composed)
         for job in ended:
             if self.step(job) == "keep":
+                complete(job.folder, job.config, {"choices": job.choices, "overrides": job.overrides}, varied)
                 self.kept[job.fingerprint] = self._returned(job)
             else:
                 yield job
