@@ -88,9 +88,21 @@ Follow = Annotated[bool, typer.Option("--follow", help="Show it again until all 
 Orphans = Annotated[
     bool, typer.Option("--orphans", help="List the folders of jobs that the plan no longer has instead.")
 ]
+Html = Annotated[bool, typer.Option("--html", help="Write the page of the sweep, sweep.html, into its folder instead.")]
+Study = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.db", help="Write the jobs as a study that optuna-dashboard opens instead."),
+]
+Plot = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.png|pdf", help="Draw what each varied key did to --metric or the objective instead."),
+]
 Sweeps = Annotated[
     Path, typer.Option(metavar="FOLDER", help="The folder in whose subfolder sweeps they are looked for.")
 ]
+
+
+TABLE_ONLY = "--html, --study and --plot write files and print no table: leave the options of the table out"
 
 
 def sweep(
@@ -108,6 +120,10 @@ def sweep(
     csv: Csv = None,
     markdown: Markdown = False,
     json_: Json = False,
+    html: Html = False,
+    study: Study = None,
+    force: Annotated[bool, typer.Option("--force", help="Let --study overwrite a file.")] = False,
+    plot: Plot = None,
     outputs: Sweeps = Path("outputs"),
 ) -> None:
     """Show the table of a sweep: what varied, how each job ended, what it reached, the best first.
@@ -127,6 +143,9 @@ def sweep(
       onebox sweep loss_weights --seeds --sort seed
       onebox sweep loss_weights --metric test/loc_l1 --metric test/loss --markdown >> notes.md
       onebox sweep outputs/sweeps/loss_weights --csv loss_weights.csv
+      onebox sweep loss_weights --html
+      onebox sweep loss_weights --metric test/iou --plot loss_weights.pdf
+      onebox sweep loss_weights --study loss_weights.db
     """
     from onebox.sweep.reading.follow import follow as follow_sweep
     from onebox.sweep.reading.orphans import list_orphans
@@ -149,6 +168,25 @@ def sweep(
         job = read().job(handle)
         check(job.path.is_dir(), f"{handle}: {job.record['status']}, so it has no folder yet")
         return _show(job.path, is_log=log is not None)
+    is_other = html or study or plot
+    check(not is_other or not (follow or csv or markdown or json_ or seeds or sort), TABLE_ONLY)
+    if html:
+        from onebox.sweep.reading.page import write_page
+
+        print(printable(str(write_page(read(), metrics=metric or [], where=where))))
+    if study:
+        from onebox.sweep.reading.trials import write_study
+
+        left_out = write_study(read(), study, force=force)
+        print(printable(str(study)) + f"; {left_out:,} jobs have not ended and are left out" * bool(left_out))
+    if plot:
+        from onebox.sweep.reading.strips import plot as draw
+
+        shown = read()
+        draw(shown, metric[0] if metric else next(iter(shown.mode)), plot)
+        print(printable(str(plot)))
+    if is_other:
+        return None
     on_terminal = sys.stdout.isatty() and not (csv or markdown or json_)
     found = follow_sweep(read, listing, on_terminal=on_terminal) if follow else listing(read())
     return found.print(csv=csv, markdown=markdown, as_json=json_)

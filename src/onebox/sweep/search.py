@@ -4,9 +4,8 @@ import importlib.util
 import logging
 import math
 import os
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from onebox.sweep.check import Build, Checks
 from onebox.sweep.compose import Composer
 from onebox.sweep.plan import compose_jobs
 from onebox.sweep.process import start_server
+from onebox.sweep.reading.trials import quiet_optuna
 from onebox.sweep.snapshot import code_of_now
 from onebox.sweep.space import describe, distribution, ends_of, values_of
 from onebox.sweep.study import RUN, Constraint, constrain, make, make_pruner, open_storage
@@ -119,7 +119,7 @@ class Search(Sweeper):
             return
         with (
             alone(folder / ".search.lock", waiting="another process is running this search; waiting for it to end"),
-            _quiet_optuna(),
+            quiet_optuna(),
         ):
             study = optuna.create_study(
                 study_name=self.study_name,
@@ -336,12 +336,3 @@ def _write_results(study: Study, folder: Path, tags: Sequence[str]) -> None:
     else:
         results |= {"best_params": best[0].params, "best_value": best[0].value} if best else {"best_params": None}
     write_text(folder / "optimization_results.yaml", OmegaConf.to_yaml(OmegaConf.create(results)))
-
-
-@contextmanager
-def _quiet_optuna() -> Iterator[None]:
-    optuna.logging.set_verbosity(logging.WARNING)  # it says each study and each trial
-    with warnings.catch_warnings():
-        # multivariate and constant_liar of TPE, which have been as they are since Optuna 2.
-        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-        yield

@@ -179,7 +179,14 @@ def objectives(config: DictConfig) -> dict[str, str]:
 
 
 def report(folder: Path) -> None:
-    """Print the table of all jobs in a sweep's folder."""
+    """Print the table of all jobs in a sweep's folder, and write its page, without which the sweep is as good."""
     from onebox.sweep.reading.table import list_sweep, read_sweep
 
-    list_sweep(read_sweep(folder)).show(Console(highlight=False))
+    sweep = read_sweep(folder)
+    list_sweep(sweep).show(Console(highlight=False))
+    try:
+        from onebox.sweep.reading.page import write_page
+
+        log.info("%s", write_page(sweep))
+    except Exception as error:  # of drawing libraries, of the disk
+        log.warning("the sweep's page could not be written: %s", " ".join(f"{type(error).__name__}: {error}".split()))

@@ -158,6 +158,12 @@ def best_tag(tag: str) -> str:
     return {"val": f"best/{name}", "train": f"best/{tag}"}.get(split, tag)
 
 
+def logged_tag(tag: str) -> str:
+    """The tag that is logged each epoch for what `best_tag` has named: `val/iou` for `best/iou`."""
+    split, _, name = tag.partition("/")
+    return tag if split != "best" else name if name.startswith("train/") else f"val/{name}"
+
+
 def split_of(tag: str) -> str:
     """The split whose images a metric is of."""
     split, _, name = tag.partition("/")

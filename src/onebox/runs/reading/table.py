@@ -197,10 +197,10 @@ class Listing:
 
     def markdown(self) -> str:
         """The table and its notes as Markdown."""
-        marks = ["---:" if self._is_number(name) else "---" for name in self.shown]
-        rows, floor = self._texts()
+        marks = ["---:" if self.is_number(name) else "---" for name in self.shown]
+        rows, floor = self.texts()
         cells = [[text.replace("|", r"\|") for text in row] for row in [*rows, *([floor] if any(floor) else [])]]
-        names = [_heading(name).replace("|", r"\|") for name in self.shown]
+        names = [heading(name).replace("|", r"\|") for name in self.shown]
         table = [f"| {' | '.join(names)} |", f"|{'|'.join(marks)}|", *(f"| {' | '.join(row)} |" for row in cells)]
         return "\n".join([*table, "", *("- " + printable("".join(text for text, _ in line)) for line in self.notes)])
 
@@ -218,26 +218,26 @@ class Listing:
         from rich.table import Table
         from rich.text import Text
 
-        rows, floor = self._texts()
-        headings = [_heading(name).replace("/", "/\n").replace(".", ".\n") for name in self.shown]
+        rows, floor = self.texts()
+        headings = [heading(name).replace("/", "/\n").replace(".", ".\n") for name in self.shown]
         longest, least = [], []
         for place, name in enumerate(self.shown):
             head = max(map(cell_len, headings[place].split("\n")))
             longest.append(max(head, *(cell_len(row[place]) for row in [*rows, floor])))
-            least.append(longest[-1] if self._is_number(name) else min(longest[-1], max(head, MIN_TEXT)))
+            least.append(longest[-1] if self.is_number(name) else min(longest[-1], max(head, MIN_TEXT)))
         title = Text(printable(self.title)) if self.title else None
         for places in _side_by_side(least, room):
             table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
             table.title, table.title_justify = title, "left"
             title, spare = None, room - sum(least[place] + GAP for place in places) + GAP
             for place in places:
-                whole = _heading(self.shown[place])
+                whole = heading(self.shown[place])
                 is_whole = (needed := max(longest[place], cell_len(whole))) <= min(least[place] + max(0, spare), room)
                 width = needed if is_whole else min(longest[place], least[place] + max(0, spare), room)
                 spare -= width - least[place]
-                justify: Any = "right" if self._is_number(self.shown[place]) else "left"
-                heading = Text(whole if is_whole else headings[place])  # broken only where there is no room
-                table.add_column(heading, justify=justify, width=width, overflow="fold")
+                justify: Any = "right" if self.is_number(self.shown[place]) else "left"
+                above = Text(whole if is_whole else headings[place])  # broken only where there is no room
+                table.add_column(above, justify=justify, width=width, overflow="fold")
             best = self.columns.get("best") or [False] * len(rows)
             for row, is_best in zip(rows, best, strict=True):
                 # Of several statuses the last one is the worst.
@@ -247,10 +247,10 @@ class Listing:
                 table.add_row(*(Text(floor[place]) for place in places), style="dim")
             yield table
 
-    def _is_number(self, name: str) -> bool:
+    def is_number(self, name: str) -> bool:
         return name in self.metrics or all(isinstance(value, int | float) for value in self.columns[name])
 
-    def _texts(self) -> tuple[list[list[str]], list[str]]:
+    def texts(self) -> tuple[list[list[str]], list[str]]:
         """The rows for people, and the floor of the metrics, which has empty texts where there is none."""
         columns = [[printable(text) for text in self._column(name)] for name in self.shown]
         floor = [self._floor(name) for name in self.shown]
@@ -279,7 +279,8 @@ class Listing:
         return ["●" if value else "" for value in values] if name == "best" else [cell(value) for value in values]
 
 
-def _heading(name: str) -> str:
+def heading(name: str) -> str:
+    """What stands above a column for people."""
     return "#" if name == "number" else printable(name)
 
 

@@ -70,9 +70,9 @@ class Sweep:
         check(bool(found), f"{handle}: no such job; {there}")
         return self.every[found[0]]
 
-    def name(self, number: int) -> str:
+    def name(self, number: int, *, seed: bool = True) -> str:
         """What a job varies, for people."""
         job = self.jobs.loc[number]
-        seed = ["seed"] if self.jobs["seed"].nunique() > 1 else []
-        parts = [f"{key}={cell(job[key])}" for key in [*self.alike, *seed] if cell(job[key]) != "-"]
+        seeds = ["seed"] if seed and self.jobs["seed"].nunique() > 1 else []
+        parts = [f"{key}={cell(job[key])}" for key in [*self.alike, *seeds] if cell(job[key]) != "-"]
         return " ".join([str(job.get("what") or ""), *parts]).strip()
