@@ -58,6 +58,7 @@ ROWS = {
     "runs_2000_s": Row("runs", "runs_2000_s", "<=", 1, "s"),
     "runs_2000_where_s": Row("runs", "runs_2000_where_s", "<=", 1, "s"),
     "sweep_table_1000_s": Row("runs", "sweep_table_1000_s", "<=", 3, "s"),
+    "sweep_page_1000_s": Row("runs", "sweep_page_1000_s", "<=", 10, "s"),
     "plan_1000_s": Row("planning", "cpu_s", "<=", 20, "s of CPU"),
     "plan_1000_mb": Row("planning", "mb", "<=", 400, "MB"),
     "first_job_s": Row("planning", "first_job_s", "<=", 3, "s"),

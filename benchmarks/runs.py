@@ -2,7 +2,7 @@
 
 `diff_s`: `onebox diff` of two runs over `python -c "import omegaconf, rich"`. `runs_2000_s`: seconds that `onebox runs`
 over 2,000 run directories takes beyond `onebox --help`, without and with an expression that reads all metrics.
-`sweep_table_1000_s`: the same of `onebox sweep`, whose 1,000 jobs differ in a learning rate.
+`sweep_table_1000_s`: the same of `onebox sweep`, whose 1,000 jobs differ in a learning rate, `sweep_page_1000_s` of its page.
 
 Prints one line of JSON: lists of figures.
 """
@@ -102,6 +102,7 @@ def main() -> None:
         "runs_2000_s": beyond_help(rounds, NUM_RUNS, "runs"),
         "runs_2000_where_s": beyond_help(rounds, NUM_RUNS, "runs", "--where", WHERE),
         "sweep_table_1000_s": beyond_help(rounds, NUM_JOBS, "sweep", "--markdown"),
+        "sweep_page_1000_s": beyond_help(rounds, NUM_JOBS, "sweep", "--html"),
     }
     print(json.dumps(figures))
 
