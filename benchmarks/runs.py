@@ -2,7 +2,8 @@
 
 `diff_s`: `onebox diff` of two runs over `python -c "import omegaconf, rich"`. `runs_2000_s`: seconds that `onebox runs`
 over 2,000 run directories takes beyond `onebox --help`, without and with an expression that reads all metrics.
-`sweep_table_1000_s`: the same of `onebox sweep`, whose 1,000 jobs differ in a learning rate, `sweep_page_1000_s` of its page.
+`sweep_table_1000_s`: the same of `onebox sweep`, whose 1,000 jobs differ in a learning rate,
+`sweep_page_1000_s` that of its page.
 
 Prints one line of JSON: lists of figures.
 """
