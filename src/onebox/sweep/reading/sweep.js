@@ -125,7 +125,7 @@ function parallel(element) {
     customdata: line.customdata.map(([, value], axis) => [text(names[axis]), text(value)]),
   }));
   const floorMarks = Object.keys(data.objective).flatMap((tag, axis) => (data.floors[tag] ?? []).map((value) => ({ axis, value, y: (value - ranges[axis][0]) / (ranges[axis][1] - ranges[axis][0]) })));
-  const inside = floorMarks.filter(({ y }) => y >= 0 && y <= 1), note = { showarrow: false, bgcolor: alpha(color("card"), 0.8), font: { size: 11, color: color("ink") } };
+  const inside = floorMarks.filter(({ y }) => isFinite(y)).map((mark) => ({ ...mark, y: Math.min(Math.max(mark.y, -0.06), 1.06) })), note = { showarrow: false, bgcolor: alpha(color("card"), 0.8), font: { size: 11, color: color("ink") } };
   draw(element, traces, {
     margin: { l: 60, r: 30, t: 16, b: 60 }, yaxis: layout.yaxis,
     xaxis: { ...layout.xaxis, fixedrange: true, ticktext: names.map((name) => text(name).replace(/([./])/g, "$1<br>")) },
