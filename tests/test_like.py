@@ -54,6 +54,9 @@ def test_a_run_like_another_has_its_config_with_the_changes_that_are_typed(run, 
     config, _ = composed_like(composed, "optimizer=sgd", "like=latest", "optimizer.lr=0.3")
     assert config["optimizer"]["lr"] == 0.3
 
+    edit(run, overrides=[*recorded["overrides"], "logger=wandb", "logger.wandb.options.project=mine"])
+    assert not [text for text in with_run(["like=latest"]) if "wandb" in text]  # a new run is not uploaded unasked
+
     swept = with_run(["like=latest", "seed=0,1", "-m", "optimizer.lr=0.1,0.2"])
     assert [text for text in swept if "seed" in text or "lr" in text] == ["seed=0,1", "optimizer.lr=0.1,0.2"]
     assert "optimizer.lr=0.01" not in with_run(["sweep=lr", "like=latest"])  # it would take the sweep's axis away

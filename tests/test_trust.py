@@ -103,11 +103,14 @@ def test_a_stored_config_writes_into_its_own_folder_only(tmp_path):
 
 def test_stored_overrides_hold_no_options_of_hydra_and_nothing_that_is_called(tmp_path):
     options = ["hydra.run.dir=/x", "+hydra/launcher=joblib", "--config-dir=/x", "-m"]
+    # Nor the address of a service that a logger would upload to.
+    options += ["logger.mlflow.options.tracking_uri=http://x", "+logger={x: {a: b}}", "++logger.csv._target_=a.B"]
     for text in (*options, "name=${oc.env:HOME}", "data={cache_dir: /x}", 3):
         with pytest.raises(BadInput, match=r"overrides\.yaml"):
             stored_overrides(tmp_path, [text])
-    assert stored_overrides(tmp_path, ["seed=1", "data.cache_dir=/x", "data_dir=/x", "loss.weights.loc=${seed}"]) == [
-        "seed=1",
+    mine = ["logger=wandb", "logger.csv=null", "seed=1"]
+    assert stored_overrides(tmp_path, [*mine, "data.cache_dir=/x", "data_dir=/x", "loss.weights.loc=${seed}"]) == [
+        *mine,
         "loss.weights.loc=${seed}",
     ]
 

@@ -22,7 +22,8 @@ from onebox.trust import check_stored, stored_in, stored_overrides
 from onebox.validation import told_as_bad_input
 
 NEW = "the-new-run"  # stands for a run directory: the old one is not written to
-NOT_TAKEN = {"like", "sweep", "resume", "rerun", "run_dir", "data_fingerprint"}  # how a run was started, not what it is
+# How a run was started, and where it was uploaded to; not what it is.
+NOT_TAKEN = {"like", "sweep", "resume", "rerun", "run_dir", "data_fingerprint", "logger"}
 
 
 def with_run(arguments: Sequence[str]) -> list[str]:
@@ -59,8 +60,8 @@ def with_run(arguments: Sequence[str]) -> list[str]:
     # A run that another one was extended to, without a change, is a run of its own.
     is_whole = how == "extend" or not (run.config.get("extend") or {}).get("fingerprint")
     not_taken = NOT_TAKEN | ({"extend"} if is_whole else set())
-    overrides = stored_overrides(run.path, run.record.get("overrides") or [])
-    overrides = [text for text in overrides if not _is_set_by(_key(text), not_taken)]
+    overrides = [text for text in run.record.get("overrides") or [] if not _is_set_by(_key(text), not_taken)]
+    overrides = stored_overrides(run.path, overrides)
     _refuse_sweeps(overrides, path)
     with told_as_bad_input([*overrides, *args.overrides]), initialize_config_module("onebox.conf", version_base="1.3"):
         moved = _moved_defaults(run, overrides, places)

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -163,8 +164,8 @@ def train(cfg: DictConfig) -> Value:
     number = ranks.served_rank(cfg.trainer)
     if number is not None:
         hparams.name_events(cfg, {})
-        with ranks.as_rank(number, run_dir), sigterm_raises():
-            return _experiment(cfg, RunRecord.of_rank(run_dir, number), facts["fingerprint"], capped=True)
+        with ranks.as_rank(number, run_dir), sigterm_raises(), ExitStack() as after:
+            return _experiment(cfg, RunRecord.of_rank(run_dir, number), facts["fingerprint"], after, capped=True)
     in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
     plan = read_plan(run_dir.parent) if in_sweep else {}
     if in_sweep:
@@ -176,7 +177,7 @@ def train(cfg: DictConfig) -> Value:
             return done.value
     else:  # already claimed where Hydra started this; then run.json is only read
         earlier = claim(run_dir, fingerprint=facts["fingerprint"], resume=cfg.resume)
-    with sigterm_raises(), RunRecord(run_dir, earlier, **facts) as run:
+    with sigterm_raises(), ExitStack() as after, RunRecord(run_dir, earlier, **facts) as run:
         validate(cfg)  # before tensorboard is imported, which takes longer
         if not in_sweep:  # which has built each of its jobs
             rehearse(cfg)
@@ -192,19 +193,23 @@ def train(cfg: DictConfig) -> Value:
                 finally:
                     run.reread()
                 return stored_objective(run_dir, _objective(cfg))
-            return _experiment(cfg, run, facts["fingerprint"], capped=in_sweep)
+            return _experiment(cfg, run, facts["fingerprint"], after, capped=in_sweep)
 
 
 def _objective(cfg: DictConfig) -> str | list[str]:
     return cfg.objective if isinstance(cfg.objective, str) else list(cfg.objective)
 
 
-def _experiment(cfg: DictConfig, run: RunRecord, fingerprint: str, *, capped: bool) -> Value:
-    """Build, fit, test, close; `capped`, with few loader workers, as other processes want the rest."""
+def _experiment(cfg: DictConfig, run: RunRecord, fingerprint: str, after: ExitStack, *, capped: bool) -> Value:
+    """Build, fit, test, close; `capped`, with few loader workers. Uploads end with `after`, once run.json is whole."""
     from onebox.runs.texts import about, tell
 
     use_threads(cfg, capped=capped)
     built = build(cfg, run, fingerprint)
+    for logger in built.trainer.loggers:
+        if run.writes and hasattr(logger, "upload"):
+            plain = OmegaConf.to_container(cfg, resolve=True)
+            after.enter_context(logger.upload(run.folder, fingerprint, plain, is_resumed=run.is_resumed))
     _let_be_pruned(cfg, built.trainer, fingerprint)
     tell(built.trainer, about(cfg, HydraConfig.get()))
     _fit(cfg, run, built)

@@ -24,6 +24,7 @@ WRITTEN = ("path", "folder", "dirpath", "filename", "save_dir", "default_root_di
 LOCAL = ("data.cache_dir", "data_dir", "data.download", "trust")  # for the user to decide, not the run directory
 stored_in: list[Path] = []  # the file of a run directory that this process has its arguments from, with resume=FOLDER
 _TARGET = re.compile(r"_target_:\s*([\w.]+)")
+_OPTION = re.compile(r"[\w-]+")
 _RESOLVER = re.compile(r"\$\{[^}]*:")
 
 
@@ -118,7 +119,11 @@ def stored_overrides(folder: Path, overrides: Sequence[Any]) -> list[str]:
         key = key.partition("@")[0]
         is_local = value.lstrip().startswith("{") and any(name.startswith(f"{key}.") for name in LOCAL)
         is_hydra = text.startswith("-") or key.startswith(("hydra.", "hydra/"))
-        check(not (is_local or is_hydra or _RESOLVER.search(text)), refusal)
+        # Where a logger uploads to is not for the folder to say: it may choose an option, or leave one out.
+        is_logger = (key.startswith("logger.") and value != "null") or (
+            key == "logger" and not _OPTION.fullmatch(value)
+        )
+        check(not (is_local or is_hydra or is_logger or _RESOLVER.search(text)), refusal)
         if key not in LOCAL:
             kept.append(text)
     return kept

@@ -91,6 +91,8 @@ def test_what_cannot_change_a_result_does_not_change_the_fingerprint():
         *("run_dir=elsewhere", "data.num_workers=2", "logger=csv", "callbacks/progress=lines", "name=other"),
         *("data.root=/elsewhere", "data_dir=there", "callbacks.checkpoint_last=null", "hparams=[]"),
     )
+    for service in ("wandb", "mlflow"):
+        assert short() == short(f"logger={service}", f"logger.{service}.timeout_s=1")
     assert short("loss.weights.loc=10") == short("loss.weights.loc=10.0")
     assert short("image_size=64") == short("image_size=64", "augment.resize.size=64", "model.backbone.image_size=64")
     voc = "data.source.archives.voc2007_test.urls=[http://mirror/x.tar]"
