@@ -39,8 +39,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "fresh/bin"
 
 
-def run(folder: Path, *command: str) -> str:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
+def run(folder: Path, *command: str, **variables: str) -> str:
+    plain = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    environment = plain | variables
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -61,3 +62,19 @@ def test_the_wheel_trains_and_reports(installed, tmp_path):
     assert "report.html" in out
     (report,) = tmp_path.glob("outputs/default/*/report.html")
     assert report.stat().st_size > 10_000
+
+
+def test_the_wheel_makes_a_project_in_which_the_next_command_trains(installed, tmp_path):
+    """Both take 10 to 20 s after the install, most of it the import of torch and the drawing of the data."""
+    home = {"XDG_CONFIG_HOME": str(tmp_path / "home")}
+    told = run(tmp_path, str(installed / "onebox"), "new", "somewhere/my thesis", **home)
+    folder = tmp_path / "somewhere/my thesis"
+    template = ROOT / "src/onebox/cli/project"
+    shipped = {path.relative_to(template) for path in template.rglob("*.*") if path.is_file() and path.suffix != ".pyc"}
+    made = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    assert made == shipped | {Path(name) for name in (".gitignore", ".onebox", "my_project/__init__.py")}
+    (command,) = [line for line in told.splitlines() if "debug=fast" in line]
+    words = command.partition("#")[0].split()
+    assert "report.html" in run(folder, str(installed / words[0]), *words[1:], **home)
+    (config,) = folder.glob("outputs/mine/*/config.yaml")
+    assert "my_project.heads.AxesHead" in config.read_text()
