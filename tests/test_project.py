@@ -12,7 +12,7 @@ import pytest
 
 from onebox.cli import new
 from onebox.errors import BadInput
-from onebox.project import MARK, SIGN
+from onebox.project import MARK, SIGN, enter
 
 BIN = Path(sys.executable).parent
 TEMPLATE = Path(new.__file__).parent / "project"
@@ -45,7 +45,7 @@ def project(tmp_path_factory, nursery, shapes_root) -> Project:
     project.folder.mkdir()
     told = project.run("new", ".", program="onebox")
     assert f"cd '{project.folder}'" in told and "onebox-train experiment=mine" in told
-    project.train("hydra.run.dir=outputs/first")
+    project.train("--config-dir=conf", "hydra.run.dir=outputs/first")
     return project
 
 
@@ -58,6 +58,7 @@ def test_a_run_uses_the_classes_of_its_project_and_they_are_part_of_its_source_a
     assert run["config"]["model"]["loc_head"]["_target_"] == "my_project.heads.AxesHead"
     assert run["config"]["loss"]["loc"]["criterion"]["_target_"] == "my_project.losses.Charbonnier"
     assert set(run["own_code"]) == {str(project.folder / "conf"), "my_project"}
+    assert run["config_folders"] == [str(project.folder / "conf")]  # once, though it was named too
     patch = gzip.decompress((project.folder / "outputs/first/changes.patch.gz").read_bytes()).decode()
     assert "+class AxesHead(Head):" in patch and "+  - override /model/loc_head: mine" in patch
 
@@ -78,6 +79,7 @@ def test_help_and_completion_know_its_options_in_a_folder_of_it_too(project):
         (["reproduce", "outputs/first"], "identical"),
         (["diff", "outputs/first", "outputs/reproduced/first/*"], "same source"),
         (["sweep", "outputs", "--json"], '"completed"'),
+        (["lr-find", *FAST[:3], "--steps", "20", "data.root={data}", "data.source=null"], "optimizer.lr="),
         (["data", "check", "--data", "shapes", "data.root={data}"], "images"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
@@ -125,7 +127,7 @@ def test_a_sweep_in_it_is_kept_until_its_code_changes_and_a_run_resumes(project,
 @pytest.mark.parametrize(
     "launcher",
     [
-        ["hydra/launcher=hermetic"],
+        ["hydra/launcher=hermetic", "trainer.devices=2", "trainer.strategy=ddp"],
         ["hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=1", "threads=1"],
         ["hydra/launcher=submitit_local", "threads=1"],
         ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "sweep.snapshot=false"],
@@ -133,14 +135,14 @@ def test_a_sweep_in_it_is_kept_until_its_code_changes_and_a_run_resumes(project,
     ],
     ids=lambda launcher: launcher[0].partition("=")[2],
 )
-def test_each_launcher_finds_its_code(project, launcher):
+def test_each_launcher_finds_its_code(project, tmp_path, launcher):
+    """Also where the sweep, and with it the copies of the code, lies outside of the project."""
     command = [BIN / "onebox-train", "-m", *FAST, f"data.root={project.data}", "data.source=null", "seed=0,1"]
     environment = os.environ | {"XDG_CONFIG_HOME": str(project.home), "OMP_NUM_THREADS": "1"}
-    name = f"{'_'.join(launcher)}".translate(str.maketrans("/=.", "___"))
-    command += [*launcher, f"name={name}"]
+    command += [*launcher, f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     done = subprocess.run(command, cwd=project.folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    runs = [record(path.parent) for path in project.folder.glob(f"outputs/sweeps/{name}/*/run.json")]
+    runs = [record(path.parent) for path in tmp_path.glob("sweep/*/run.json")]
     assert [(run["status"], set(run["own_code"])) for run in runs] == [
         ("completed", {str(project.folder / "conf"), "my_project"})
     ] * 2
@@ -222,3 +224,17 @@ def test_what_stops_it_halfway_leaves_nothing(tmp_path, monkeypatch, is_there, e
     with pytest.raises(type(error)):
         new.new(folder)
     assert [*tmp_path.rglob("*")] == ([folder] if is_there else [])
+
+
+def test_where_the_list_of_projects_cannot_be_written_nothing_is_made(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/dev/null")
+    with pytest.raises(BadInput, match="/dev/null/onebox/projects: Not a directory; set XDG_CONFIG_HOME"):
+        new.new(tmp_path / "mine")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_working_directory_that_is_gone_is_no_project(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert enter() is None

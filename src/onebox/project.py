@@ -29,7 +29,10 @@ def enter() -> Path | None:
     Raises:
         BadInput: its modules would be mistaken for others.
     """
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        return None  # it was deleted
     root = next((folder for folder in (here, *here.parents) if is_project(folder)), None)
     if root is None or root in _entered:
         return root
@@ -38,18 +41,12 @@ def enter() -> Path | None:
             say(f"{root}: a project that you have not made, so its conf/ and code are not used; {how_to_trust(root)}")
         _refused.add(root)
         return None
-    check(not _entered, f"{root}: this process has the modules of {[*_entered, ''][0]}; use another process")
-    for name in sorted(_names(root)):
-        spec = PathFinder.find_spec(name)
-        where = spec.origin if spec else None
-        is_taken = name in {*sys.stdlib_module_names, "onebox"} or (where and not Path(where).is_relative_to(root))
-        check(
-            not is_taken, f"{root / name}: {where or 'another module'} has the same name; rename or remove one of them"
-        )
-    _entered.append(root)
-    if str(root) not in sys.path:  # behind the copies of a sweep, for its jobs
+    check(not _entered, f"{root}: this process has the modules of {', '.join(map(str, _entered))}; use another process")
+    if str(root) not in sys.path:  # else it was put there for a job or a rank, behind the copies of its sweep
+        _check_names(root)
         sys.path.insert(0, str(root))
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    _entered.append(root)
     return root
 
 
@@ -83,11 +80,13 @@ def trust_project(root: Path) -> None:
     """Use the code of a project from now on."""
     token = secrets.token_hex(16)
     listed = _list()
-    listed.parent.mkdir(parents=True, exist_ok=True)
-    for path, text, mode in ((listed, f"{token} {root}\n", "a"), (root / MARK, token + "\n", "w")):
-        path.touch(mode=0o600)  # whoever knows a token can make a folder that is trusted
-        with path.open(mode, encoding="utf-8") as file:
-            file.write(text)
+    try:
+        listed.parent.mkdir(parents=True, exist_ok=True)
+        _append(listed, f"{token} {root}\n")
+    except OSError as error:
+        raise BadInput(f"{listed}: {error.strerror}; set XDG_CONFIG_HOME to a folder that can be written") from error
+    (root / MARK).unlink(missing_ok=True)
+    _append(root / MARK, token + "\n")
 
 
 def how_to_trust(root: Path) -> str:
@@ -97,6 +96,14 @@ def how_to_trust(root: Path) -> str:
 
 def _names(root: Path) -> set[str]:
     return {path.stem for path in root.glob("*.py")} | {path.parent.name for path in root.glob("*/__init__.py")}
+
+
+def _check_names(root: Path) -> None:
+    for name in sorted(_names(root)):
+        spec = PathFinder.find_spec(name)
+        where = spec.origin if spec else None
+        is_taken = name in {*sys.stdlib_module_names, "onebox"} or (where and not Path(where).is_relative_to(root))
+        check(not is_taken, f"{root / name}: {where or 'another module'} has the same name; rename yours")
 
 
 def _is_trusted(root: Path) -> bool:
@@ -111,6 +118,12 @@ def _list() -> Path:
     path = Path(os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config"), "onebox", "projects")
     check(path.is_absolute(), "there is no home folder to keep the list of your projects in; set XDG_CONFIG_HOME")
     return path
+
+
+def _append(path: Path, text: str) -> None:
+    path.touch(mode=0o600)  # whoever knows a token can make a folder that is trusted
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
 
 
 def _text(path: Path) -> str:

@@ -53,7 +53,8 @@ def config_places(hydra: Any) -> dict[str, list[str]]:
     from omegaconf import OmegaConf
 
     found: Any = OmegaConf.select(hydra, "runtime.config_sources", throw_on_missing=False) or []
-    own = [source for source in found if source.provider not in ("hydra", "main", "schema")]
+    ours = ("hydra", "main", "schema")
+    own = [*{source.path: source for source in found if source.provider not in ours}.values()]  # each once
     paths = [str(Path(source.path).absolute()) for source in own if source.schema == "file"]
     packages = [source.path.partition(".")[0] for source in own if source.schema == "pkg"]
     by_flag = ("project", "command-line")  # the last one counts
