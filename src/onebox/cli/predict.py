@@ -145,24 +145,17 @@ def _opened(name: str, trust: Sequence[str], outputs: Path) -> Iterator["Model"]
 def _with_bar(items: Iterator[Any], total: int, *, shown: bool) -> Iterator[Any]:
     """The same items, with a bar of their rate and the time left on a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+    from rich.text import Text
 
-    rate = TextColumn("{task.fields[rate]}")
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:.0f} images/s" if task.speed else "")
+
     console = Console(stderr=True)
-    with Progress(
-        BarColumn(),
-        MofNCompleteColumn(),
-        rate,
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not shown or not console.is_terminal,
-    ) as bar:
-        task = bar.add_task("", total=total, rate="")
-        for item in items:
-            speed = bar.tasks[0].speed
-            bar.update(task, advance=1, rate=f"{speed:.0f} images/s" if speed else "")
-            yield item
+    columns = BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not shown or not console.is_terminal) as bar:
+        yield from bar.track(items, total=total)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """A trained network as one file that needs no onebox: ONNX, or a program of `torch.export`."""
 
+import copy
 import json
 import logging
 import warnings
@@ -9,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from onebox.boxes import clip
 from onebox.data.image import Image
 from onebox.data.resize import Resize
 from onebox.errors import BadInput, check
@@ -40,14 +41,23 @@ class Exported(nn.Module):
 
     def __init__(self, localizer: Localizer, resize: "GraphResize | None") -> None:
         super().__init__()
-        self.localizer = localizer
+        self.localizer = copy.deepcopy(localizer)
+        # Pixels stay in [0, 255], which spares a division of each.
+        self.localizer.mean *= 255
+        self.localizer.std *= 255
         self.resize = resize
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes [N, 4] xyxy in [0, 1], labels [N] int64, probabilities [N, K] of RGB images [N, H, W, 3] uint8."""
-        pixels = images.permute(0, 3, 1, 2)
+        pixels = images.permute(0, 3, 1, 2).float()
         preds = self.localizer(pixels if self.resize is None else self.resize(pixels))
-        return clip(preds.boxes), preds.logits.argmax(1), preds.logits.softmax(1)
+        return preds.boxes.clamp(0, 1), preds.logits.argmax(1), preds.logits.softmax(1)
+
+    def run(self, images: Image) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Boxes and probabilities of images."""
+        with torch.inference_mode():
+            boxes, _, probabilities = self(torch.from_numpy(images))
+        return boxes.numpy(), probabilities.numpy()
 
 
 class GraphResize(nn.Module):
@@ -68,10 +78,10 @@ class GraphResize(nn.Module):
         self.interpolation = interpolation
 
     def forward(self, images: Tensor) -> Tensor:
-        """[N, 3, H, W] uint8 to [N, 3, S, S], whole numbers as float32 in [0, 1]."""
+        """[N, 3, H, W] to [N, 3, S, S], whole numbers from 0 to 255, as float32."""
         rows, columns = self._weights(images.shape[2]), self._weights(images.shape[3])
-        pixels = rows @ (images.float() @ columns.transpose(0, 1))
-        return pixels.round().clamp(0, 255) / 255
+        pixels = rows @ (images @ columns.transpose(0, 1))
+        return pixels.round().clamp(0, 255)
 
     def _weights(self, length: int) -> Tensor:
         """[S, length], each row's sum is 1."""
@@ -140,7 +150,7 @@ def export(run: LoadedRun, out: Path, *, any_size: bool, images: Sequence[Image]
     batches = [image[None] for image in images] if any_size else [np.stack([resize(image) for image in images])]
     with replacing(out) as temporary:
         compute = (_to_onnx if out.suffix == ".onnx" else _to_program)(graph, temporary, resize, any_size, about)
-        report = _compare(graph, compute, batches)
+        report = _compare(graph if any_size else run, compute, batches)
         if any_size:
             boxes = [(run.run(resize(image[0])[None])[0], compute(image)[0]) for image in batches]
             report = report._replace(resized=max(float(np.abs(one - other).max()) for one, other in boxes))
@@ -193,16 +203,15 @@ def _shapes(any_size: bool) -> tuple[dict[int, Any]]:
     return ({0: torch.export.Dim("batch", min=1), **sides},)
 
 
-def _compare(graph: Exported, compute: Any, batches: Sequence[Image]) -> Report:
+def _compare(expected: Any, compute: Any, batches: Sequence[Image]) -> Report:
     box = probability = 0.0
     others = total = 0
     for images in batches:
-        with torch.inference_mode():
-            expected = [output.numpy() for output in graph(torch.from_numpy(images))]
+        boxes, probabilities = expected.run(images)
         found = compute(images)
-        box = max(box, float(np.abs(expected[0] - found[0]).max()))
-        probability = max(probability, float(np.abs(expected[2] - found[2]).max()))
-        others += int((expected[1] != found[1]).sum())
+        box = max(box, float(np.abs(boxes - found[0]).max()))
+        probability = max(probability, float(np.abs(probabilities - found[2]).max()))
+        others += int((probabilities.argmax(1) != found[1]).sum())
         total += len(images)
     return Report(box, probability, others, total)
 
