@@ -110,7 +110,7 @@ def test_a_run_directory_and_tensorboard_have_what_is_promised(run):
     assert set(tags["scalars"]) >= steps | epochs | {"best/joint_acc", "test/joint_acc"}
     assert set(tags["images"]) == {"val/predictions", "val/worst", "val/confusion", "train/augmented"}
     assert [len(events.Images(tag)) for tag in ("val/predictions", "val/worst", "train/augmented")] == [3, 1, 1]
-    assert set(tags["histograms"]) >= {"val/iou", "val/probability_wrong"}
+    assert set(tags["histograms"]) >= {"val/iou_spread", "val/probability_wrong"}
     text = {"config/text_summary", "overrides/text_summary", "results/text_summary"}
     assert {*tags["tensors"]} >= text | {"custom_scalars__config__", "pr/circle"}
     best = [event.value for event in events.Scalars("best/joint_acc")]

@@ -22,7 +22,7 @@ class Histograms(AfterValidation):
     def write(self, trainer: Any, seen: Judged) -> None:
         confidence, is_right = seen.probabilities.amax(1), seen.predicted == seen.labels
         spread = {
-            "iou": seen.iou,
+            "iou_spread": seen.iou,
             "probability_right": confidence[is_right],
             "probability_wrong": confidence[~is_right],
         }
