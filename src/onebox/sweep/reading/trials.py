@@ -26,6 +26,7 @@ from onebox.files import replacing
 from onebox.runs.reading.find import logged_tag
 from onebox.runs.reading.report import read_epochs
 from onebox.runs.reading.table import cell
+from onebox.sweep.reading.strips import drawn
 from onebox.sweep.reading.sweep import Sweep
 
 MAX_LINES = 200  # of parallel coordinates: more cannot be told apart
@@ -95,7 +96,7 @@ def parallel_coordinates(sweep: Sweep) -> dict[str, Any] | None:
 
     Of more than `MAX_LINES` it has the best half, and of the rest every so many; `left_out` says how many not.
     """
-    trials = [trial for trial in make_trials(sweep) if trial.state is TrialState.COMPLETE]
+    trials = _drawn_trials(sweep)
     if len(trials) < 2 or not sweep.varied:
         return None
     tag, mode = next(iter(sweep.mode.items()))
@@ -119,7 +120,7 @@ def importances(sweep: Sweep) -> dict[str, dict[str, float]]:
 
     Empty where there are too few jobs, or less than two keys; an objective that hardly differs is left out.
     """
-    trials = [trial for trial in make_trials(sweep) if trial.state is TrialState.COMPLETE]
+    trials = _drawn_trials(sweep)
     found: dict[str, dict[str, float]] = {}
     if len(trials) < MIN_JOBS or len(sweep.varied) < 2:
         return found
@@ -135,6 +136,11 @@ def importances(sweep: Sweep) -> dict[str, dict[str, float]]:
                 warnings.filterwarnings("ignore", ".*low `target` values")
                 found[tag] = get_param_importances(study, target=loss)
     return found
+
+
+def _drawn_trials(sweep: Sweep) -> list[FrozenTrial]:
+    shown = drawn(sweep).index
+    return [trial for trial in make_trials(sweep) if trial.values and trial.user_attrs["job"] in shown]
 
 
 def _study(sweep: Sweep, trials: Iterable[FrozenTrial], **where: Any) -> optuna.Study:
