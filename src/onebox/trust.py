@@ -19,6 +19,7 @@ from onebox.project import packages
 
 PACKAGES = {"onebox", "torch", "torchvision", "lightning", "albumentations"}  # whose import does nothing else
 NEVER = ("onebox.train", "hydra_plugins")  # targets of Hydra's own part of the config
+FORMER = {"lightning.pytorch.loggers.TensorBoardLogger", "lightning.pytorch.callbacks.EarlyStopping"}  # of older runs
 WRITERS = ("callbacks", "logger", "trainer")  # groups whose paths are written to
 WRITTEN = ("path", "folder", "dirpath", "filename", "save_dir", "default_root_dir")  # by these arguments
 LOCAL = ("data.cache_dir", "data_dir", "data.download", "trust")  # for the user to decide, not the run directory
@@ -172,9 +173,9 @@ def is_allowed(target: str, trust: tuple[str, ...] = ()) -> bool:
 
 @functools.cache
 def _shipped() -> tuple[object, ...]:
-    """All objects that the package's own config files name."""
+    """All objects that the package's own config files name, and those that they named in earlier versions."""
     texts = (path.read_text(encoding="utf-8") for path in _yaml_files(files("onebox.conf")))
-    names = {name for text in texts for name in _TARGET.findall(text) if not name.startswith(NEVER)}
+    names = FORMER | {name for text in texts for name in _TARGET.findall(text) if not name.startswith(NEVER)}
     found = (_resolve(name) for name in sorted(names) if name.partition(".")[0] in PACKAGES)
     return tuple(item for item in found if item is not None)
 
