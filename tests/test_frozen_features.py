@@ -93,9 +93,10 @@ def assert_close(rows, others, *, rel):
 def test_metrics_with_stored_features_are_those_of_the_images_within_float16(fit, caplog, overrides, until):
     """Float16 has 11 bits: 5e-4 of each feature, which three epochs of training carry on."""
     caplog.set_level(logging.INFO)
-    off = fit("off", *overrides, "data.features=off", "callbacks.pictures=null")
+    plain = [*overrides, *(f"callbacks.{name}=null" for name in ("pictures", "worst", "graph", "projector"))]
+    off = fit("off", *plain, "data.features=off")
     assert not fit.prefixes
-    stored = fit("stored", *overrides, "callbacks.pictures=null")
+    stored = fit("stored", *plain)
     assert f"until {until}" in caplog.text
     assert fit.prefixes
     assert set(fit.whole) == {18}  # the test

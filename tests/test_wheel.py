@@ -64,6 +64,29 @@ def test_the_wheel_trains_and_reports(installed, tmp_path):
     assert report.stat().st_size > 10_000
 
 
+@pytest.mark.long
+def test_an_exported_file_predicts_the_same_in_an_environment_without_torch(installed, tmp_path):
+    sizes = ["data.source.num_train=30", "data.source.num_val=10", "data.source.num_test=10"]
+    run(tmp_path, str(installed / "onebox-train"), "debug=fast", *sizes, "hydra.run.dir=run")
+    trained = tmp_path / "run"
+    run(tmp_path, str(installed / "onebox"), "export", str(trained), "--out", "model.onnx")
+    photo = str(next(tmp_path.glob("data/shapes/JPEGImages/*.jpg")))
+    expected = run(tmp_path, str(installed / "onebox"), "predict", str(trained), photo)
+    (wheel,) = installed.parent.parent.glob("onebox-*.whl")
+    needed = ("filelock", "numpy", "onnxruntime", "opencv-python-headless", "pillow", "rich", "typer")
+    for arguments in (
+        ("venv", "--python", sys.executable, "bare"),
+        ("pip", "install", "--python", "bare/bin/python", "--no-deps", str(wheel)),
+        ("pip", "install", "--python", "bare/bin/python", "-c", str(ROOT / "requirements.lock"), *needed),
+    ):
+        subprocess.run([str(UV), *arguments], check=True, cwd=tmp_path, capture_output=True, text=True)
+    bare = tmp_path / "bare/bin"
+    assert "True" in run(
+        tmp_path, str(bare / "python"), "-c", "import importlib.util as u; print(u.find_spec('torch') is None)"
+    )
+    assert run(tmp_path, str(bare / "onebox"), "predict", "model.onnx", photo) == expected
+
+
 def test_the_wheel_makes_a_project_in_which_the_next_command_trains(installed, tmp_path):
     """Both take 10 to 20 s after the install, most of it the import of torch and the drawing of the data."""
     home = {"XDG_CONFIG_HOME": str(tmp_path / "home")}

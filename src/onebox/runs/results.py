@@ -99,8 +99,8 @@ def print_results(run_dir: Path) -> None:
             table.add_column(column, justify="right" if column not in ("", "is") else "left")
         for name in SHOWN:
             judged, style = metrics["against_floor"][name], "bold" if name == "joint_acc" else ""
-            low, high = judged["interval"]
-            cells = f"{test[name]:.3f}", f"{floor[name]:.3f}", f"{low:+.3f} to {high:+.3f}"
+            low, high = ("-" if bound is None else f"{bound:+.3f}" for bound in judged["interval"])
+            cells = f"{test[name]:.3f}", f"{floor[name]:.3f}", f"{low} to {high}"
             table.add_row(name, *cells, f"[{VERDICTS[judged['verdict']]}]{judged['verdict']}[/]", style=style)
         table.caption = "floor: the median box and the most frequent class, whatever the image"
     else:
