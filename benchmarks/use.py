@@ -61,7 +61,8 @@ def network(*overrides: str) -> LoadedRun:
         cfg = compose("train", overrides=["run_dir=none", *overrides, "model.num_classes=20", *drawn])
     model, augment = (hydra.utils.instantiate(part, _convert_="all") for part in (cfg.model, cfg.augment))
     config: Any = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("model", "augment")}
-    return LoadedRun(model.eval(), augment, [f"class {number}" for number in range(20)], config, Path())
+    names = [f"class {number}" for number in range(20)]
+    return LoadedRun(Path(), {"config": config}, model.eval(), augment, names)
 
 
 def noise(number: int, side: int) -> Any:

@@ -38,3 +38,10 @@ def test_a_round_measures_and_says_what_is_met(bench, monkeypatch, tmp_path):
     assert rows.keys() == {"index_bytes", "index_ratio"}
     assert 0 < rows["index_ratio"]["median"] < 1e9 and not rows["index_ratio"]["met"]
     assert rows["index_bytes"]["met"] is (rows["index_bytes"]["median"] <= 1000)
+
+
+def test_the_networks_whose_use_is_measured_predict(bench):
+    from benchmarks import use
+
+    boxes, probabilities = use.network("model/backbone=small_cnn").run(use.noise(2, 100))
+    assert boxes.shape == (2, 4) and probabilities.shape == (2, 20)
