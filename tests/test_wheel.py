@@ -87,6 +87,7 @@ def test_an_exported_file_predicts_the_same_in_an_environment_without_torch(inst
     assert run(tmp_path, str(bare / "onebox"), "predict", "model.onnx", photo) == expected
 
 
+@pytest.mark.long
 def test_the_wheel_makes_a_project_in_which_the_next_command_trains(installed, tmp_path):
     """Both take 10 to 20 s after the install, most of it the import of torch and the drawing of the data."""
     home = {"XDG_CONFIG_HOME": str(tmp_path / "home")}

@@ -310,22 +310,22 @@ def _close(cfg: DictConfig, run: RunRecord, built: Built, results: Tested) -> Va
     from onebox.files import write_json
     from onebox.runs.reading.report import write_report
     from onebox.runs.results import print_results
-    from onebox.runs.texts import result_table, tell
+    from onebox.runs.texts import changed, result_table, tell
     from onebox.sweep.job import value_of
 
     loggers = built.trainer.loggers
     rows = next(logger.rows for logger in loggers if isinstance(logger, EpochCsvLogger))
     best = best_row(rows, cfg.monitor, cfg.monitor_mode)
     values = {tag: best.get(tag.replace("best/", "val/")) for tag in RESULT_TAGS if tag.startswith("best/")}
-    tell(built.trainer, {"results": result_table(results.test, results.floor, built.module.test_per_class)})
+    table = result_table(results.test, results.floor, per_class := built.module.test_per_class)
+    tell(built.trainer, {"results": table, **changed(cfg, HydraConfig.get())})
     for logger in loggers:
         shown = {tag: value for tag, value in values.items() if value is not None}
         logger.log_metrics(shown, step=built.trainer.global_step)
         logger.finalize("success")
     if not run.writes:
         return None
-    final, per_class = rows[max(rows)] if rows else {}, built.module.test_per_class
-    parts = {"final": final, "best": best, **results._asdict(), "per_class": per_class}
+    parts = {"final": rows[max(rows)] if rows else {}, "best": best, **results._asdict(), "per_class": per_class}
     write_json(run.folder / "metrics.json", {"schema": SCHEMA, **parts})
     write_report(run.folder)
     print_results(run.folder)

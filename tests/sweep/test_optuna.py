@@ -120,8 +120,6 @@ def test_a_search_that_was_cut_off_proposes_what_one_left_alone_does(search, tmp
 
 @pytest.mark.parametrize("sampler", ["cmaes", "random", "nsgaii", "optuna_grid"])
 def test_with_every_sampler_the_same_search_proposes_the_same(search, sampler):
-    if sampler == "cmaes":
-        pytest.importorskip("cmaes")
     wanted = [f"hydra/sweeper={sampler}", "optimizer.lr=range(1,5)" if sampler == "optuna_grid" else "seed=0"]
     small = ["hydra.sweeper.sampler.population_size=4"] if sampler == "nsgaii" else []
     straight = search(by_rate, *wanted, *small, n_trials=11, name="straight", sweep="search")

@@ -101,7 +101,6 @@ def test_a_pruned_run_stays_pruned(nursery, pruned):
 
 @pytest.mark.long
 def test_optunas_dashboard_opens_the_study(pruned):
-    pytest.importorskip("optuna_dashboard", reason="pip install optuna-dashboard")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

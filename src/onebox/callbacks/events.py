@@ -1,6 +1,7 @@
 """TensorBoard's events: the logger, and what the callbacks share that write more than scalars."""
 
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -37,7 +38,7 @@ class Judged(NamedTuple):
     iou: Tensor  # [N]
 
 
-class AfterValidation(Callback):
+class AfterValidation(Callback, ABC):
     """Writes something of the validated images to TensorBoard.
 
     Args:
@@ -54,9 +55,9 @@ class AfterValidation(Callback):
         if is_due and trainer.state.fn == "fit" and not trainer.sanity_checking and writers(trainer):
             self.write(trainer, judged(trainer, pl_module))
 
+    @abstractmethod
     def write(self, trainer: Any, seen: Judged) -> None:
         """Write it."""
-        raise NotImplementedError
 
 
 def check_counts(callback: Callback, **counts: Any) -> None:

@@ -3,6 +3,8 @@
 import gc
 import os
 import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +14,7 @@ import typer
 from onebox.errors import BadInput, check, print_json, print_lines, printable
 
 if TYPE_CHECKING:
-    from onebox.runs.reading.table import Listing
+    from onebox.sweep.reading.sweep import Sweep
 
 Outputs = Annotated[Path, typer.Option(metavar="FOLDER", help="The folder in which runs are looked for.")]
 Metric = Annotated[
@@ -137,64 +139,79 @@ def sweep(
     Examples
       onebox sweep
       onebox sweep loss_weights --follow
-      onebox sweep loss_weights --log 3
       cd $(onebox sweep loss_weights --folder 3)
       onebox sweep loss_weights --where 'status == failed or loss.weights.loc > 3'
-      onebox sweep loss_weights --seeds --sort seed
       onebox sweep loss_weights --metric test/loc_l1 --metric test/loss --markdown >> notes.md
-      onebox sweep outputs/sweeps/loss_weights --csv loss_weights.csv
       onebox sweep loss_weights --html
       onebox sweep loss_weights --metric test/iou --plot loss_weights.pdf
-      onebox sweep loss_weights --study loss_weights.db
     """
-    from onebox.sweep.reading.follow import follow as follow_sweep
     from onebox.sweep.reading.orphans import list_orphans
-    from onebox.sweep.reading.sweep import Sweep
-    from onebox.sweep.reading.table import list_sweep, read_sweep
+    from onebox.sweep.reading.table import list_sweep
 
     gc.disable()  # see runs
     place = _sweep_folder(name, outputs)
     if orphans:
         return list_orphans(place).print(csv=csv, markdown=markdown, as_json=json_)
-
-    def read() -> Sweep:
-        found = read_sweep(place)
-        return found.where(where) if where else found
-
-    def listing(found: Sweep) -> "Listing":
-        return list_sweep(found, metrics=metric or [], seeds=seeds, sort=sort)
-
     if (handle := _one(log, folder)) is not None:
-        job = read().job(handle)
-        check(job.path.is_dir(), f"{handle}: {job.record['status']}, so it has no folder yet")
-        return _show(job.path, is_log=log is not None)
-    is_other = html or study or plot
-    check(not is_other or not (follow or csv or markdown or json_ or seeds or sort), TABLE_ONLY)
+        return _show_job(_read(place, where), handle, is_log=log is not None)
+    if html or study or plot:
+        check(not (follow or csv or markdown or json_ or seeds or sort), TABLE_ONLY)
+        found = _read(place, where)
+        for line in _written(found, metric or [], where, html=html, study=study, force=force, plot=plot):
+            print(printable(line))
+        return None
+    read, listing = partial(_read, place, where), partial(list_sweep, metrics=metric or [], seeds=seeds, sort=sort)
+    if not follow:
+        return listing(read()).print(csv=csv, markdown=markdown, as_json=json_)
+    from onebox.sweep.reading.follow import follow as follow_sweep
+
+    on_terminal = sys.stdout.isatty() and not (csv or markdown or json_)
+    return follow_sweep(read, listing, on_terminal=on_terminal).print(csv=csv, markdown=markdown, as_json=json_)
+
+
+def _read(place: Path, where: str | None) -> "Sweep":
+    from onebox.sweep.reading.table import read_sweep
+
+    found = read_sweep(place)
+    return found.where(where) if where else found
+
+
+def _written(
+    found: "Sweep",
+    metrics: Sequence[str],
+    where: str | None,
+    *,
+    html: bool,
+    study: Path | None,
+    force: bool,
+    plot: Path | None,
+) -> Iterator[str]:
+    """Write what is asked for instead of the table, and say where it is."""
     if html:
         from onebox.sweep.reading.page import write_page
 
-        print(printable(str(write_page(read(), metrics=metric or [], where=where))))
+        yield str(write_page(found, metrics=metrics, where=where))
     if study:
         from onebox.sweep.reading.trials import write_study
 
-        left_out = write_study(read(), study, force=force)
-        print(printable(str(study)) + f"; {left_out:,} jobs have not ended and are left out" * bool(left_out))
+        left_out = write_study(found, study, force=force)
+        yield f"{study}" + f"; {left_out:,} jobs have not ended and are left out" * bool(left_out)
     if plot:
         from onebox.sweep.reading.strips import plot as draw
 
-        shown = read()
-        draw(shown, metric[0] if metric else next(iter(shown.mode)), plot)
-        print(printable(str(plot)))
-    if is_other:
-        return None
-    on_terminal = sys.stdout.isatty() and not (csv or markdown or json_)
-    found = follow_sweep(read, listing, on_terminal=on_terminal) if follow else listing(read())
-    return found.print(csv=csv, markdown=markdown, as_json=json_)
+        draw(found, metrics[0] if metrics else next(iter(found.mode)), plot)
+        yield str(plot)
 
 
 def _one(log: str | None, folder: str | None) -> str | None:
     check(log is None or folder is None, "--log and --folder: choose one")
     return folder if log is None else log
+
+
+def _show_job(found: "Sweep", handle: str, *, is_log: bool) -> None:
+    job = found.job(handle)
+    check(job.path.is_dir(), f"{handle}: {job.record['status']}, so it has no folder yet")
+    _show(job.path, is_log=is_log)
 
 
 def _show(folder: Path, *, is_log: bool) -> None:

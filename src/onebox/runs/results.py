@@ -102,7 +102,7 @@ def print_results(run_dir: Path) -> None:
             low, high = ("-" if bound is None else f"{bound:+.3f}" for bound in judged["interval"])
             cells = f"{test[name]:.3f}", f"{floor[name]:.3f}", f"{low} to {high}"
             table.add_row(name, *cells, f"[{VERDICTS[judged['verdict']]}]{judged['verdict']}[/]", style=style)
-        table.caption = "floor: the median box and the most frequent class, whatever the image"
+        table.caption = "floor: median box and most frequent class, whatever the image"
     else:
         why = f"pruned {run['pruned']}, so not tested" if "pruned" in run else "there is no test split"
         table = Table("", "result", title=f"training images, last epoch ({why})")

@@ -19,14 +19,20 @@ def tell(trainer: Any, texts: Mapping[str, str]) -> None:
 
 
 def about(cfg: DictConfig, hydra: Any) -> dict[str, str]:
-    """The resolved config, the overrides, and in a single run what they change in its experiment.
+    """The resolved config and the overrides; `hydra` is Hydra's own part of the config."""
+    overrides = "\n".join(hydra.overrides.task) or "none"
+    return {"config": _code(OmegaConf.to_yaml(cfg, resolve=True)), "overrides": _code(overrides)}
 
-    `hydra` is Hydra's own part of the config.
+
+def changed(cfg: DictConfig, hydra: Any) -> dict[str, str]:
+    """In a single run what the overrides change in its experiment; that is composed for it, so not when a run starts.
+
+    Empty in a sweep, and where Hydra has composed nothing.
     """
-    overrides = list(hydra.overrides.task)
-    texts = {"config": _code(OmegaConf.to_yaml(cfg, resolve=True)), "overrides": _code("\n".join(overrides) or "none")}
-    changed = _changed(cfg, overrides) if hydra.mode is RunMode.RUN else None
-    return texts if changed is None else texts | {"changed": changed}
+    from hydra.core.global_hydra import GlobalHydra
+
+    is_single = hydra.mode is RunMode.RUN and GlobalHydra.instance().is_initialized()
+    return {"changed": _changed(cfg, list(hydra.overrides.task))} if is_single else {}
 
 
 def result_table(test: Mapping[str, float], floor: Mapping[str, float], per_class: Mapping[str, Any]) -> str:
@@ -38,13 +44,9 @@ def result_table(test: Mapping[str, float], floor: Mapping[str, float], per_clas
     return f"{table}\n\n{_table(('class', 'images', *SHOWN), rows)}"
 
 
-def _changed(cfg: DictConfig, overrides: Sequence[str]) -> str | None:
-    """A table of what overrides change in their experiment; None where Hydra has composed nothing."""
+def _changed(cfg: DictConfig, overrides: Sequence[str]) -> str:
     from hydra import compose
-    from hydra.core.global_hydra import GlobalHydra
 
-    if not GlobalHydra.instance().is_initialized():
-        return None
     experiment = [text for text in overrides if text.startswith("experiment=")]
     parts = [compose("train", overrides=experiment), cfg]
     base, here = (dict(flatten(OmegaConf.to_container(part, resolve=True))) for part in parts)  # type: ignore[arg-type]

@@ -284,11 +284,14 @@ def how_it_died(code: int) -> str:
 
 
 def _objectives(config: DictConfig, answer: JobReturn) -> str:
+    """What was reached, of the best epoch, by the names that tables use."""
+    from onebox.runs.reading.find import best_tag
+
     value = answer.return_value
     values = value if isinstance(value, tuple) else (value,)
     tags = [config.objective] if isinstance(config.objective, str) else config.objective
     pairs = zip(tags, values, strict=False)  # the fit may not have logged them
-    return " ".join(f"{tag} {item:.4g}" for tag, item in pairs if isinstance(item, int | float))
+    return " ".join(f"{best_tag(tag)} {item:.4g}" for tag, item in pairs if isinstance(item, int | float))
 
 
 def launch(

@@ -146,6 +146,10 @@ def config_again(
     if steps is not None:
         config["callbacks"]["checkpoint_best"] = None
     check_paths(config, folder, recorded.folder / "config.yaml")
+    return _overridden(config, overrides)
+
+
+def _overridden(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     given = OmegaConf.create(config)
     for override in overrides:
         key, equals, _ = override.partition("=")
