@@ -70,6 +70,7 @@ ROWS = {
     "features_again": Row("features", "again", "<=", 0.1),
     "see_overhead": Row("see", "overhead", "<=", 1.02),
     "events_mb": Row("see", "events_mb", "<=", 3, "MB"),
+    "run_dir_mb": Row("see", "run_dir_mb", "<=", 8, "MB"),
     "startup_help": Row("startup --help", "ratio", "<=", 1.3),
     "startup_cfg": Row("startup --cfg job", "ratio", "<=", 1.3),
     "onnx_tiny_cnn_1": Row("use speed tiny_cnn", "batch_1", ">=", 3),

@@ -1,13 +1,16 @@
 """What it costs to write to TensorBoard more than scalars: `python -m benchmarks.see`.
 
-overhead   processor time of a fit with all of it, every_n_epochs as configured, over one without
-events_mb  size of the events of the fit with all of it
+overhead    processor time of a fit with all of it, every_n_epochs as configured, over one without
+events_mb   size of the events of the fit with all of it
+run_dir_mb  size of the run directory of `make demo`
 
-Both are `experiment=baseline` on the embedded data for 30 epochs, without a progress bar. Prints one line of JSON.
+All are `experiment=baseline` on the embedded data for 30 epochs, the fits without a progress bar. Prints one line of
+JSON.
 """
 
 import json
 import logging
+import subprocess
 import sys
 import tempfile
 import time
@@ -58,7 +61,11 @@ def main() -> None:
         without = fit(folder / "without", *(f"callbacks.{name}=null" for name in NAMES))
         all_of_it = fit(folder / "all")
         size = sum(path.stat().st_size for path in (folder / "all" / "tensorboard").rglob("events*"))
-    figures = {"overhead": [all_of_it / without], "events_mb": [size / 1e6]}
+        demo = ["onebox.train", "experiment=baseline", f"trainer.max_epochs={EPOCHS}"]
+        demo += [f"hydra.run.dir={folder / 'demo'}"]
+        subprocess.run([sys.executable, "-m", *demo], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        whole = sum(path.stat().st_size for path in (folder / "demo").rglob("*") if path.is_file())
+    figures = {"overhead": [all_of_it / without], "events_mb": [size / 1e6], "run_dir_mb": [whole / 1e6]}
     print(json.dumps(figures), file=stdout)
 
 

@@ -173,7 +173,7 @@ def test_sigterm_stores_what_there_is_and_the_same_command_resumes(nursery, data
         ("after config.yaml", 0): False,
         ("before best.ckpt", 0): True,  # at the end of the first epoch
         ("before last.ckpt", 1): True,  # while another one is written
-        ("before predictions.jpg", 0): True,  # in the test
+        ("before predictions.csv", 0): True,  # in the test
         ("before metrics.json", 0): True,
         ("sync", -2): True,  # report.html
     }
@@ -286,7 +286,7 @@ def test_a_run_whose_data_changed_is_refused(nursery, data, tmp_path):
     warm = [f"hydra.run.dir={tmp_path / 'warm'}", "trainer.max_epochs=1"]  # the two that follow find all images decoded
     assert nursery.run(*common, *warm, log=tmp_path / "warm.log") == 0
     assert nursery.run(*common, f"hydra.run.dir={tmp_path / 'straight'}", log=tmp_path / "straight.log") == 0
-    in_test = (tmp_path / "straight.log.moments").read_text().splitlines().index("before predictions.jpg") + 1
+    in_test = (tmp_path / "straight.log.moments").read_text().splitlines().index("before predictions.csv") + 1
     arguments = [*common, f"hydra.run.dir={tmp_path / 'run'}"]
     assert nursery.run(*arguments, log=tmp_path / "log", hit_at=in_test) == -signal.SIGKILL
     assert (tmp_path / "run/checkpoints/last.ckpt").exists()

@@ -327,7 +327,7 @@ def _close(cfg: DictConfig, run: RunRecord, built: Built, results: Tested) -> Va
         return None
     parts = {"final": rows[max(rows)] if rows else {}, "best": best, **results._asdict(), "per_class": per_class}
     write_json(run.folder / "metrics.json", {"schema": SCHEMA, **parts})
-    write_report(run.folder)
+    write_report(run.folder, upright=built.data.is_upright if cfg.callbacks.get("pictures") else None)
     print_results(run.folder)
     return value_of(best, _objective(cfg))
 

@@ -1,14 +1,22 @@
 import base64
 import json
+import re
 import shlex
 import subprocess
 import sys
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
+import cv2
+import numpy as np
+import pandas as pd
 import pytest
+import torch
+from torchvision.ops import box_iou
 
 from onebox.files import write_json, write_text
+from onebox.runs.predictions import per_image, read_predictions
 from onebox.runs.reading.report import METRICS, write_report
 
 PIXEL = bytes.fromhex(
@@ -148,6 +156,135 @@ def test_report_shows_each_test_metric_beside_its_floor(tmp_path):
         assert floor == f"{FLOOR[name]:.3f}"
         assert float(difference.replace("\N{MINUS SIGN}", "-")) == pytest.approx(TEST[name] - FLOOR[name], abs=6e-4)
         assert rows[name][5].strip() == "\N{EN DASH}"  # nothing judged it in an older run
+
+
+CLASSES = ("cat", "dog", "<script>alert(1)</script>")
+
+
+def write_table(run: Path, rng: np.random.Generator, n: int = 90, classes=CLASSES) -> pd.DataFrame:
+    """Predictions of n images of 80 x 50 px, written as a run writes them; every third has its picture."""
+    names = np.array(classes, dtype=object)
+    corners = np.sort(rng.uniform(-0.1, 1.1, (n, 2, 2, 2)), axis=2)
+    true, guess = (corners[:, which].reshape(n, 4) for which in (0, 1))
+    guess = np.where(rng.random((n, 1)) < 0.6, true + 0.02, guess)
+    true = true.clip(0, 1).round(2)
+    shares = np.sort(rng.dirichlet(np.ones(len(names)), n), axis=1)[:, ::-1]
+    order = rng.permuted(np.tile(np.arange(len(names)), (n, 1)), axis=1)
+    image = run / "image.png"
+    cv2.imwrite(str(image), rng.integers(0, 255, (50, 80, 3), dtype=np.uint8))
+    sides = np.array([80, 50, 80, 50])
+    columns = {
+        "id": [f"{number:03d}" for number in range(n)],
+        "path": [str(image if number % 3 == 0 else run / "gone.png") for number in range(n)],
+        "width": 80,
+        "height": 50,
+        "true_label": names[rng.integers(len(names), size=n)],
+        **{f"true_{edge}": column for edge, column in zip(("x1", "y1", "x2", "y2"), (true * sides).T, strict=True)},
+        "predicted_label": names[order[:, 0]],
+        **{
+            f"predicted_{edge}": column
+            for edge, column in zip(("x1", "y1", "x2", "y2"), (guess * sides).T, strict=True)
+        },
+        "iou": torch.diagonal(box_iou(torch.tensor(guess).clip(0, 1), torch.tensor(true))).nan_to_num().numpy(),
+        "probability": shares[:, 0],
+    }
+    for number in range(min(5, len(names))):
+        columns |= {f"top{number + 1}": names[order[:, number]], f"top{number + 1}_probability": shares[:, number]}
+    table = pd.DataFrame(columns)
+    table.to_csv(run / "predictions.csv", index=False)
+    return table
+
+
+def texts(page: Page, section: str) -> str:
+    """What is read in a section."""
+    html = page.html.split(f'<section id="{section}">')[1].split("</section>")[0]
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", html)).split())
+
+
+def test_each_number_of_the_report_is_that_of_the_predictions(tmp_path):
+    run = make_run(tmp_path)
+    table = write_table(run, np.random.default_rng(0))
+    page = Page(write_report(run, upright=False))
+    scores = per_image(read_predictions(run))
+    # The gallery: all of them, as few they are, the worst first.
+    shots = [
+        dict(re.findall(r'data-([a-z]+)="([^"]*)"', tag))
+        for tag in re.findall(r"<figure class=\"shot[^>]*>", page.html)
+    ]
+    true_share = np.select(
+        [table[f"top{n}"] == table["true_label"] for n in (1, 2, 3)], [table[f"top{n}_probability"] for n in (1, 2, 3)]
+    )
+    loss = -np.log(true_share) + 1 - table["iou"]
+    order = np.argsort(-loss.to_numpy())
+    assert [float(shot["loss"]) for shot in shots] == pytest.approx(loss[order].tolist())
+    assert [float(shot["iou"]) for shot in shots] == pytest.approx(table["iou"][order].tolist())
+    kinds = np.array(["right", "error_cls", "error_loc", "error_both"])[
+        (scores["acc"] == 0) + 2 * (scores["loc_acc"] == 0)
+    ]
+    assert [shot["kind"] for shot in shots] == kinds[order].tolist()
+    assert sum("worst" in shot["sets"] for shot in shots) == sum("spread" in shot["sets"] for shot in shots) == 24
+    assert all("worst" in shot["sets"] for shot in shots[:24])
+    # One picture of each image that is there, and a place for the others.
+    assert page.html.count("data:image/jpeg;base64,") == 30 and page.html.count("no picture") == 60
+    # The confusion matrix.
+    counts = pd.crosstab(table["true_label"], table["predicted_label"])
+    cells = re.findall(
+        r'<button type="button" data-true="([^"]*)" data-predicted="([^"]*)" data-count="(\d+)"', page.html
+    )
+    assert {(unescape(a), unescape(b)): int(n) for a, b, n in cells} == {
+        pair: n for pair, n in counts.stack().items() if n
+    }
+    # Size and place.
+    sides = np.sqrt((table["true_x2"] - table["true_x1"]) * (table["true_y2"] - table["true_y1"]) / 4000)
+    margins = pd.concat(
+        [table["true_x1"] / 80, table["true_y1"] / 50, 1 - table["true_x2"] / 80, 1 - table["true_y2"] / 50], axis=1
+    )
+    where = texts(page, "where")
+    for name, chosen in {
+        "20 to 40 %": (sides >= 0.2) & (sides < 0.4),
+        "at its border": margins.min(axis=1) < 0.01,
+    }.items():
+        means = scores[chosen].mean()
+        half = 1.96 * scores["iou"][chosen].std() / chosen.sum() ** 0.5
+        numbers = f"{means['iou']:.3f} ± {half:.2f} {means['loc_acc']:.3f} {means['joint_acc']:.3f}"
+        assert f"{name} {chosen.sum()} {numbers}" in where
+    # Calibration.
+    bins = (table["probability"] * 10).astype(int).clip(upper=9)
+    gap = (scores["acc"] - table["probability"]).groupby(bins).sum().abs().sum() / len(table)
+    assert f"{gap:.3f} (expected calibration error, {bins.nunique()} bins" in texts(page, "calibration")
+    assert (
+        "<script>alert" not in page.html and page.tags.count("script") == 2
+    )  # its own, and the data that it could read
+
+
+def test_a_report_of_many_images_and_classes_stays_small(tmp_path):
+    run = make_run(tmp_path)
+    table = write_table(run, np.random.default_rng(1), n=3000, classes=[f"class {number}" for number in range(200)])
+    page = Page(write_report(run, upright=False))
+    assert page.html.count('<figure class="shot') == 240 and "240 of 3,000 test images" in page.html
+    assert len(page.html) < 3e6 and page.html.count("<circle") < 1300
+    wrong = table[table["true_label"] != table["predicted_label"]].value_counts(["true_label", "predicted_label"])
+    cells = re.findall(r'data-true="([^"]*)" data-predicted="([^"]*)" data-count="(\d+)"', page.html)
+    assert len(cells) == 60 and all(wrong[a, b] == int(n) for a, b, n in cells)  # no matrix of 200 x 200
+    assert int(cells[0][2]) == wrong.max()
+
+
+def test_a_report_without_pictures_of_a_run_that_asks_for_none_or_predicts_no_number(tmp_path):
+    run = make_run(tmp_path)
+    table = write_table(run, np.random.default_rng(0))
+    assert "data:image" not in Page(write_report(run)).html
+    table.assign(iou=np.nan).to_csv(run / "predictions.csv", index=False, na_rep="nan")
+    assert 'id="images"' not in Page(write_report(run)).html
+    table[:0].to_csv(run / "predictions.csv", index=False)
+    assert 'id="images"' not in Page(write_report(run)).html
+
+
+@pytest.mark.parametrize(("status", "resumes"), [("completed", False), ("interrupted", True)])
+def test_report_says_what_can_be_done_next(tmp_path, status, resumes):
+    run = make_run(tmp_path / "a b", status=status)
+    lines = unescape(Page(write_report(run)).html)
+    assert f"onebox reproduce '{run}'" in lines and f"onebox evaluate '{run}' data=OPTION" in lines
+    assert (f"onebox-train resume='{run}'" in lines) is resumes
 
 
 def test_report_counts_errors_as_shares_of_all_images(tmp_path):

@@ -48,10 +48,10 @@ class Gallery(AfterValidation):
 
 
 class BoxPictures(Gallery):
-    """Draws true and predicted boxes: validation images in TensorBoard, test images of the best checkpoint in a file.
+    """Draws true and predicted boxes on validation images in TensorBoard.
 
-    The images are spread evenly over the split, always the same ones. Without a test split the file shows training
-    images at the end of the fit. All are JPEG, a tenth of a PNG.
+    The images are spread evenly over the split, always the same ones. A file shows training images at the end of the
+    fit if there is no test split, of which the report would have pictures. All are JPEG, a tenth of a PNG.
 
     Args:
         path: the file; the report of the run embeds it.
@@ -66,21 +66,16 @@ class BoxPictures(Gallery):
 
     def on_fit_end(self, trainer: Any, pl_module: LightningModule) -> None:
         """Write the training images when there will be no test."""
-        if trainer.is_global_zero and not len(trainer.datamodule.indexes["test"]):
-            self._write_file(trainer.datamodule, pl_module, "train", "Training images after the last epoch")
-
-    def on_test_epoch_end(self, trainer: Any, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            self._write_file(trainer.datamodule, pl_module, "test", "Test images, best checkpoint")
-
-    def _write_file(self, data: Any, pl_module: LightningModule, split: str, title: str) -> None:
-        rows = self._spread(len(data.indexes[split]))
-        pl_module.eval()  # as in a test already
+        data = trainer.datamodule
+        if not trainer.is_global_zero or len(data.indexes["test"]):
+            return
+        rows = self._spread(len(data.indexes["train"]))
+        pl_module.eval()
         with torch.inference_mode():
-            preds = pl_module(data.plain_batch(split, rows).to(pl_module.device).images)
+            preds = pl_module(data.plain_batch("train", rows).to(pl_module.device).images)
         found = zip(rows, preds.boxes.cpu(), preds.logits.softmax(1).cpu(), strict=True)
         with replacing(Path(self.path)) as temporary:
-            self.sheet(data, split, found, title).save(temporary, "JPEG")
+            self.sheet(data, "train", found, "Training images after the last epoch").save(temporary, "JPEG")
 
     def _spread(self, count: int) -> list[int]:
         rows: list[int] = np.unique(np.linspace(0, count - 1, self.num_images).round().astype(int)).tolist()

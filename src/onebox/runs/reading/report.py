@@ -17,6 +17,7 @@ import onebox
 from onebox.files import read_json, write_text
 from onebox.page import render
 from onebox.runs.reading.find import BEGAN
+from onebox.runs.reading.mistakes import KINDS, NUM_EACH, find_mistakes
 
 # In the order of the table, with what each one says to a reader who does not know it.
 METRICS = {
@@ -30,12 +31,6 @@ METRICS = {
     "loc_l1": "Mean error of a box edge, as a share of the image side. Lower is better.",
 }
 PER_CLASS = ("joint_acc", "acc", "iou", "loc_acc")
-ERRORS = {
-    "right": "class and box right",
-    "error_cls": "only the class wrong",
-    "error_loc": "only the box wrong",
-    "error_both": "both wrong",
-}
 LOSSES = {"loss": "Total loss", "loss_loc": "Box term", "loss_cls": "Class term"}
 SCORES = {"joint_acc": "Class and box", "acc": "Class", "iou": "Overlap", "loc_acc": "Box"}
 
@@ -85,10 +80,14 @@ def read_metrics(run_dir: Path) -> dict[str, Any]:
     return metrics
 
 
-def write_report(run_dir: Path) -> Path:
-    """Write `report.html`, one file that needs neither network nor scripts, from what lies in a run directory.
+def write_report(run_dir: Path, *, upright: bool | None = None) -> Path:
+    """Write `report.html`, one file that needs no network, from what lies in a run directory.
 
     Only run.json must be there; what else is missing is left out or said to be missing.
+
+    Args:
+        run_dir: of the run.
+        upright: how the test images are read, see `read_image`; None: not at all, as in a directory of somebody else.
 
     Raises:
         FileNotFoundError: `run_dir` has no run.json.
@@ -104,19 +103,24 @@ def write_report(run_dir: Path) -> Path:
     judged = metrics.get("against_floor", {})  # an older run has none
     level = {"better": "above", "worse": "below"}.get(judged.get("joint_acc", {}).get("verdict"), "near")
 
+    found = find_mistakes(run_dir, upright)
     html = render(
         "onebox.runs.reading",
         "report.html",
+        scripts=[("onebox.runs.reading", "report.js")] if found else [],
+        found=found,
+        num_each=NUM_EACH,
         version=onebox.__version__,
         run=run,
         began=BEGAN,
         started=datetime.fromisoformat(run["started"]),
         command=repeat_command(run),
+        commands=further_commands(run_dir, run),
         config=config,
         monitor=OmegaConf.select(OmegaConf.create(config), "monitor"),
         metrics=METRICS,
         losses=LOSSES,
-        errors=ERRORS,
+        errors=KINDS,
         class_columns=PER_CLASS,
         final=final,
         best=best,
@@ -170,6 +174,21 @@ def repeat_command(run: Mapping[str, Any]) -> str:
     return shlex.join(["onebox-train", *overrides, *alone])
 
 
+def further_commands(run_dir: Path, run: Mapping[str, Any]) -> dict[str, str]:
+    """What can be done with a run, and the shell command that does it."""
+    folder = shlex.quote(str(run_dir))
+    is_whole = run["status"] in ("running", "completed")  # it is running until its report is there
+    return {
+        "Repeat it and compare every number": f"onebox reproduce {folder}",
+        **({} if is_whole else {"Resume it": f"onebox-train resume={folder}"}),
+        "Train longer": f"onebox-train extend={folder} trainer.max_epochs=NUMBER",
+        "Predict other images": f"onebox predict {folder} IMAGES --out predicted --pictures",
+        "Test it on other data": f"onebox evaluate {folder} data=OPTION",
+        "Export it": f"onebox export {folder}",
+        "Curves": f"tensorboard --logdir {folder}",
+    }
+
+
 def balance_line(balance: Mapping[str, Any]) -> str:
     """What the balance of the heads came to, as run.json has it: the box's weight, and the one it suggests."""
     if not balance["steps"]:
@@ -198,8 +217,8 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 
 def error_shares(values: Values) -> Values:
-    """Share of images of each of `ERRORS`; empty without values."""
-    wrong = {name: values[name] for name in ERRORS if name in values}
+    """Share of images of each of `KINDS`; empty without values."""
+    wrong = {name: values[name] for name in KINDS if name in values}
     return {"right": max(0.0, 1 - sum(wrong.values())), **wrong} if wrong else {}
 
 
