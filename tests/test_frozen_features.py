@@ -109,7 +109,7 @@ def test_runs_of_other_heads_and_losses_share_features_and_the_same_run_has_the_
     assert fit.prefixes
     fit("other", *TINY, "model/loc_head=linear", "loss/loc=giou", "loss.weights.loc=2", "optimizer.weight_decay=0.1")
     assert not fit.prefixes
-    assert fit("again", *TINY) == first
+    assert fit("again", *TINY, "data.features_memory_mb=100") == first
     assert not fit.prefixes
     metrics = [(tmp_path / name / "metrics.json").read_bytes() for name in ("first", "again")]
     assert metrics[0] == metrics[1]
@@ -172,7 +172,13 @@ def make(composed):
             augment = OmegaConf.to_container(cfg.augment, resolve=True)
             data.replace_datasets(
                 lambda source, split, views, cache_dir: FeatureDataset(
-                    source, frozen, split=split, views=views, augment=augment, cache_dir=cache_dir
+                    source,
+                    frozen,
+                    split=split,
+                    views=views,
+                    augment=augment,
+                    cache_dir=cache_dir,
+                    memory_mb=data.features_memory_mb,
                 )
             )
         return data
@@ -185,6 +191,19 @@ def batches(data, epoch, split="train"):
     loader = getattr(data, f"{split}_dataloader")()
     loader.sampler.set_epoch(epoch)
     return list(loader)
+
+
+def test_features_are_held_in_memory_where_they_fit(make, caplog):
+    caplog.set_level(logging.INFO)
+    for size_mb, is_held in (0, False), (0.001, False), (10, True):
+        data = make(f"data.features_memory_mb={size_mb}")
+        views = data._replaced["train"]._views
+        held = {column.flags.c_contiguous for columns in views for column in columns.values()}  # not as in the file
+        assert held == {is_held}
+    (line,) = {
+        line for line in caplog.text.splitlines() if "more than data.features_memory_mb" in line and "train" in line
+    }
+    assert "more than data.features_memory_mb=0.001: read from the files" in line
 
 
 def test_every_image_comes_in_each_view_once_in_as_many_epochs_and_batches_mix_views():

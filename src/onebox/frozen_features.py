@@ -100,7 +100,8 @@ def store_features(
             follows_from | {"mirrored": mirrored},
             partial(compute, mirrored=mirrored),
         )
-        return FeatureDataset(source, part, split=split, views=views, augment=augment, cache_dir=cache_dir)
+        how: Any = {"split": split, "views": views, "augment": augment, "cache_dir": cache_dir}
+        return FeatureDataset(source, part, memory_mb=data.features_memory_mb, **how)
 
     data.replace_datasets(store)
     module.stored_until = until
@@ -166,6 +167,7 @@ class FeatureDataset(Dataset[Batch]):
         views: V; an image's key (v, row) gives its view v.
         augment: plain data that the views follow from beside `source`.
         cache_dir: the cache folder.
+        memory_mb: features that take no more than this are read once, and held in memory.
 
     Raises:
         BadInput: there is no room for the features, or they exceed float16.
@@ -180,6 +182,7 @@ class FeatureDataset(Dataset[Batch]):
         views: int,
         augment: Mapping[str, Any],
         cache_dir: Path,
+        memory_mb: float = 0,
     ) -> None:
         self.index = source.index
         self._source = source
@@ -223,6 +226,13 @@ class FeatureDataset(Dataset[Batch]):
                     raise BadInput(f"{path}: {error.strerror or error}; {ADVICE}") from error
                 opened[view] = {name: array[name] for name in array.dtype.names or ()}
         self._views = [opened[view] for view in range(views)]
+        size_mb = sum(column.nbytes for columns in self._views for column in columns.values()) / 1e6
+        if size_mb <= memory_mb:
+            self._views = [{name: np.array(column) for name, column in columns.items()} for columns in self._views]
+        elif memory_mb:
+            log.info(
+                "%s take %.0f MB, more than data.features_memory_mb=%g: read from the files", what, size_mb, memory_mb
+            )
 
     def __len__(self) -> int:
         return len(self.index)

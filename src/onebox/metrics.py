@@ -89,7 +89,7 @@ def per_image(boxes: Tensor, logits: Tensor, true_boxes: Tensor, labels: Tensor)
     cls_right = logits.argmax(1) == labels
     top5_right = (logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]).any(1)
     loc_right = iou >= 0.5
-    at_thresholds = iou[:, None] >= torch.tensor(COCO_THRESHOLDS, device=iou.device)
+    at_thresholds = torch.stack([iou >= threshold for threshold in COCO_THRESHOLDS], dim=1)
     columns = {
         "acc": cls_right,
         "iou": iou,

@@ -126,12 +126,13 @@ class LocalizationModule(LightningModule):
         # torch.manual_seed takes a millisecond, as it keeps a stack trace for each kind of device that is not there.
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+            torch.cuda.default_generators[self.device.index].manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         preds, targets, total, losses = self._predict(batch)
         self.last_step = losses, Prediction(*(column.detach() for column in preds)), targets
-        shares = {name: torch.tensor(share, device=self.device) for name, share in batch.shares.items()}
+        # Not torch.tensor, as a GPU would be waited for while it is copied there.
+        shares = {name: torch.full((), share, device=self.device) for name, share in batch.shares.items()}
         self._pending.append((losses | shares, *self.last_step[1:]))
         # The last steps are read when the epoch ends, so that nothing is logged of its end before validation.
         if (batch_idx + 1) % self.log_every_n_steps == 0 and not self.trainer.is_last_batch:
@@ -223,7 +224,8 @@ class LocalizationModule(LightningModule):
         losses, preds, targets = zip(*self._pending, strict=True)
         self._pending = []
         self.train_results.add(losses, preds, targets)
-        values = {f"step/{name}": torch.stack([row[name] for row in losses]).mean().item() for name in losses[0]}
+        means = torch.stack([torch.stack([row[name] for row in losses]).mean() for name in losses[0]])
+        values = {f"step/{name}": mean for name, mean in zip(losses[0], means.tolist(), strict=True)}
         for group in self.trainer.optimizers[0].param_groups:
             values["step/lr" if group["name"] == "all" else f"step/lr/{group['name']}"] = group["lr"]
         for logger in self.loggers:

@@ -85,6 +85,8 @@ def trainer_problems(trainer: Mapping[str, Any], *, is_fused: bool) -> Iterator[
         yield f"trainer.accelerator={accelerator}, but torch finds no GPU here; set auto or cpu"
     if precision == "16-mixed" and not _has_gpu(accelerator):
         yield "trainer.precision=16-mixed needs a GPU (a processor would compute in bf16); set bf16-mixed"
+    if precision == "bf16-mixed" and accelerator != "cpu" and _has_gpu("cuda") and not _computes_in_bf16():
+        yield "trainer.precision=bf16-mixed, which this GPU only imitates; set 16-mixed or 32-true"
     if precision in MIXED and trainer.get("gradient_clip_val") and is_fused:
         yield f"trainer.gradient_clip_val with {precision}: not for a fused optimizer; set optimizer.fused=false"
 
@@ -95,3 +97,9 @@ def _has_gpu(accelerator: str) -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def _computes_in_bf16() -> bool:
+    import torch
+
+    return torch.cuda.is_bf16_supported(including_emulation=False)

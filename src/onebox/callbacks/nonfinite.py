@@ -4,6 +4,7 @@ import logging
 import math
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -51,8 +52,11 @@ class NonFiniteLoss(Callback):
 
     def _look(self, trainer: Trainer) -> None:
         pending, self._pending = self._pending, []
-        for batch, loss in pending:
-            if not math.isfinite(value := float(loss)):
+        if not pending:
+            return
+        batches, losses = zip(*pending, strict=True)
+        for batch, value in zip(batches, torch.stack(losses).tolist(), strict=True):  # in one transfer
+            if not math.isfinite(value):
                 self.first = {"epoch": trainer.current_epoch, "batch": batch, "loss": str(value)}
                 told = f"the loss is {value} in epoch {trainer.current_epoch}, batch {batch} (both from 0)"
                 if self._action == "stop":

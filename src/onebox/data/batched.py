@@ -1,18 +1,30 @@
 """Augmentation of a whole batch at once. B = batch size, S = the model's image size in px."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import grid_sample
 
-from onebox.data.augment import Augmented, Boxes, Images
+from onebox.data.augment import Augmented, Boxes
 from onebox.data.resize import Image, Resize
 from onebox.errors import check, is_integer, is_number
 
 GREY = np.array([0.299, 0.587, 0.114])  # brightness of R, G, B (ITU-R BT.601)
 MIDDLE = 128.0  # what contrast leaves as it is
+
+
+class Drawn(NamedTuple):
+    """What is drawn for a batch, before it is painted; `boxes`, `redrawn` and `fallback` as in `Augmented`."""
+
+    strokes: NDArray[np.float64]  # [B, 4 + 12] slope and offset, x and y each, see `paint`; a matrix [3, 4] of colours
+    boxes: Boxes
+    redrawn: int
+    fallback: int
 
 
 class BatchedTransform:
@@ -32,6 +44,7 @@ class BatchedTransform:
         fill: grey level of what comes in from outside, 0 to 255.
         min_visibility: a box is lost when less than this share of its area stays inside the image, [0, 1].
         max_redraws: how often zoom and shift are drawn again when they lose the box.
+        painter: `opencv` paints where the images are loaded, `torch` where the network is; the draws are the same.
     """
 
     def __init__(
@@ -48,7 +61,11 @@ class BatchedTransform:
         fill: int,
         min_visibility: float,
         max_redraws: int,
+        **later: Any,
     ) -> None:
+        painter = later.pop("painter", "opencv")  # as in runs that were stored before it had a key
+        if later:
+            raise TypeError(f"BatchedTransform has no argument {', '.join(later)}")
         for name, value, low, high in (
             ("margin", margin, 1, 10),
             ("flip", flip, 0, 1),
@@ -62,6 +79,7 @@ class BatchedTransform:
         ):
             check(is_number(value, low, high), f"augment.{name} must be in [{low}, {high}], not {value}")
         check(is_integer(max_redraws, 0, 1000), f"augment.max_redraws must be in [0, 1000], not {max_redraws}")
+        check(painter in ("opencv", "torch"), f"augment.painter must be opencv or torch, not {painter}")
         zooms = list(scale) if isinstance(scale, list | tuple) else [scale]
         check(
             len(zooms) == 2 and all(is_number(zoom, 0.01, 100) for zoom in zooms) and zooms[0] <= zooms[1],
@@ -79,6 +97,7 @@ class BatchedTransform:
         self.resize = resize
         self.resize_before_augment = resize.times(margin) if self._moves else resize
         self.is_random = bool(flip or self._moves or self._colour.any())
+        self.paints_later = painter == "torch"
 
     def keeps(self, boxes: Boxes) -> NDArray[np.bool_]:
         """Every box."""
@@ -88,26 +107,55 @@ class BatchedTransform:
         self, images: Sequence[Image], boxes: Boxes, seed: int, epoch: int | Sequence[int], rows: Sequence[int]
     ) -> Augmented:
         """See `Transform.augment`."""
+        drawn = self.draw(len(images[0]), boxes, seed, epoch, rows)
+        if self.paints_later:
+            nchw = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+            painted = self.paint(nchw, torch.from_numpy(drawn.strokes).float())
+            return Augmented(painted.permute(0, 2, 3, 1).numpy(), *drawn[1:])
+        canvas = np.empty((len(images), self.resize.size, self.resize.size, 3), dtype=np.uint8)
+        for image, stroke, out in zip(images, drawn.strokes, canvas, strict=True):
+            self._paint_one(image, stroke, out)
+        return Augmented(canvas, *drawn[1:])
+
+    def draw(self, side: int, boxes: Boxes, seed: int, epoch: int | Sequence[int], rows: Sequence[int]) -> Drawn:
+        """What `augment` does to images of `side` px."""
         draws = self._max_redraws + 1
         uniform = _uniform(seed, epoch, rows, 4 + 4 * draws)  # [B, 4 + 4 * draws] in [0, 1)
         flip = uniform[:, 0] < self._flip
         mirrored = np.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], axis=1)
         boxes = np.where(flip[:, None], mirrored, boxes)
-        painted = np.empty((len(images), self.resize.size, self.resize.size, 3), dtype=np.uint8)
-        redrawn = fallback = 0
+        zoom, shift, chosen = np.ones((len(rows), 2)), np.zeros((len(rows), 2)), np.zeros(len(rows))
         if self._moves:
             zoom, shift, boxes, chosen = self._place(boxes, uniform[:, 4:].reshape(len(rows), draws, 4))
-            self._move(images, flip, zoom, shift, painted)
-            redrawn, fallback = int((chosen > 0).sum()), int((chosen < 0).sum())
-        else:
-            for image, mirror, out in zip(images, flip, painted, strict=True):
-                if mirror:
-                    cv2.flip(image, 1, dst=out)
-                else:
-                    out[:] = image
-        if self._colour.any():
-            self._recolour(painted, 1 + self._colour * (2 * uniform[:, 1:4] - 1))
-        return Augmented(painted, boxes.astype(np.float32), redrawn, fallback)
+        # From a pixel of the result to the one it shows: pixel i is centred at i + 0.5.
+        slope = side / self.resize.size / zoom
+        offset = 0.5 * slope - (0.5 + shift) / zoom * side + 0.5 * side - 0.5
+        slope[flip, 0], offset[flip, 0] = -slope[flip, 0], side - 1 - offset[flip, 0]
+        colours = _colours(1 + self._colour * (2 * uniform[:, 1:4] - 1))
+        strokes = np.concatenate([slope, offset, colours.reshape(-1, 12)], axis=1)
+        return Drawn(strokes, boxes.astype(np.float32), int((chosen > 0).sum()), int((chosen < 0).sum()))
+
+    def paint(self, images: Tensor, strokes: Tensor) -> Tensor:
+        """What OpenCV would paint, but for a rounding, on the images' device and without waiting for it.
+
+        Pixel i of a side of the result shows the place slope * i + offset of the image, px.
+
+        Args:
+            images: [B, 3, H, H] uint8.
+            strokes: [B, 16], see `Drawn`.
+
+        Returns:
+            [B, 3, S, S] uint8, channels-last in memory.
+        """
+        side, size = images.shape[-1], self.resize.size
+        slope, offset, colours = strokes[:, :2, None], strokes[:, 2:4, None], strokes[:, 4:].reshape(-1, 3, 4)
+        places = slope * torch.arange(size, device=images.device) + offset  # [B, x and y, S]
+        x, y = ((2 * places + 1) / side - 1).unbind(1)  # as grid_sample counts: -1 and 1 are the edges
+        grid = torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=-1)
+        fill = float(self._fill[0])  # outside there are zeros
+        moved = (grid_sample(images.float() - fill, grid, align_corners=False) + fill).round_().flatten(2)
+        painted = torch.baddbmm(colours[:, :, 3:], colours[:, :, :3], moved).round_().clamp_(0, 255)
+        return painted.byte().unflatten(2, (size, size)).contiguous(memory_format=torch.channels_last)
 
     def _place(
         self, boxes: NDArray[Any], uniform: NDArray[Any]
@@ -137,30 +185,26 @@ class BatchedTransform:
             np.where(kept[:, 0], first, -1),
         )
 
-    def _move(
-        self, images: Sequence[Image], flip: NDArray[Any], zoom: NDArray[Any], shift: NDArray[Any], painted: Images
-    ) -> None:
-        before, after = len(images[0]), self.resize.size
-        # From a pixel of the result to the one it shows: pixel i is centred at i + 0.5.
-        slope = before / after / zoom
-        offset = 0.5 * slope - (0.5 + shift) / zoom * before + 0.5 * before - 0.5
-        slope[flip, 0], offset[flip, 0] = -slope[flip, 0], before - 1 - offset[flip, 0]
-        for row, image in enumerate(images):
-            cv2.warpAffine(
-                image,
-                np.array([[slope[row, 0], 0, offset[row, 0]], [0, slope[row, 1], offset[row, 1]]]),
-                (after, after),
-                dst=painted[row],
-                flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-                borderValue=self._fill,
-            )
+    def _paint_one(self, image: Image, stroke: NDArray[np.float64], out: Image) -> None:
+        slope, offset, colours = stroke[:2], stroke[2:4], stroke[4:].reshape(3, 4)
+        if self._moves:
+            matrix = np.column_stack([np.diag(slope), offset])
+            how: Any = {"flags": cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, "borderValue": self._fill}
+            cv2.warpAffine(image, matrix, out.shape[:2], dst=out, **how)
+        elif slope[0] < 0:
+            cv2.flip(image, 1, dst=out)
+        else:
+            out[:] = image
+        if self._colour.any():
+            cv2.transform(out, colours.astype(np.float32), dst=out)
 
-    def _recolour(self, images: Images, factors: NDArray[Any]) -> None:
-        """Saturation, then contrast, then brightness, as one matrix an image; `factors` is [B, 3] in reverse order."""
-        for image, (brightness, contrast, saturation) in zip(images, factors, strict=True):
-            mix = saturation * np.eye(3) + (1 - saturation) * GREY
-            matrix = np.column_stack([brightness * contrast * mix, np.full(3, brightness * (1 - contrast) * MIDDLE)])
-            cv2.transform(image, matrix.astype(np.float32), dst=image)
+
+def _colours(factors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Saturation, then contrast, then brightness, as one matrix an image, [B, 3, 4]; `factors` is [B, 3], reversed."""
+    brightness, contrast, saturation = factors.T[:, :, None, None]  # [B, 1, 1] each
+    mix = saturation * np.eye(3) + (1 - saturation) * GREY
+    grey = np.broadcast_to(brightness * (1 - contrast) * MIDDLE, (len(factors), 3, 1))
+    return np.concatenate([brightness * contrast * mix, grey], axis=2)
 
 
 def _uniform(seed: int, epoch: int | Sequence[int], rows: Sequence[int], count: int) -> NDArray[np.float64]:

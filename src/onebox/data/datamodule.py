@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from onebox.data.annotations import BACKGROUND, Conventions, odd_classes
 from onebox.data.augment import Transform
+from onebox.data.batched import BatchedTransform
 from onebox.data.dataset import Batch, Cache, OneBoxDataset, pixel_source
 from onebox.data.index import WHAT_TO_DO, Index, build_index, class_names, usable_rows
 from onebox.data.layout import Layout, Tree, open_tree
@@ -97,6 +98,7 @@ class VocDataModule(LightningDataModule):
         self._views_seed = seed if views is None else views_seed
         self.views = views if transform.is_random else 1
         self.features = features
+        self.features_memory_mb = self._loading.features_memory_mb
         self._trees: dict[str, Tree] = {}
         self._left_out = 0  # lines of lists
         self._undecodable: dict[int, str] = {}  # by row of the listed images
@@ -250,6 +252,14 @@ class VocDataModule(LightningDataModule):
         """Batches in the order of the lists."""
         return self._loader("test")
 
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Paint what is augmented where the network is; called by the trainer."""
+        if batch.strokes is None:
+            return batch
+        assert isinstance(self._transform, BatchedTransform)
+        assert batch.images is not None
+        return dataclasses.replace(batch, images=self._transform.paint(batch.images, batch.strokes), strokes=None)
+
     def _dataset(self, split: str, *, augment: bool) -> OneBoxDataset:
         index = self.indexes[split]
         return OneBoxDataset(
@@ -328,12 +338,13 @@ class VocDataModule(LightningDataModule):
         )
 
     def _loader(self, split: str) -> DataLoader[Batch]:
-        dataset = self._replaced[split] if split in self._replaced else self.dataset(split)
-        if split != "train":
-            return make_loader(dataset, self._loading, seed=self._seed, name=split)
-        return make_loader(
-            dataset, self._loading, seed=self._seed, name=split, is_train=True, start=self.start, views=self.views
-        )
+        dataset = self._replaced[split] if split in self._replaced else self.dataset(split).unpainted()
+        # A run on the processor leaves a GPU that is there alone.
+        is_on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        how: dict[str, Any] = {"seed": self._seed, "name": split, "pin_memory": is_on_gpu}
+        if split == "train":
+            how |= {"is_train": True, "start": self.start, "views": self.views}
+        return make_loader(dataset, self._loading, **how)
 
 
 def _part(kind: Callable[..., Part], keys: dict[str, Any]) -> Part:

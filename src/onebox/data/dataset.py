@@ -1,5 +1,6 @@
 """From rows of an index to batches. B = batch size, H x W = the model's image size in px."""
 
+import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from onebox.data.augment import Transform
+from onebox.data.augment import Augmented, Transform
+from onebox.data.batched import BatchedTransform, Drawn
 from onebox.data.cache import Pixels, stored_pixels
 from onebox.data.image import read_image
 from onebox.data.index import Index
@@ -36,6 +38,7 @@ class Batch:
         ids: B names of images.
         shares: what augmentation did to keep boxes, as shares of these images in [0, 1]; empty where it draws nothing.
         state: [B, ...] float16 each, what a frozen part of the network gives for the images.
+        strokes: [B, 16] float32, what is still to be painted (`BatchedTransform.paint`); None where nothing is.
     """
 
     images: Tensor | None
@@ -44,6 +47,7 @@ class Batch:
     ids: tuple[str, ...]
     shares: Mapping[str, float] = field(default_factory=dict)
     state: tuple[Tensor, ...] = ()
+    strokes: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
         """The same batch on a device."""
@@ -60,6 +64,7 @@ class Batch:
             boxes=function(self.boxes),
             labels=function(self.labels),
             state=tuple(function(column) for column in self.state),
+            strokes=None if self.strokes is None else function(self.strokes),
         )
 
     def __len__(self) -> int:
@@ -99,6 +104,7 @@ class OneBoxDataset(Dataset[Batch]):
         self._seed = seed
         self._images: Pixels | None = None
         self._rows: NDArray[np.int64] = np.arange(len(index))  # where they are in _images
+        self._painter: BatchedTransform | None = None  # of batches, once they are on the device
         self._upright = upright
         decoding = f"{pixel_source(self._resize)}{', upright' * upright}"
         self._source = f"{self.folder}\0{decoding}\0by content".encode("utf-8", "surrogateescape")
@@ -112,22 +118,35 @@ class OneBoxDataset(Dataset[Batch]):
         rows = [row for _, row in keys]
         boxes = self.index.boxes.numpy()[rows]
         shares: dict[str, float] = {}
-        if self.is_random:
-            decoded = [self._image(row) for row in rows]
-            drawn = self._transform.augment(decoded, boxes, self._seed, epochs, rows)
-            images, boxes = drawn.images, drawn.boxes
-            shares = {"augment_redrawn": drawn.redrawn / len(rows), "augment_fallback": drawn.fallback / len(rows)}
+        drawn: Augmented | Drawn | None = None
+        if self.is_random and self._painter is None:
+            drawn = self._transform.augment([self._image(row) for row in rows], boxes, self._seed, epochs, rows)
+            images = drawn.images
         elif self._images is not None:
             images = self._images[self._rows[rows]]  # by NumPy, which copies whole images; torch goes by elements
         else:
             images = np.stack([self._decode(row) for row in rows])
+        if self._painter is not None:
+            drawn = self._painter.draw(self._resize.size, boxes, self._seed, epochs, rows)
+        if drawn is not None:
+            boxes = drawn.boxes
+            shares = {"augment_redrawn": drawn.redrawn / len(rows), "augment_fallback": drawn.fallback / len(rows)}
+        strokes = torch.from_numpy(drawn.strokes).float() if isinstance(drawn, Drawn) else None
         ids = tuple(self.index.ids[row] for row in rows)
         images_nchw = torch.from_numpy(images).permute(0, 3, 1, 2)
-        return Batch(images_nchw, torch.from_numpy(boxes), self.index.labels[rows], ids, shares)
+        return Batch(images_nchw, torch.from_numpy(boxes), self.index.labels[rows], ids, shares, strokes=strokes)
 
     def __getitem__(self, row: int) -> Batch:
         """One image of epoch 0, as a batch of one."""
         return self.__getitems__([(0, row)])
+
+    def unpainted(self) -> "OneBoxDataset":
+        """The same, but batches leave to the transform's `paint` what it can do where the network is."""
+        if not (self.is_random and isinstance(self._transform, BatchedTransform) and self._transform.paints_later):
+            return self
+        dataset = copy.copy(self)
+        dataset._painter = self._transform
+        return dataset
 
     def load(self, cache: Cache, cache_dir: Path) -> Mapping[int, str]:
         """Decode all images, so that they are at hand.

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 
-from onebox.errors import check, is_integer
+from onebox.errors import check, is_integer, is_number
 
 MOST = 10**9  # images of a batch
 Key = tuple[int, int]  # (epoch or number of the view, row of the index)
@@ -27,17 +27,21 @@ class Loading:
         eval_batch_size: images of a validation or test step, on each device.
         num_workers: loader processes; 0 loads in the main process, which is fastest with the cache.
         drop_last: whether an incomplete last training batch is left out.
+        features_memory_mb: stored features of a split that take no more than this are held in memory.
     """
 
     batch_size: int
     eval_batch_size: int
     num_workers: int
     drop_last: bool
+    features_memory_mb: float = 0
 
     def __post_init__(self) -> None:
         for key, least, most in (("batch_size", 1, MOST), ("eval_batch_size", 1, MOST), ("num_workers", 0, 1024)):
             value = getattr(self, key)
             check(is_integer(value, least, most), f"data.{key} must be a number >= {least} and <= {most}, not {value}")
+        size_mb = self.features_memory_mb
+        check(is_number(size_mb, 0), f"data.features_memory_mb must be a number >= 0, not {size_mb}")
 
 
 def make_loader(
@@ -49,9 +53,11 @@ def make_loader(
     is_train: bool = False,
     start: tuple[int, int] = (0, 0),
     views: int | None = 1,
+    pin_memory: bool = False,
 ) -> DataLoader[Any]:
     """The loader of the split `name`: training images in an order of their own for each epoch, others in that of the
-    lists. The `dataset` gives whole batches by `__getitems__`; training begins with epoch and step `start`.
+    lists. The `dataset` gives whole batches by `__getitems__`; training begins with epoch and step `start`. With
+    `pin_memory` batches lie where a GPU fetches them while the processor works on.
 
     Raises:
         BadInput: there are fewer images to evaluate than devices.
@@ -78,7 +84,7 @@ def make_loader(
         persistent_workers=loading.num_workers > 0,
         collate_fn=_as_is,  # __getitems__ gives whole batches
         worker_init_fn=_begin,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin_memory,
         generator=torch.Generator().manual_seed(seed),  # workers must not draw from the global generator
     )
 
