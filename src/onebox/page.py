@@ -4,12 +4,17 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 PLOTLY = ("plotly", "package_data/plotly.min.js")
+SIDE, QUALITY = 200, 75  # of a picture: px of its longer side, JPEG
 
 
 def render(
@@ -37,3 +42,14 @@ def render(
         policy=policy, scripts=[Markup(text) for text in texts], data=data, **values
     )
     return page.encode(errors="replace").decode()  # what is no text, as in names of files, cannot be written
+
+
+def picture(image: "NDArray[np.uint8]") -> str:
+    """A small picture of an image, [H, W, 3] RGB, as a page holds it: a data URI."""
+    import cv2
+
+    scale = min(1.0, SIDE / max(image.shape[:2]))
+    size = [max(1, round(length * scale)) for length in image.shape[1::-1]]
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    _, jpeg = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg.tobytes()).decode()}"

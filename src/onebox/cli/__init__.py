@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from onebox.cli import evaluate, export, lr_find, new, predict, prune, reproduce, runs
+from onebox.cli import evaluate, export, lr_find, new, predict, prune, reproduce, runs, show
 from onebox.errors import (
     EXIT_FAULT,
     EXIT_INTERRUPTED,
@@ -58,6 +58,7 @@ for command in (runs.runs, runs.sweep, runs.explain, evaluate.evaluate, lr_find.
 app.command(epilog=EPILOG)(new.new)
 app.command(epilog=runs.DIFF_EPILOG)(runs.diff)
 app.command(epilog=predict.EPILOG)(predict.predict)
+data_app.command(epilog=EPILOG)(show.show)
 
 
 @data_app.command(epilog=EPILOG)

@@ -85,7 +85,7 @@ class VocDataModule(LightningDataModule):
         check(views is None or is_integer(views, 1), f"data.views must be a number >= 1 or null, not {views}")
         check(is_integer(views_seed, 0), f"data.views_seed must be a number >= 0, not {views_seed}")
         check(features in ("auto", "off"), f"data.features must be auto or off, not {features}")
-        self._root = Path(str(root)).expanduser()
+        self.root = Path(str(root)).expanduser()
         self._source = source
         self._download = download
         self._classes = None if classes is None else list(classes)
@@ -111,7 +111,7 @@ class VocDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Make or fetch the trees, on one process a machine."""
         if self._source is not None:
-            self._source(str(self._root), download=self._download)
+            self._source(str(self.root), download=self._download)
 
     def setup(self, stage: str | None = None) -> None:
         """Read the annotations and split them. Called again, it does nothing.
@@ -125,7 +125,7 @@ class VocDataModule(LightningDataModule):
             self._read()
         except OSError as error:
             raise BadInput(
-                f"{error.filename or self._root}: cannot be read ({error.strerror}); see data.root"
+                f"{error.filename or self.root}: cannot be read ({error.strerror}); see data.root"
             ) from error
         if self._selection.on_error == "skip":  # which images are used depends on what can be decoded
             self.decode()
@@ -265,7 +265,7 @@ class VocDataModule(LightningDataModule):
         return OneBoxDataset(
             index,
             self._transform,
-            root=self._root,
+            root=self.root,
             augment=augment,
             seed=self._views_seed,
             upright=self.is_upright,
@@ -273,9 +273,9 @@ class VocDataModule(LightningDataModule):
 
     def _read(self) -> None:
         """Lists, annotations, classes and splits."""
-        self._listed, self._rows = self._read_lists()
+        self.listed, self._rows = self._read_lists()
         if self._classes is None:
-            self._classes = class_names(self._listed)
+            self._classes = class_names(self.listed)
         check(
             not self._background_class or BACKGROUND not in self._classes,
             f"data.classes has {BACKGROUND}, which data.background_class=true puts before them; set "
@@ -283,7 +283,7 @@ class VocDataModule(LightningDataModule):
         )
         self.class_names = [BACKGROUND] * self._background_class + self._classes
         if not self._splits.only_train:
-            usable = usable_rows(self._listed, self._rows["train"], self._selection, self._label_of)
+            usable = usable_rows(self.listed, self._rows["train"], self._selection, self._label_of)
             self._splits.hold_out(self._rows, usable)
         self.indexes = {split: self._index(split) for split in SPLITS}
 
@@ -295,7 +295,7 @@ class VocDataModule(LightningDataModule):
             for item in self._splits.lists(split):
                 name, _, list_name = str(item).rpartition("/")
                 if name not in trees:
-                    trees[name] = open_tree(self._root / name, self._layout, self._cache_dir)
+                    trees[name] = open_tree(self.root / name, self._layout, self._cache_dir)
                 ids, left_out = trees[name].ids(list_name)
                 self._left_out += left_out
                 images = [(name, image_id) for image_id in ids]
@@ -318,7 +318,7 @@ class VocDataModule(LightningDataModule):
 
     def _index(self, split: str) -> Index:
         index = build_index(
-            self._listed,
+            self.listed,
             self._rows[split],
             self._selection,
             label_of=self._label_of,
@@ -330,7 +330,7 @@ class VocDataModule(LightningDataModule):
         train, batch_size = self.indexes["train"], self._loading.batch_size
         why = max((count, reason) for reason, count in train.dropped.items())
         what = WHAT_TO_DO[why[1]] if why[0] else "name other lists in data.splits"
-        check(len(train) > 0, f"{self._root}: no training image is left ({train}); {what}")
+        check(len(train) > 0, f"{self.root}: no training image is left ({train}); {what}")
         check(
             not self._loading.drop_last or len(train) >= batch_size,
             f"data.drop_last leaves no batch of {batch_size} from {len(train)} training "

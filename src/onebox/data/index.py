@@ -56,7 +56,7 @@ class Index:
         sizes: [N, 2] int64, height and width of the image in px.
         boxes: [N, 4] float32, xyxy in [0, 1].
         labels: [N] int64.
-        dropped: reason -> how many listed images are not in the index for it.
+        left_out: reason -> which listed images are not in the index for it.
         skipped: those with the reason "bad sample".
         slips: what -> to how many objects of the listed images it happened.
         notes: what looks odd -> in how many of them, pictures or objects.
@@ -70,7 +70,7 @@ class Index:
     sizes: Tensor
     boxes: Tensor
     labels: Tensor
-    dropped: Mapping[str, int]
+    left_out: Mapping[str, Ints]
     skipped: tuple[Skipped, ...]
     slips: Mapping[str, int] = field(default_factory=dict)
     notes: Mapping[str, int] = field(default_factory=dict)
@@ -78,8 +78,13 @@ class Index:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Reason -> how many listed images are not in the index for it."""
+        return {why: len(rows) for why, rows in self.left_out.items()}
+
     def where(self, kept: NDArray[np.bool_], why_not: str) -> Index:
-        """The rows that are kept ([N] bool); the others are counted as dropped for a reason."""
+        """The rows that are kept ([N] bool); the others are left out for a reason."""
         if kept.all():
             return self
         rows = np.flatnonzero(kept).tolist()
@@ -93,7 +98,7 @@ class Index:
             sizes=self.sizes[rows],
             boxes=self.boxes[rows],
             labels=self.labels[rows],
-            dropped={**self.dropped, why_not: len(self) - len(rows)},
+            left_out={**self.left_out, why_not: self.rows[~kept]},
         )
 
     def fingerprint(self) -> str:
@@ -127,7 +132,7 @@ def build_index(
     """
     import torch
 
-    num_listed, rows = len(rows), _wanted_rows(listed, rows, selection)
+    every, rows = rows, _wanted_rows(listed, rows, selection)
     chosen = _choose(listed, rows, selection, label_of)
     pictures, problems, end = _usable_images(listed, rows, chosen, selection, undecodable)
     wrong = {row: (listed.image_file(int(rows[row])), text) for row, text in problems.items()}
@@ -141,14 +146,15 @@ def build_index(
     boxes_px = table.corners[chosen.objects[kept]].reshape(-1, 4).astype(np.float32)
     is_good = np.ones(end, dtype=bool)
     is_good[bad] = False
-    annotated, counts = listed.is_annotated[rows][:end], chosen.counts[:end]
-    dropped = {
-        "no annotation": int((is_good & ~annotated).sum()),
-        "no object": int((is_good & annotated & (counts == 0)).sum()),
-        "several objects": int((is_good & (counts > 1)).sum()) if selection.select == "single" else 0,
-        "not in data.ids": num_listed - len(rows),
-        "over data.limit": len(rows) - end,
-        "bad sample": len(skipped),
+    annotated, counts, seen = listed.is_annotated[rows][:end], chosen.counts[:end], rows[:end]
+    is_several = (counts > 1) & (selection.select == "single")
+    left_out = {
+        "no annotation": seen[is_good & ~annotated],
+        "no object": seen[is_good & annotated & (counts == 0)],
+        "several objects": seen[is_good & is_several],
+        "not in data.ids": np.setdiff1d(every, rows),
+        "over data.limit": rows[end:],
+        "bad sample": rows[bad],
     }
     return Index(
         rows=rows[kept],
@@ -159,7 +165,7 @@ def build_index(
         sizes=sizes,
         boxes=torch.from_numpy(boxes_px) / sizes[:, [1, 0, 1, 0]].to(torch.float32),
         labels=torch.tensor([label_of[name] for name in table.names[chosen.objects[kept]].tolist()], dtype=torch.int64),
-        dropped=dropped,
+        left_out=left_out,
         skipped=skipped,
         slips={what: int(counts[rows].sum()) for what, counts in listed.understood.slips.items()},
         notes=_notes(listed, rows, pictures.values()),

@@ -3,7 +3,6 @@
 N images, K classes. Neither torch nor pandas, which a run would import for this alone.
 """
 
-import base64
 import csv
 import functools
 import math
@@ -11,17 +10,18 @@ from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from onebox.data.image import read_image
 from onebox.data.processes import num_cores
 from onebox.errors import BadInput
+from onebox.page import picture
 from onebox.runs.predictions import PREDICTIONS
 
 KINDS = {
@@ -35,7 +35,6 @@ MAX_PICTURES = 240  # as many take about 2 MB
 MAX_CLASSES = 30  # of a matrix that can be read
 MAX_PAIRS = 60  # of classes, listed where there are more
 MAX_DOTS = 1000
-SIDE, QUALITY = 200, 75  # of a picture: px of its longer side, JPEG
 NUM_BINS = 10  # of the calibration
 BORDER = 0.01  # of the image's side: a box that begins within it touches the border
 SIZES = (0.0, 0.2, 0.4, 0.6, 0.8)  # from which side on, as a share of the image's, an object belongs to a group
@@ -232,15 +231,8 @@ def _gallery(every: Sequence[Shot]) -> list[Shot]:
 
 
 def _add_picture(shot: Shot, upright: bool) -> None:
-    try:
-        pixels = read_image(shot.path, upright=upright)
-    except BadInput:
-        return  # it was there when it was tested; the page shows the boxes alone
-    scale = min(1.0, SIDE / max(pixels.shape[:2]))
-    size = tuple(max(1, round(length * scale)) for length in pixels.shape[1::-1])
-    small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    done, jpeg = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    shot.picture = f"data:image/jpeg;base64,{base64.b64encode(jpeg.tobytes()).decode()}" if done else None
+    with suppress(BadInput):  # it was there when it was tested; the page shows the boxes alone
+        shot.picture = picture(read_image(shot.path, upright=upright))
 
 
 def _size_names() -> list[str]:
