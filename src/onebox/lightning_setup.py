@@ -1,8 +1,10 @@
-"""What onebox changes around Lightning: threads, warnings, how its errors and a Ctrl-C arrive."""
+"""What onebox changes around Lightning: threads, warnings, garbage, how its errors and a Ctrl-C arrive."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import logging
 import multiprocessing
 import os
@@ -28,6 +30,12 @@ IRRELEVANT_WARNINGS = (
 )
 
 
+def collect_late() -> None:
+    """Look for no garbage before the first fit, as there is none while modules are imported, and none at the end."""
+    gc.disable()
+    atexit.register(gc.freeze)
+
+
 @contextlib.contextmanager
 def lightnings_errors(trainer: Trainer) -> Iterator[None]:
     """Around fit and test: a Ctrl-C, which Lightning turns into an exit with code 1, stays a Ctrl-C; no worker is left.
@@ -37,6 +45,9 @@ def lightnings_errors(trainer: Trainer) -> Iterator[None]:
     """
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+    if not gc.isenabled():
+        gc.freeze()  # what is imported, so that no step looks through it
+        gc.enable()
     others = multiprocessing.active_children()
     try:
         yield

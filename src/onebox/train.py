@@ -38,7 +38,7 @@ from onebox.errors import (
     say,
 )
 from onebox.hydra_setup import register_plugins
-from onebox.lightning_setup import lightnings_errors, use_threads
+from onebox.lightning_setup import collect_late, lightnings_errors, use_threads
 from onebox.project import enter
 from onebox.streams import check_limits, command_line
 from onebox.validation import explain, validate
@@ -67,6 +67,7 @@ def main() -> None:
     """The console command. Exit codes: 0 done, 1 a fault, 2 bad input, 75 stopped by SIGTERM or SIGHUP, 130 by hand."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here instead of being printed by Hydra
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # no process of ours finds a module in the working directory
+    collect_late()
     try:
         with command_line("onebox-train"):
             check_limits()
@@ -316,11 +317,10 @@ def _close(cfg: DictConfig, run: RunRecord, built: Built, results: Tested) -> Va
     loggers = built.trainer.loggers
     rows = next(logger.rows for logger in loggers if isinstance(logger, EpochCsvLogger))
     best = best_row(rows, cfg.monitor, cfg.monitor_mode)
-    values = {tag: best.get(tag.replace("best/", "val/")) for tag in RESULT_TAGS if tag.startswith("best/")}
+    shown = {tag: best[name] for tag in RESULT_TAGS if (name := tag.replace("best/", "val/")) != tag and name in best}
     table = result_table(results.test, results.floor, per_class := built.module.test_per_class)
     tell(built.trainer, {"results": table, **changed(cfg, HydraConfig.get())})
     for logger in loggers:
-        shown = {tag: value for tag, value in values.items() if value is not None}
         logger.log_metrics(shown, step=built.trainer.global_step)
         logger.finalize("success")
     if not run.writes:

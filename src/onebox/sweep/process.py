@@ -46,6 +46,7 @@ _context = multiprocessing.get_context("forkserver")
 
 def start_server() -> None:
     """Let the server import what jobs need, beside this process; does nothing when there is one."""
+    gc.enable()  # the configs of many jobs are garbage in time
     _context.set_forkserver_preload(["onebox.sweep.preload"])
     forkserver.ensure_running()
 
