@@ -1,5 +1,6 @@
 """The network as a graph of what is computed."""
 
+import inspect
 from collections import Counter
 from typing import Any
 
@@ -31,32 +32,27 @@ class NetworkGraph(Callback):
 
 
 def network_graph(net: nn.Module, image: Tensor) -> GraphDef:
-    """Each operation between `image` and what `net` gives, in the module that calls it; nothing is compiled."""
-    modes, scopes, hooks = [(module, module.training) for module in net.modules()], [""], []
-    for name, module in net.named_modules():
-        scope = name.replace(".", "/") + "/" * bool(name)
-        hooks.append(module.register_forward_pre_hook(lambda *_, scope=scope: scopes.append(scope)))
-        hooks.append(module.register_forward_hook(lambda *_: scopes.pop() and None, always_call=True))
-    recorder = Recorder(image, scopes)
+    """Each operation between `image` and what `net` gives, in the module whose method calls it; nothing is compiled."""
+    modes = [(module, module.training) for module in net.modules()]
+    recorder = Recorder(net, image)
     try:
         net.eval()
         with torch.no_grad(), recorder:
             net(image)
     finally:
-        for hook in hooks:
-            hook.remove()
         for module, is_training in modes:
             module.training = is_training
     return recorder.graph
 
 
 class Recorder(TorchFunctionMode):
-    """Notes each operation on tensors that come from `image` as a node of `graph`, under the last of `scopes`."""
+    """Notes each operation of `net` on tensors that come from `image` as a node of `graph`."""
 
-    def __init__(self, image: Tensor, scopes: list[str]) -> None:
+    def __init__(self, net: nn.Module, image: Tensor) -> None:
         super().__init__()
         self.graph = GraphDef()
-        self._scopes = scopes
+        self._scopes = {module: name.replace(".", "/") + "/" for name, module in net.named_modules() if name}
+        self._net = net
         self._counts: Counter[str] = Counter()
         self._sources: dict[int, tuple[str, Tensor]] = {}  # by a tensor's id: its node, and itself, to keep the id
         self._note("images", [], [image])
@@ -65,12 +61,25 @@ class Recorder(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         inputs = [self._sources[id(leaf)][0] for leaf in tree_leaves((args, kwargs)) if id(leaf) in self._sources]
-        if made and inputs and func.__name__ != "__get__":
-            self._note(func.__name__.strip("_"), inputs, made)
+        is_idle = bool(args) and result is args[0] and not func.__name__.endswith("_")  # as float() of what is float
+        if made and inputs and func.__name__ != "__get__" and not is_idle:
+            self._note(self._scope() + func.__name__.strip("_"), inputs, made)
         return result
 
-    def _note(self, operation: str, inputs: list[str], made: list[Tensor]) -> None:
-        name = self._scopes[-1] + operation
+    def _scope(self) -> str:
+        """The module that is at work; of the network itself, its method, unless that is private or `forward`."""
+        frame = inspect.currentframe()
+        while frame := frame and frame.f_back:
+            caller = frame.f_locals.get("self")
+            if isinstance(caller, nn.Module) and caller in self._scopes:
+                return self._scopes[caller]
+            if caller is self._net:
+                name = frame.f_code.co_name
+                return "" if name == "forward" or name.startswith("_") else f"{name}/"
+        return ""
+
+    def _note(self, name: str, inputs: list[str], made: list[Tensor]) -> None:
+        operation = name.rpartition("/")[2]
         self._counts[name] += 1
         name += f"_{self._counts[name]}" * (self._counts[name] > 1)
         shapes = [TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in one.shape]) for one in made]

@@ -1,6 +1,7 @@
 """What TensorBoard's TEXT tab says of a run: Markdown by tag, in which every text stands as it is."""
 
 import html
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -65,5 +66,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        value = json.dumps(value)  # as YAML has it
     text = html.escape(" ".join((f"{value:.4g}" if isinstance(value, float) else str(value)).split()))
     return "".join(f"&#{ord(letter)};" if letter in "|\\`*_[]~" else letter for letter in text)
