@@ -16,7 +16,7 @@ from onebox.errors import BadInput
 from onebox.files import write_json
 from onebox.runs.reading.diff import diff
 from onebox.runs.reading.find import best_tag, find_runs, split_of
-from onebox.runs.reading.table import list_runs
+from onebox.runs.reading.table import _side_by_side, list_runs
 
 ALL = {"where": None, "sort": None, "ascending": False, "limit": 0, "metrics": ()}
 
@@ -129,3 +129,16 @@ def test_what_is_done_with_records_imports_nothing_heavy(outputs):
     ):
         done = subprocess.run([sys.executable, outputs / "x.py", *arguments], capture_output=True, text=True)
         assert done.stdout.splitlines()[-1] == f"HEAVY {used}", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("widths", "room", "groups"),
+    [
+        ([5, 10, 10, 10, 10], 47, [[0, 1, 2], [0, 3, 4]]),  # not the last one alone
+        ([5, 10, 10, 10, 10, 10], 47, [[0, 1, 2, 3], [0, 4, 5]]),
+        ([5, 10, 10, 10, 40], 47, [[0, 1, 2, 3], [0, 4]]),  # no room for two
+        ([5, 20, 20], 30, [[0, 1], [0, 2]]),
+    ],
+)
+def test_columns_without_room_beside_each_other_come_below(widths, room, groups):
+    assert list(_side_by_side(widths, room)) == groups

@@ -286,13 +286,21 @@ def heading(name: str) -> str:
 
 def _side_by_side(widths: Sequence[int], room: int) -> Iterator[list[int]]:
     """The places of the columns that are printed beside each other, the first column at the front of each group."""
-    group = [0]
+    groups = [[0]]
     for place in range(1, len(widths)):
-        if len(group) > 1 and sum(widths[other] + GAP for other in group) + widths[place] > room:
-            yield group
-            group = [0]
-        group.append(place)
-    yield group
+        if len(groups[-1]) > 1 and _width(widths, [*groups[-1], place]) > room:
+            groups.append([0])
+        groups[-1].append(place)
+    # A column that would stand alone in the end takes one from the group before.
+    if len(groups) > 1 and len(groups[-1]) == 2 and len(groups[-2]) > 3:
+        last = [0, groups[-2][-1], groups[-1][1]]
+        if _width(widths, last) <= room:
+            groups[-2:] = [groups[-2][:-1], last]
+    yield from groups
+
+
+def _width(widths: Sequence[int], places: Sequence[int]) -> int:
+    return sum(widths[place] for place in places) + GAP * (len(places) - 1)
 
 
 def ranges(numbers: Iterable[int]) -> str:
