@@ -5,7 +5,7 @@ const all = (selector) => [...document.querySelectorAll(selector)];
 const text = (value) => String(value).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const PALETTE = ["#3b82c4", "#d9822b", "#3a9d73", "#b5519c", "#8a7a2e", "#7a6bd1", "#c95a4e", "#4aa5ad"];
-const alpha = (hex, share) => hex + Math.round(255 * share).toString(16).padStart(2, "0");
+const alpha = (hex, share) => hex.replace(/^#(.)(.)(.)$/, "#$1$1$2$2$3$3") + Math.round(255 * share).toString(16).padStart(2, "0");
 const digits = (value) => (value === null ? "–" : value.toPrecision(4));
 
 // Tables: a click on a heading sorts, best or smallest first, a second one turns it round; what is missing stays last.
@@ -131,11 +131,11 @@ function parallel(element) {
     xaxis: { ...layout.xaxis, fixedrange: true, ticktext: names.map((name) => text(name).replace(/([./])/g, "$1<br>")) },
     annotations: [
       ...layout.annotations.map((tick) => ({ ...tick, ...note, text: text(tick.text) })),
-      ...inside.map(({ axis, y, value }) => ({ ...note, x: axis, y, text: `floor ${digits(value)}`, xanchor: "left", xshift: 8 })),
+      ...inside.map(({ axis, y, value }) => ({ ...note, x: axis, y, text: `floor ${digits(value)}`, xanchor: "left", xshift: 10 })),
     ],
     shapes: [
       ...layout.shapes.map((shape) => ({ ...shape, line: { color: color("muted"), width: 1 } })),
-      ...inside.map(({ axis, y }) => ({ type: "line", x0: axis - 0.04, x1: axis + 0.04, y0: y, y1: y, line: { color: color("ink"), width: 2, dash: "dot" } })),
+      ...inside.map(({ axis, y }) => ({ type: "line", xsizemode: "pixel", xanchor: axis, x0: -9, x1: 9, y0: y, y1: y, line: { color: color("ink"), width: 2, dash: "dot" } })),
     ],
   });
 }
