@@ -1,0 +1,101 @@
+"""Pages and TensorBoard in a headless Chromium; without one these tests are skipped."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.nursery import Nursery
+
+ROOT = Path(__file__).parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))
+from benchmarks import browser as driver  # noqa: E402
+
+Open = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")  # not longer: Playwright's event loop is in the way of others in the same process
+def chromium() -> Iterator[Any]:
+    if driver.chromium() is None:
+        pytest.skip(driver.MISSING)
+    with driver.open_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def window(chromium: Any) -> Iterator[Open]:
+    """Opens empty pages, in which nothing may go wrong and, unless `online`, nothing be loaded."""
+    faults, contexts = [], []
+
+    def make(width: int = 1280, height: int = 900, *, dark: bool = False, online: bool = False) -> Any:
+        scheme = "dark" if dark else "light"
+        context = chromium.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(driver.PATIENCE)
+        page.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("dialog", lambda dialog: faults.append(f"dialog {dialog.message}") or dialog.dismiss())
+        known = ("file:", "data:", "blob:", "about:", *(["http://127.0.0.1:"] if online else []))
+        page.on("request", lambda asked: None if asked.url.startswith(known) else faults.append(asked.url))
+        return page
+
+    yield make
+    for context in contexts:
+        context.close()
+    assert faults == []
+
+
+@pytest.fixture(scope="session")
+def sweep(nursery: Nursery, shapes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a real sweep: two losses, two seeds."""
+    folder = tmp_path_factory.mktemp("browser")
+    overrides = [
+        "-m",
+        "loss/loc=l1,giou",
+        "seed=0,1",
+        "hydra/launcher=basic",
+        f"hydra.sweep.dir={folder / 'losses'}",
+        f"data.root={shapes_root}",
+        "data.source=null",
+        f"data.cache_dir={folder / 'cache'}",
+        "image_size=32",
+        "data.batch_size=8",
+        "trainer.max_epochs=2",
+        "trainer.accelerator=cpu",
+        "optimizer.lr=0.01",
+    ]
+    assert nursery.run(*overrides, log=folder / "log") == 0, (folder / "log").read_text()
+    return folder / "losses"
+
+
+@pytest.fixture(scope="session")
+def run(sweep: Path) -> Path:
+    """The directory of a real run, of seed 0."""
+    return min(path.parent for path in sweep.glob("*/run.json") if '"seed": 0' in path.read_text())
+
+
+def serious_faults(page: Any) -> list[str]:
+    """What axe-core calls a serious or critical fault of accessibility."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response["violations"]
+    return [
+        f"{fault['id']}: {node['target']} {node['failureSummary']}"
+        for fault in found
+        if fault["impact"] in ("serious", "critical")
+        for node in fault["nodes"]
+    ]
+
+
+def check_looks(window: Open, path: Path) -> None:
+    """On a desktop and on a phone, light and dark: accessible, and no wider than the screen."""
+    for width, dark in ((1280, False), (390, True)):
+        page = window(width, dark=dark)
+        page.goto(path.as_uri())
+        driver.scroll_through(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        if faults := serious_faults(page):
+            raise AssertionError(f"{path.name} at {width} px: {faults}")
