@@ -2,8 +2,9 @@
 
 import copy
 import pickle
+import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,18 +93,15 @@ class Composer:
             HydraException, OmegaConfBaseException: it cannot be composed.
         """
         composed, values = self._look_up(overrides)
-        cfg = composed.plain.copy()
-        ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
-        config: Any = OmegaConf.to_container(cfg, resolve=True)
+        config = composed.resolved(values)
         sweep_dir = config.pop(SWEEP_DIR)
-        neutral = config.get("fingerprint_neutral") or {}
-        name = fingerprint(config, cfg.fingerprint_ignore, neutral)
+        ignore, neutral = config["fingerprint_ignore"], config.get("fingerprint_neutral") or {}
+        name = fingerprint(config, ignore, neutral)
         others = frozenset(text for text in overrides if not text.startswith("seed="))
         if others not in self._seedless:
-            cfg.seed = None
-            seedless: Any = OmegaConf.to_container(cfg, resolve=True)
+            seedless = composed.resolved([*values, self._parse("seed=null")])
             del seedless[SWEEP_DIR]
-            self._seedless[others] = fingerprint(seedless, cfg.fingerprint_ignore, neutral)
+            self._seedless[others] = fingerprint(seedless, ignore, neutral)
         folder = Path(sweep_dir, name)
         config = _replaced(config, RUN_DIR, str(folder))
         own = own_code(config, composed.folders)
@@ -162,7 +160,8 @@ class Composer:
         plain = without_hydra(full, run_dir=RUN_DIR)
         with open_dict(plain):
             plain[SWEEP_DIR] = str(sweep_dir)
-        return _Composed(full, plain, choices(full.hydra), config_places(full.hydra).get("config_folders", []))
+        folders = config_places(full.hydra).get("config_folders", [])
+        return _Composed(full, plain, choices(full.hydra), folders, {})
 
 
 class _Composed(NamedTuple):
@@ -170,6 +169,59 @@ class _Composed(NamedTuple):
     plain: DictConfig  # without Hydra's part but for the sweep's folder
     choices: dict[str, str | None]
     folders: list[str]  # of configs of one's own
+    resolving: "dict[frozenset[str], _Resolving]"  # by the keys that are given other values
+
+    def resolved(self, values: Sequence[Override]) -> dict[str, Any]:
+        """The resolved config with some other values, as plain data of which parts are shared between calls."""
+        keys = frozenset(override.key_or_group for override in values)
+        if any(isinstance(override.value(), Mapping) for override in values):  # which is merged with what is there
+            return _Resolving(self.plain, keys)(values)
+        if keys not in self.resolving:
+            self.resolving[keys] = _Resolving(self.plain, keys)
+        try:
+            return self.resolving[keys](values)
+        except Exception:  # it may hold some of the values
+            del self.resolving[keys]
+            return _Resolving(self.plain, keys)(values)
+
+
+class _Resolving:
+    """Resolves a config again and again, with other values of the same keys: only the parts that may follow from them.
+
+    A part is what is below one top-level key.
+    """
+
+    def __init__(self, cfg: DictConfig, keys: Collection[str]) -> None:
+        self._cfg, self._config = cfg.copy(), dict[str, Any]()
+        raw: Any = OmegaConf.to_container(cfg, resolve=False)
+        named = {part: _names_in(repr(value)) for part, value in raw.items()}
+        self._changing = {key.partition(".")[0] for key in keys}
+        while (
+            more := {part for part, names in named.items() if names is None or names & self._changing} - self._changing
+        ):
+            self._changing |= more
+
+    def __call__(self, values: Sequence[Override]) -> dict[str, Any]:
+        ConfigLoaderImpl._apply_overrides_to_config(list(values), self._cfg)
+        parts = self._changing if self._config else list(self._cfg)
+        self._config = {**self._config, **{str(part): self._part(str(part)) for part in parts}}
+        return dict(self._config)
+
+    def _part(self, name: str) -> Any:
+        value = "???" if OmegaConf.is_missing(self._cfg, name) else self._cfg[name]
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _names_in(text: str) -> set[str] | None:
+    """The top-level keys that interpolations in a text name; None where only OmegaConf can tell."""
+    names = set()
+    while (found := re.search(r"\$\{([^${}]*)\}", text)) is not None:  # an innermost one
+        if re.fullmatch(r"\w+(\.\w+)*", found[1]):
+            names.add(found[1].partition(".")[0])
+        elif not re.fullmatch(r"oc\.env:[\w,./-]*", found[1]):
+            return None
+        text = text.replace(found[0], "")
+    return None if "${" in text else names
 
 
 def check_job(cfg: DictConfig) -> None:
