@@ -53,6 +53,53 @@ def test_a_plain_folder_gives_its_own_classes_and_a_seeded_split(folder_data, tr
     assert held_out == [("image04", "image19"), ("image02", "image06")]
 
 
+def test_folds_test_each_usable_image_once_with_all_classes_and_equal_images_together(folder_data, tree):
+    for number in range(20):
+        tree.add(f"image{number:02}", DOG if number % 4 else CAT)
+    tree.add("two", DOG, CAT)  # cannot be used
+    for number in (20, 21):  # the same content as that of another image
+        tree.add(f"image{number}", DOG)
+        copy = tree.folder / "JPEGImages" / "image01.jpg"
+        (tree.folder / "JPEGImages" / f"image{number}.jpg").write_bytes(copy.read_bytes())
+    tree.list("train", *(f"image{number:02}" for number in range(12)), "two")
+    tree.list("test", *(f"image{number:02}" for number in range(12, 22)))
+    lists = "data.splits={train:[train],val:[],test:[test]}"
+    folds = [folder_data(lists, f"data.fold={fold}") for fold in range(5)]
+    tests = [data.indexes["test"].ids for data in folds]
+    assert sorted(name for test in tests for name in test) == [f"image{number:02}" for number in range(22)]
+    assert all(3 <= len(test) <= 7 for test in tests)
+    cats = [(data.indexes["test"].labels == data.class_names.index("cat")).sum().item() for data in folds]
+    assert cats == [1] * 5
+    assert [{"image01", "image20", "image21"} <= {*test} for test in tests].count(True) == 1
+    for data in folds:
+        ids = {split: {*index.ids} for split, index in data.indexes.items()}
+        assert len(ids["train"]) + len(ids["val"]) + len(ids["test"]) == 22 == len(set().union(*ids.values()))
+        assert len(ids["val"]) >= 2 and data.indexes["train"].dropped["several objects"] == 1
+    again, other = folder_data(lists, "data.fold=0", "seed=1"), folder_data(lists, "data.fold=0", "data.split_seed=1")
+    assert again.indexes["test"].ids == tests[0] != other.indexes["test"].ids
+    halves = [folder_data(lists, f"data.fold={fold}", "data.folds=2", "data.holdout.val=0") for fold in (0, 1)]
+    assert [len(data.indexes["val"]) for data in halves] == [0, 0]
+    assert halves[0].indexes["test"].ids == halves[1].indexes["train"].ids
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["data.fold=5"], "data.fold must be null or one of 0 to 4"),
+        (["data.fold=true"], "data.fold must be"),
+        (["data.folds=1"], "data.folds must be a number >= 2"),
+        (["data.fold=0", "data.only_train=true"], "data.only_train leaves no test"),
+        (["data.fold=0"], "only 3 images can be used"),
+    ],
+)
+def test_a_fold_that_cannot_be_made_is_refused(folder_data, tree, overrides, told):
+    for number in range(3):
+        tree.add(f"image{number}", DOG)
+    with pytest.raises((BadInput, InstantiationException)) as error:
+        folder_data(*overrides)
+    assert told in f"{error.value} {error.value.__cause__}"
+
+
 def test_selection_keeps_what_it_says(folder_data, tree):
     tree.add("one", DOG)
     tree.add("two", DOG, CAT)

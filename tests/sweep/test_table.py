@@ -67,6 +67,20 @@ def command(*arguments):
     return done.stdout
 
 
+def test_folds_are_repetitions_as_seeds_are(make_run, tmp_path):
+    values = itertools.count(40)
+    for rate, fold, seed in itertools.product((0.01, 0.001), range(3), range(2)):
+        overrides = [f"optimizer.lr={rate}", f"data.fold={fold}", f"seed={seed}"]
+        make_run(f"sweeps/folds/{rate}-{fold}-{seed}", *overrides, metrics={"joint_acc": next(values) / 100})
+    folder = tmp_path / "outputs" / "sweeps" / "folds"
+    rows = list_sweep(read_sweep(folder), metrics=["test/joint_acc"])
+    assert rows.columns["seeds"] == [6, 6] and "data.fold" not in rows.columns
+    assert sorted(rows.columns["test/joint_acc"]) == pytest.approx([0.425, 0.485])
+    assert "over seeds and folds" in shown(folder)
+    jobs = list_sweep(read_sweep(folder), seeds=True)
+    assert sorted(jobs.columns["seed"])[:3] == ["0 fold=0", "0 fold=0", "0 fold=1"]
+
+
 def edit(folder, **facts):
     record = json.loads((folder / "run.json").read_text())
     write_json(folder / "run.json", record | facts)

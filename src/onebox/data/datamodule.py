@@ -16,7 +16,7 @@ from onebox.data.annotations import BACKGROUND, Conventions, odd_classes
 from onebox.data.augment import Transform
 from onebox.data.batched import BatchedTransform
 from onebox.data.dataset import Batch, Cache, OneBoxDataset, pixel_source
-from onebox.data.index import WHAT_TO_DO, Index, build_index, class_names, usable_rows
+from onebox.data.index import WHAT_TO_DO, Index, build_index, class_names, draw_splits
 from onebox.data.layout import Layout, Tree, open_tree
 from onebox.data.listed import Listed
 from onebox.data.loading import Loading, make_loader
@@ -34,8 +34,7 @@ class VocDataModule(LightningDataModule):
 
     Args:
         root: folder that the trees of `splits` lie in; `~` is the home folder.
-        source: called with `root` and `download=` before the first use; makes or fetches the trees that are missing.
-            None: they are there.
+        source: called with `root` and `download=` before the first use; makes or fetches what is missing, if not None.
         download: whether `source` may fetch what is missing from the network.
         classes: names of the classes; None reads them from the annotations.
         background_class: whether logit 0 stands for "background", so that labels start at 1.
@@ -133,8 +132,8 @@ class VocDataModule(LightningDataModule):
         for split, index in self.indexes.items():
             log.info("%-5s %s", split, index)
             for first in index.skipped[:1]:
-                count, what = len(index.skipped), f"{first.file}: {first.reason}"
-                log.warning("%-5s %d bad samples skipped, the first: %s", split, count, what)
+                skipped = f"{len(index.skipped)} bad samples skipped, the first: {first.file}: {first.reason}"
+                log.warning("%-5s %s", split, skipped)
         for text, count in self.notes.items():
             log.warning("data  %s %s", f"{count:,}", text)
 
@@ -282,9 +281,7 @@ class VocDataModule(LightningDataModule):
             f"data.background_class=false, or give the class another name by data.rename={{{BACKGROUND}: other}}",
         )
         self.class_names = [BACKGROUND] * self._background_class + self._classes
-        if not self._splits.only_train:
-            usable = usable_rows(self.listed, self._rows["train"], self._selection, self._label_of)
-            self._splits.hold_out(self._rows, usable)
+        draw_splits(self.listed, self._rows, self._splits, self._selection, self._label_of)
         self.indexes = {split: self._index(split) for split in SPLITS}
 
     def _read_lists(self) -> tuple[Listed, dict[str, Ints]]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from onebox.data.image import Picture
 from onebox.data.listed import Listed
-from onebox.data.selection import Selection
+from onebox.data.selection import Selection, Splits
 from onebox.data.table import Ints, Table
 from onebox.errors import BadInput
 
@@ -247,11 +247,28 @@ def _usable_images(
     return usable, problems, max(usable) + 1 if is_full else len(rows)
 
 
-def usable_rows(listed: Listed, rows: Ints, selection: Selection, label_of: Mapping[str, int]) -> Ints:
-    """Those of some rows that training can use, as far as it is known without opening their images."""
-    rows = _wanted_rows(listed, rows, selection)
-    chosen = _choose(listed, rows, selection, label_of)
-    return rows[[row for row in np.flatnonzero(chosen.is_selected).tolist() if listed.has_image(int(rows[row]))]]
+def draw_splits(
+    listed: Listed, rows: dict[str, Ints], splits: Splits, selection: Selection, label_of: Mapping[str, int]
+) -> None:
+    """Change the `rows` of each split to what `splits` draws from those that training can use.
+
+    That is known as far as it is without opening their images.
+
+    Raises:
+        BadInput: there are too few.
+    """
+    if splits.only_train:
+        return
+    some = rows["train"] if splits.fold is None else np.arange(len(listed))
+    some = _wanted_rows(listed, some, selection)
+    chosen = _choose(listed, some, selection, label_of)
+    at = [row for row in np.flatnonzero(chosen.is_selected).tolist() if listed.has_image(int(some[row]))]
+    if splits.fold is None:
+        splits.hold_out(rows, some[at])
+        return
+    digests = [picture.digest for picture in listed.pictures(some[at].tolist()).values()]
+    _, first, same = np.unique(digests, return_index=True, return_inverse=True)
+    splits.cross_validate(rows, some[at], chosen.table.names[chosen.objects[at]], first[same])
 
 
 def annotation_problems(table: Table, *, label_of: Mapping[str, int] | None) -> dict[int, str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onebox.data.table import Ints
 from onebox.errors import BadInput, check, is_integer, is_number
@@ -24,12 +25,18 @@ class Splits:
             `splits` names no list for it; at least one where one can be spared.
         only_train: put the images of all lists into the training split (overfitting checks); val and test are empty.
         split_seed: seed of that draw.
+        fold: for cross-validation, which of `folds` parts of all usable images is the test, from 0; `holdout.val` of
+            the others is for validation. Each part has its share of every class, and images with the same content are
+            in one part. None keeps to the lists.
+        folds: how many parts there are.
     """
 
     splits: Mapping[str, Sequence[str]]
     holdout: Mapping[str, float]
     only_train: bool
     split_seed: int
+    fold: int | None = None
+    folds: int = 5
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.splits) - set(SPLITS))
@@ -43,6 +50,11 @@ class Splits:
             f"data.holdout must be shares >= 0 that leave something to train, not {dict(self.holdout)}",
         )
         check(is_integer(self.split_seed, 0), f"data.split_seed must be a number >= 0, not {self.split_seed}")
+        check(is_integer(self.folds, 2), f"data.folds must be a number >= 2, not {self.folds}")
+        is_part = self.fold is None or is_integer(self.fold, 0, self.folds - 1)
+        check(is_part, f"data.fold must be null or one of 0 to {self.folds - 1} (see data.folds), not {self.fold}")
+        is_either = self.fold is None or not self.only_train
+        check(is_either, "data.only_train leaves no test, and data.fold chooses one; set one of them")
 
     def lists(self, split: str) -> list[str]:
         """Those of one split."""
@@ -57,6 +69,32 @@ class Splits:
                 count = min(max(1, math.floor(share * len(usable))), max(0, len(order) - 1))
                 rows[split], order = np.sort(usable[order[:count]]), order[count:]
                 rows["train"] = np.setdiff1d(rows["train"], rows[split])
+
+    def cross_validate(self, rows: dict[str, Ints], usable: Ints, classes: NDArray[np.str_], same: Ints) -> None:
+        """Make the test of one part of the usable rows, and the validation of some of the others.
+
+        Args:
+            rows: of each split; what cannot be used is put into training, where it is counted.
+            usable: [N] rows of all splits.
+            classes: N names.
+            same: [N] for each of them the place of the first with the same content.
+
+        Raises:
+            BadInput: there are fewer rows than parts.
+        """
+        count = len(usable)
+        check(count >= self.folds, f"data.folds={self.folds}, but only {count} images can be used; set fewer")
+        order = np.random.default_rng(self.split_seed).permutation(count)
+        order = order[np.argsort(classes[order], kind="stable")]
+        part = np.empty(count, dtype=np.int64)
+        part[order] = np.arange(count) % self.folds
+        is_test = part[same] == self.fold
+        rest = order[~is_test[order]]  # by class, so every so many of them are of all classes
+        places = np.linspace(0, len(rest) - 1, math.ceil(self.holdout.get("val", 0.0) * len(rest)))
+        is_val = np.isin(same, rest[places.round().astype(int)]) & ~is_test
+        every = np.sort(np.concatenate([*rows.values()]))
+        rows |= {"val": np.sort(usable[is_val]), "test": np.sort(usable[is_test])}
+        rows["train"] = np.setdiff1d(every, np.concatenate([rows["val"], rows["test"]]))
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from onebox.sweep.reading.sweep import Sweep
 STATUSES = (  # the worst last
     *("completed", "pruned", "running", "submitted", "pending", "interrupted", "died", "failed", "stale"),
 )
+FOLD = "data.fold"
 MAX_NOTE = 160  # characters
 
 
@@ -46,6 +47,7 @@ def read_sweep(folder: Path) -> Sweep:
     planned = {name: job for name, job in planned.items() if name in found or name not in old}  # the rest never comes
     typed = {name: _typed(job) for name, job in planned.items()}
     varied = _varied(found, typed)
+    folds = varied.pop(FOLD, {})  # its jobs are repetitions, as those of other seeds are
     typed = {name: _typed(run.record) for name, run in found.items()} | typed
     names = list(dict.fromkeys([*planned, *found]))
     orphans = [number for number, name in enumerate(names) if plan and (name in old or name not in planned)]
@@ -60,6 +62,10 @@ def read_sweep(folder: Path) -> Sweep:
             job |= {"status": "submitted", "note": ""}
         values = {key: column.get(name, math.nan) for key, column in varied.items()}
         what = {"what": " ".join(_unlike(name, unlike, varied, typed))} if unlike else {}
+        if name in folds:
+            seed, setting = job["seed"], " ".join(f"{key}={cell(value)}" for key, value in values.items())
+            stale = job["note"] if job["status"] == "stale" else ""
+            job |= {"seed": f"{cell(seed)} fold={cell(folds[name])}", "group": f"{setting} {stale}"}
         jobs.append(job | values | what)
         every.append(_run(found.get(name), folder / name, planned.get(name, {}), number=number, status=job["status"]))
         has_result = job["status"] in ("completed", "stale")
@@ -99,7 +105,8 @@ def list_sweep(sweep: Sweep, *, metrics: Sequence[str] = (), seeds: bool = False
     objective = ", ".join(f"{tag} ({mode})" for tag, mode in sweep.mode.items())
     legend = f"● on the Pareto front of {objective}" if front else "" if sort else f"best first by {objective}"
     legend += "; " * bool(legend and sort) + (f"sorted by {sort}" if sort else "")
-    legend += "; mean ± 95 % interval over seeds" if several else ""
+    repeated = "seeds and folds" if sweep.jobs["seed"].astype(str).str.contains("fold").any() else "seeds"
+    legend += f"; mean ± 95 % interval over {repeated}" if several else ""
     total = len(sweep.jobs)
     totals = f"{total:,} job{'s'[: total != 1]}: {_counted(sweep.jobs['status'])}"
     return Listing(
