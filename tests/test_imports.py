@@ -1,6 +1,7 @@
 """The layout of the package: which layer may import which."""
 
 import ast
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -57,6 +58,24 @@ MAY_IMPORT_CONFIG = {
     "sweep",
 }
 HEAVY = {"torch", "lightning", "torchvision", "albumentations", "torchmetrics", "matplotlib"}
+UNUSED = {
+    "albumentations",
+    "timm",
+    "pandas",
+    "plotly",
+    "optuna",
+    "sqlalchemy",
+    "jinja2",
+    "onnx",
+    "onnxruntime",
+    "wandb",
+}
+UNUSED |= {"mlflow", "ray", "submitit", "joblib", "pooch", "pebble", "IPython", "sklearn", "onebox.runs.reading.report"}
+REHEARSAL = """
+import sys, onebox, onebox.hydra_setup, onebox.build, onebox.runs.hparams, onebox.runs.results, onebox.runs.texts
+onebox.build.rehearse(onebox.compose(["experiment=baseline"]))
+print(*sys.modules)
+"""
 
 
 def modules():
@@ -89,12 +108,18 @@ def test_only_the_top_knows_config_objects():
             assert not CONFIG_LIBRARIES & {name.split(".")[0] for name in imported(path)}, path
 
 
-def test_a_run_directory_can_be_read_without_torch():
-    code = "import onebox.runs.record, onebox.runs.fingerprint, onebox.runs.reading.report, onebox.train, sys; print(*sys.modules)"
-    import subprocess
+def loaded_by(code: str) -> set[str]:
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return set(done.stdout.split())
 
-    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    assert not HEAVY & set(loaded)
+
+def test_a_run_directory_can_be_read_without_torch():
+    reading = "onebox.runs.record, onebox.runs.fingerprint, onebox.runs.reading.report, onebox.train"
+    assert not HEAVY & loaded_by(f"import {reading}, sys; print(*sys.modules)")
+
+
+def test_a_run_imports_only_what_it_uses():
+    assert not UNUSED & loaded_by(REHEARSAL)
 
 
 def test_every_folder_of_the_package_is_in_the_wheel():

@@ -4,15 +4,19 @@ Augmentation is a function of (seed, epoch, row of the index): workers, order an
 It does not lose the box: a draw that would is repeated, and at last the image is left as it is.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from __future__ import annotations
 
-import albumentations as A
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
 from onebox.data.resize import Image, Resize
 from onebox.errors import BadInput, check, is_integer, is_number
+
+if TYPE_CHECKING:
+    import albumentations as A
 
 Images = NDArray[np.uint8]  # [B, S, S, 3], RGB
 Boxes = NDArray[np.float32]  # [B, 4], xyxy in [0, 1]
@@ -85,14 +89,7 @@ class AlbumentationsTransform:
         check(is_integer(max_redraws, 0), f"augment.max_redraws must be a number >= 0, not {max_redraws}")
         self.resize = self.resize_before_augment = resize
         self._min_area = min_area
-        bbox_params = A.BboxParams(
-            format="albumentations",  # xyxy in [0, 1]
-            label_fields=[],
-            min_area=min_area,
-            min_visibility=min_visibility,
-            clip=True,  # float rounding puts the edge of a border box a hair outside, which raises otherwise
-        )
-        self._pipeline = A.Compose(list(transforms), bbox_params=bbox_params) if transforms else None
+        self._pipeline = _composed(transforms, min_area, min_visibility) if transforms else None
         self._max_redraws = max_redraws
         self.is_random = bool(transforms)
 
@@ -131,3 +128,16 @@ class AlbumentationsTransform:
             if len(result["bboxes"]) == 1:
                 return result["image"], np.asarray(result["bboxes"][0][:4], dtype=np.float32), draw
         return image, box, None
+
+
+def _composed(transforms: Sequence[A.BasicTransform], min_area: float, min_visibility: float) -> A.Compose:
+    import albumentations as A
+
+    bbox_params = A.BboxParams(
+        format="albumentations",  # xyxy in [0, 1]
+        label_fields=[],
+        min_area=min_area,
+        min_visibility=min_visibility,
+        clip=True,  # float rounding puts the edge of a border box a hair outside, which raises otherwise
+    )
+    return A.Compose(list(transforms), bbox_params=bbox_params)
