@@ -82,9 +82,22 @@ def test_folds_test_each_usable_image_once_with_all_classes_and_equal_images_tog
     assert halves[0].indexes["test"].ids == halves[1].indexes["train"].ids
 
 
+def test_a_limit_may_be_of_one_split(folder_data, tree):
+    for number in range(20):
+        tree.add(f"image{number:02}", DOG if number % 2 else CAT)
+    sizes = [
+        {split: len(index) for split, index in folder_data(limit).indexes.items()}
+        for limit in ("data.limit=1", "data.limit={train:5}", "data.limit={train:5,test:1}")
+    ]
+    assert sizes[0] == {"train": 1, "val": 1, "test": 1}
+    assert sizes[1:] == [{"train": 5, "val": 2, "test": 2}, {"train": 5, "val": 2, "test": 1}]
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
+        (["data.limit={train:0}"], "data.limit must be a number >= 1, null, or of splits such as {train: 100}"),
+        (["data.limit={training:5}"], "data.limit must be"),
         (["data.fold=5"], "data.fold must be null or one of 0 to 4"),
         (["data.fold=true"], "data.fold must be"),
         (["data.folds=1"], "data.folds must be a number >= 2"),
@@ -92,7 +105,7 @@ def test_folds_test_each_usable_image_once_with_all_classes_and_equal_images_tog
         (["data.fold=0"], "only 3 images can be used"),
     ],
 )
-def test_a_fold_that_cannot_be_made_is_refused(folder_data, tree, overrides, told):
+def test_a_limit_or_fold_that_cannot_be_made_is_refused(folder_data, tree, overrides, told):
     for number in range(3):
         tree.add(f"image{number}", DOG)
     with pytest.raises((BadInput, InstantiationException)) as error:

@@ -317,7 +317,7 @@ class VocDataModule(LightningDataModule):
         index = build_index(
             self.listed,
             self._rows[split],
-            self._selection,
+            self._selection.of(split),
             label_of=self._label_of,
             undecodable=self._undecodable,
         )

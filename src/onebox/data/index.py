@@ -226,7 +226,7 @@ def _usable_images(
         nothing was looked at, as the limit is reached before it.
     """
     candidates = np.flatnonzero(chosen.is_selected).tolist()
-    limit = len(candidates) if selection.limit is None else selection.limit
+    limit = selection.limit if isinstance(selection.limit, int) else len(candidates)
     problems: dict[int, str] = {}
     usable: dict[int, Picture] = {}
     while candidates and len(usable) < limit:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -105,7 +105,7 @@ class Selection:
         select: `single` keeps images with exactly one object, `largest` takes each image's object of largest area.
         include_difficult: whether objects marked difficult count at all.
         ids: keep only these images; None keeps all.
-        limit: keep at most this many images of each split; None keeps all.
+        limit: keep at most this many images of each split, or of those that a mapping names; None keeps all.
         on_error: what is done with a listed image that cannot be used (a file is missing, unreadable or cut off; a
             box, class or size is wrong): `raise` an error, or `skip` it and say so.
     """
@@ -113,17 +113,21 @@ class Selection:
     select: Literal["single", "largest"]
     include_difficult: bool
     ids: Sequence[str] | None
-    limit: int | None
+    limit: int | Mapping[str, int] | None
     on_error: Literal["raise", "skip"]
 
     def __post_init__(self) -> None:
         check(self.select in ("single", "largest"), f"data.select must be single or largest, not {self.select}")
         check(not isinstance(self.ids, str | int), f"data.ids must be a list, such as ['000028'], not {self.ids}")
-        check(
-            self.limit is None or is_integer(self.limit, 1),
-            f"data.limit must be a number >= 1 or null, not {self.limit}",
-        )
+        limits = self.limit if isinstance(self.limit, Mapping) else {"train": self.limit}
+        is_right = all(number is None or is_integer(number, 1) for number in limits.values()) and {*limits} <= {*SPLITS}
+        told = f"data.limit must be a number >= 1, null, or of splits such as {{train: 100}}, not {self.limit}"
+        check(is_right, told)
         check(self.on_error in ("raise", "skip"), f"data.on_error must be raise or skip, not {self.on_error}")
+
+    def of(self, split: str) -> "Selection":
+        """The same for one split, whose `limit` is a number or None."""
+        return replace(self, limit=self.limit.get(split)) if isinstance(self.limit, Mapping) else self
 
 
 def check_disjoint(splits: Mapping[str, Iterable[str]]) -> None:
