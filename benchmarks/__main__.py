@@ -38,6 +38,7 @@ ROWS = {
     "feed_resnet18": Row("training resnet18 --epochs 2", "feed", ">=", 0.99),
     "framework_64": Row("training framework_64", "framework", "<=", 1.01),
     "framework_32": Row("training framework_32", "framework", "<=", 1.02),
+    "lightning_floor": Row("training lightning_64", "framework", "<=", 1.05),
     "seed_loop_w0": Row("training seed", "w0", ">=", 3),
     "seed_loop_best": Row("training seed", "best", ">=", 2),
     "loader_w0": Row("loading flip_jitter", "w0", ">=", 25),

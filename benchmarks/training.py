@@ -3,6 +3,7 @@
 feed       the whole fit (loader, Lightning, metrics, TensorBoard, CSV, checkpoints, progress bar) against the same
            steps by hand over batches that lie ready in memory
 framework  the whole fit without checkpoints against the same steps by hand over the batches of the same loader
+lightning  the same with Lightning's loop alone (`Trainer(barebones=True)`) in the place of the whole fit
 w0, best   the whole fit against the loop as the notebook writes it: VOCDetection, PIL, albumentations, NCHW; with no
            worker and with the best of 0, 1 and 2
 
@@ -28,7 +29,7 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_module
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from omegaconf import DictConfig, open_dict
 
 from onebox.build import build_data, build_module, build_trainer
@@ -42,6 +43,7 @@ OPTIONS = {
     "affine": ["augment=batched_affine"],
     "resnet18": ["model/backbone=resnet18", "image_size=224", "data.batch_size=32", "data.limit=512"],
     "framework_64": NO_CHECKPOINTS,
+    "lightning_64": [],
     "framework_32": [*NO_CHECKPOINTS, "data.batch_size=32"],
     "seed": ["augment=seed", "model/box_coder=xywh", "loss.weights.loc=1", "optimizer=adam"],
 }
@@ -94,6 +96,21 @@ class ByHand:
         total = float(torch.stack(self.totals).sum())
         self.totals = []
         return total
+
+
+class BareModule(LightningModule):
+    """The steps by hand as Lightning makes them; nothing is logged."""
+
+    def __init__(self, by_hand: ByHand) -> None:
+        super().__init__()
+        self.model, self.loss, self.optimizer = by_hand.model, by_hand.loss, by_hand.optimizer
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        total, _ = self.loss(self.model(batch.images), self.model.encode(batch.boxes, batch.labels))
+        return total
+
+    def configure_optimizers(self) -> Any:
+        return self.optimizer
 
 
 class TakeTurns(Callback):
@@ -157,6 +174,19 @@ def train(
     for one, other in zip(losses, turns.losses or losses, strict=True):
         assert abs(one - other) < 1e-3 * one, f"fit and steps by hand trained differently: {losses}, {turns.losses}"
     return turns.images, turns.seconds[1:]
+
+
+def lightning_alone(folder: Path, epochs: int, overrides: list[str]) -> list[dict[str, float]]:
+    """Lightning's loop without anything around it in turns with the steps by hand; seconds as in `train`."""
+    cfg = config(folder, epochs, *overrides)
+    data = ready(cfg)
+    seed_everything(cfg.seed, verbose=False)
+    module = build_module(cfg, data)
+    turns = TakeTurns(data, ByHand(module), in_memory=False)
+    options: dict[str, Any] = {"accelerator": "cpu", "deterministic": cfg.trainer.deterministic}
+    trainer = Trainer(max_epochs=epochs, barebones=True, callbacks=[turns], **options)
+    trainer.fit(BareModule(ByHand(module)), data.train_dataloader())
+    return turns.seconds[1:]
 
 
 def notebook(folder: Path, epochs: int, num_workers: int) -> tuple[int, float]:
@@ -259,6 +289,9 @@ def measure(folder: Path, epochs: int, option: str) -> dict[str, list[float]]:
         speeds = [speed for _, speed in loops]
         mine = [images / row["fit"] for row in seconds]
         return {"w0": [speed / speeds[0] for speed in mine], "best": [speed / max(speeds) for speed in mine]}
+    if option.startswith("lightning"):
+        seconds = lightning_alone(folder, epochs, OPTIONS[option])
+        return {"framework": [row["fit"] / row["by hand"] for row in seconds]}
     framework = option.startswith("framework")
     images, seconds = train(folder, epochs, OPTIONS[option], by_hand=True, in_memory=not framework)
     if framework:
