@@ -1,6 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-PYTEST := $(BIN)/pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
+# One more than there are cores, as tests wait for the processes that they start.
+PYTEST := $(BIN)/pytest --numprocesses=$(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --maxprocesses=8 --dist=worksteal
 UV := $(shell sed -n 's/^\(uv==[0-9.]*\).*/\1/p' requirements.lock)
 
 # Where Python keeps no bytecode, each start of an interpreter would compile torch again.
