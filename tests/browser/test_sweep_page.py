@@ -71,6 +71,10 @@ def test_its_tables_are_sorted_and_filtered(window, page_file):
 def test_its_charts_are_drawn_and_lead_to_the_reports(window, page_file):
     page = window()
     page.goto(page_file.as_uri())
+    borders = page.locator("#strips .key i").evaluate_all(
+        "all => all.map(one => getComputedStyle(one).borderLeftWidth)"
+    )
+    assert borders == ["0px"] * 3  # signs as in the charts: a dot, a diamond, a dashed line
     strip = page.locator("[data-strip='0']")
     strip.scroll_into_view_if_needed()
     dots = strip.locator(".scatterlayer .trace").first.locator("path.point")
