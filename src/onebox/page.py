@@ -1,6 +1,7 @@
 """What all pages have in common: one file that opens from disk, one style, and a policy under which no data can run."""
 
 import base64
+import functools
 import hashlib
 from collections.abc import Sequence
 from importlib.resources import files
@@ -17,6 +18,15 @@ PLOTLY = ("plotly", "package_data/plotly.min.js")
 SIDE, QUALITY = 200, 75  # of a picture: px of its longer side, JPEG
 
 
+@functools.cache
+def environment(package: str) -> Environment:
+    """Where the templates of a package come from; each is compiled once in a process."""
+    loader = ChoiceLoader([PackageLoader(package, "."), PackageLoader("onebox", ".")])
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.policies["json.dumps_kwargs"] = {"allow_nan": False}
+    return made
+
+
 def render(
     package: str, template: str, *, scripts: Sequence[tuple[str, str]] = (), data: Any = None, **values: Any
 ) -> str:
@@ -29,18 +39,12 @@ def render(
         data: what the scripts read from the element `data`: plain, without NaN.
         values: of the template, which escapes them.
     """
-    loader = ChoiceLoader([PackageLoader(package, "."), PackageLoader("onebox", ".")])
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     texts = [files(name).joinpath(file).read_text(encoding="utf-8") for name, file in scripts]
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts]
     may_run = " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
     policy = f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src {may_run}"
-    page = environment.get_template(template).render(
-        policy=policy, scripts=[Markup(text) for text in texts], data=data, **values
-    )
+    values |= {"policy": policy, "scripts": [Markup(text) for text in texts], "data": data}
+    page = environment(package).get_template(template).render(values)
     return page.encode(errors="replace").decode()  # what is no text, as in names of files, cannot be written
 
 

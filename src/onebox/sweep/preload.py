@@ -9,7 +9,10 @@ import importlib
 import os
 import pkgutil
 
+from omegaconf import OmegaConf
+
 import onebox
+from onebox.page import environment
 from onebox.runs.provenance import remember
 
 # What libraries import only when they are used. The names of our own modules are not listed: all of them are imported
@@ -48,6 +51,7 @@ def preload() -> None:
     """Import everything, in a session of its own, which the terminal's Ctrl-C does not reach."""
     parent = os.getppid()
     os.setsid()
+    gc.disable()  # nothing is garbage while modules are imported
     # A pool of threads, which OpenBLAS starts when it is imported, would be lost in the forks.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     ours = (module.name for module in pkgutil.walk_packages(onebox.__path__, "onebox."))
@@ -57,7 +61,13 @@ def preload() -> None:
     with contextlib.suppress(ImportError):
         importlib.import_module("PIL.Image").preinit()  # its readers of files
     remember()
+    for name in environment("onebox.runs.reading").list_templates(["html", "css"]):
+        if "/" not in name:
+            environment("onebox.runs.reading").get_template(name)  # compiles it
+    warm = {"a": 1, "b": "${a}", "c": "${oc.env:HOME,${a}}/${b}"}  # for the parser of interpolations, which learns
+    OmegaConf.to_container(OmegaConf.create(warm), resolve=True)
     gc.collect()
+    gc.enable()
     gc.freeze()  # the collector of a job passes over what is shared, and so does not copy it
     if os.getppid() != parent:
         os._exit(0)  # stopped before it began
