@@ -1,5 +1,6 @@
 """The sweeper of grids and lists: plans, launches what must run, and says how it ended."""
 
+import importlib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -137,6 +138,8 @@ class GridSweeper(Sweeper):
             shown = bar.add_task("composing the jobs", total=len(combined))
             while jobs.advance() and (needs_all or imports.is_alive()):
                 bar.advance(shown)
+        if imports.is_alive() and settings["plan"] != "only":
+            importlib.import_module("onebox.sweep.reading.page")  # what the end needs, while the server imports as well
         jobs.refuse_problems("no job was started")
         jobs.composed = without_excluded(jobs.composed, settings["exclude"])
         return jobs
