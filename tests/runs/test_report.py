@@ -241,8 +241,8 @@ def test_each_number_of_the_report_is_that_of_the_predictions(tmp_path):
     )
     where = texts(page, "where")
     for name, chosen in {
-        "20 to 40 %": (sides >= 0.2) & (sides < 0.4),
-        "at its border": margins.min(axis=1) < 0.01,
+        "20\N{EN DASH}40 %": (sides >= 0.2) & (sides < 0.4),
+        "at the border": margins.min(axis=1) < 0.01,
     }.items():
         means = scores[chosen].mean()
         half = 1.96 * scores["iou"][chosen].std() / chosen.sum() ** 0.5
@@ -251,7 +251,10 @@ def test_each_number_of_the_report_is_that_of_the_predictions(tmp_path):
     # Calibration.
     bins = (table["probability"] * 10).astype(int).clip(upper=9)
     gap = (scores["acc"] - table["probability"]).groupby(bins).sum().abs().sum() / len(table)
-    assert f"{gap:.3f} (expected calibration error, {bins.nunique()} bins" in texts(page, "calibration")
+    calibration = texts(page, "calibration")
+    assert f"{100 * table['probability'].mean():.1f} % on average" in calibration
+    assert f"right in {100 * scores['acc'].mean():.1f} % of the images" in calibration
+    assert f"weighted by images: {gap:.3f} ." in calibration
     assert (
         "<script>alert" not in page.html and page.tags.count("script") == 2
     )  # its own, and the data that it could read
@@ -275,8 +278,35 @@ def test_a_report_without_pictures_of_a_run_that_asks_for_none_or_predicts_no_nu
     assert "data:image" not in Page(write_report(run)).html
     table.assign(iou=np.nan).to_csv(run / "predictions.csv", index=False, na_rep="nan")
     assert 'id="images"' not in Page(write_report(run)).html
+    table.drop(columns="width").to_csv(run / "predictions.csv", index=False)  # of another version
+    assert 'id="images"' not in Page(write_report(run)).html
     table[:0].to_csv(run / "predictions.csv", index=False)
     assert 'id="images"' not in Page(write_report(run)).html
+
+
+def test_a_report_of_predictions_alone_shows_what_they_have(tmp_path):
+    run = make_run(tmp_path)
+    table = write_table(run, np.random.default_rng(0), classes=("a  b", "cat"))
+    table.drop(columns=table.filter(like="top").columns).to_csv(run / "predictions.csv", index=False)
+    (run / "metrics.json").unlink()
+    page = Page(write_report(run))
+    right = table["true_label"] == table["predicted_label"]
+    assert f"right in {100 * right.mean():.1f} % of the images" in texts(page, "calibration")
+    assert page.html.count('<option value="a  b">') == 2  # as the buttons of the matrix name it, two blanks and all
+    losses = [float(loss) for loss in re.findall(r'data-loss="([^"]*)"', page.html)]
+    of_true = np.where(right, table["probability"], 1 - table["probability"])
+    assert losses == pytest.approx(sorted(1 - table["iou"] - np.log(of_true), reverse=True))
+
+
+@pytest.mark.parametrize("best", [True, False])
+def test_charts_say_when_they_show_the_best_epoch(tmp_path, best):
+    run = make_run(tmp_path, epochs=4)
+    write_table(run, np.random.default_rng(0))
+    if not best:
+        write_json(run / "metrics.json", json.loads((run / "metrics.json").read_text()) | {"best": {}})
+    page = Page(write_report(run))
+    assert page.html.count("best epoch:") == (len(TAGS) if best else 0)
+    assert page.html.count("best epoch, 4") == (5 if best else 0)  # the texts of images and curves, three charts
 
 
 @pytest.mark.parametrize(("status", "resumes"), [("completed", False), ("interrupted", True)])

@@ -141,10 +141,11 @@ class Mistakes:
     bins: list[Bin]
     calibration_error: float
     mean_probability: float
+    acc: float
 
 
 def find_mistakes(run_dir: Path, upright: bool | None) -> Mistakes | None:
-    """What predictions.csv says; None where there is none, or numbers in it are none.
+    """What predictions.csv says; None where there is none, or it lacks a column, or numbers in it are none.
 
     Args:
         run_dir: of the run.
@@ -152,8 +153,11 @@ def find_mistakes(run_dir: Path, upright: bool | None) -> Mistakes | None:
     """
     if not (run_dir / PREDICTIONS).is_file():
         return None
-    with (run_dir / PREDICTIONS).open(encoding="utf-8", newline="") as file:
-        every = [_shot(row) for row in csv.DictReader(file)]
+    try:
+        with (run_dir / PREDICTIONS).open(encoding="utf-8", newline="") as file:
+            every = [_shot(row) for row in csv.DictReader(file)]
+    except (KeyError, ValueError, TypeError, ArithmeticError, csv.Error):  # of another version, or edited
+        return None
     if not every or not all(math.isfinite(shot.loss) for shot in every):
         return None
     counts = Counter((shot.true, shot.predicted) for shot in every)
@@ -178,11 +182,12 @@ def find_mistakes(run_dir: Path, upright: bool | None) -> Mistakes | None:
         pairs=[] if is_small else wrong[:MAX_PAIRS],
         dots=[(s.side, s.iou, s.kind, s.id) for s in every[:: math.ceil(len(every) / MAX_DOTS)]],
         by_size=_groups(every, _size_names(), lambda shot: bisect_right(SIZES, shot.side) - 1),
-        by_border=_groups(every, ["inside the image", "at its border"], lambda shot: shot.at_border),
+        by_border=_groups(every, ["inside", "at the border"], lambda shot: shot.at_border),
         ninths=_groups(every, places, lambda shot: shot.ninth),
         bins=bins,
         calibration_error=sum(one.images * abs(one.acc - one.probability) for one in bins) / len(every),
         mean_probability=float(probabilities.mean()),
+        acc=float(right.mean()),
     )
 
 
@@ -196,6 +201,7 @@ def _shot(row: dict[str, str]) -> Shot:
         )
         boxes.append((x1, y1, max(0.0, x2 - x1), max(0.0, y2 - y1)))
     top = [(row[f"top{n}"], float(row[f"top{n}_probability"])) for n in range(1, 6) if row.get(f"top{n}")]
+    top = top or [(row["predicted_label"], float(row["probability"]))]
     rest = min(top[-1][1], max(0.0, 1 - sum(share for _, share in top)))
     return Shot(
         id=row["id"],
@@ -237,7 +243,7 @@ def _add_picture(shot: Shot, upright: bool) -> None:
 
 def _size_names() -> list[str]:
     ends = [*(f"{100 * size:.0f}" for size in SIZES[1:]), "100"]
-    return [f"{100 * start:.0f} to {end} %" for start, end in zip(SIZES, ends, strict=True)]
+    return [f"{100 * start:.0f}\N{EN DASH}{end}\N{NO-BREAK SPACE}%" for start, end in zip(SIZES, ends, strict=True)]
 
 
 def _groups(every: Sequence[Shot], names: Sequence[str], number: Callable[[Shot], int]) -> list[Group]:
