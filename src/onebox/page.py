@@ -3,6 +3,7 @@
 import base64
 import functools
 import hashlib
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PLOTLY = ("plotly", "package_data/plotly.min.js")
+# What would steer a terminal that prints the page, or the order in which a text is read.
+STEERING = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 SIDE, QUALITY = 200, 75  # of a picture: px of its longer side, JPEG
 
 
@@ -22,7 +25,9 @@ SIDE, QUALITY = 200, 75  # of a picture: px of its longer side, JPEG
 def environment(package: str) -> Environment:
     """Where the templates of a package come from; each is compiled once in a process."""
     loader = ChoiceLoader([PackageLoader(package, "."), PackageLoader("onebox", ".")])
-    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
+    )
     made.policies["json.dumps_kwargs"] = {"allow_nan": False}
     return made
 
@@ -46,6 +51,10 @@ def render(
     values |= {"policy": policy, "scripts": [Markup(text) for text in texts], "data": data}
     page = environment(package).get_template(template).render(values)
     return page.encode(errors="replace").decode()  # what is no text, as in names of files, cannot be written
+
+
+def _shown(value: Any) -> Any:
+    return STEERING.sub("\ufffd", value) if type(value) is str else value
 
 
 def picture(image: "NDArray[np.uint8]") -> str:

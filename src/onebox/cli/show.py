@@ -30,6 +30,7 @@ def show(
 
     With --html one file that opens from disk: images of each class with their boxes, the distributions of class, size,
     place and aspect, images that the selection left out, and twelve draws of the augmentation on one image.
+    Counts are of all images; at most 240 are drawn.
     Images that cannot be used are counted as bad samples, where training would stop at the first
     (data.on_error=raise); `onebox data check` looks for all that is wrong.
 
@@ -51,7 +52,7 @@ def show(
     from rich.console import Console
 
     from onebox.api import compose
-    from onebox.build import read_data
+    from onebox.build import build_data
     from onebox.data.show import facts, write_page
     from onebox.data.show import show as print_facts
     from onebox.validation import told_as_bad_input
@@ -60,8 +61,13 @@ def show(
         with told_as_bad_input(given), on_stderr():
             logging.getLogger("onebox.data.datamodule").setLevel(logging.ERROR)  # what it says is in the tables
             cfg = compose([*given, *chosen, *skip])
-            module = read_data(cfg)
+            module = build_data(cfg)
+            module.only_shown = True
+            module.prepare_data()
+            module.setup()
             found = facts(module)
+            is_listed = any(split["listed"] for split in found["splits"].values())
+            check(is_listed, f"{module.root}: no image is listed; name other lists in data.splits")
             if html is not None:
                 module.decode()
                 command = shlex.join(["onebox", "data", "show", data, *given, "--html", str(html)])

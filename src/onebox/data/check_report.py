@@ -1,12 +1,13 @@
 """What a check of data found, as tables for a terminal, as plain data for a program, and as a picture."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -48,7 +49,7 @@ def show(survey: Survey, console: Console) -> None:
         numbers = (counts["images"], *few, counts["images"] - sum(few), counts["objects"], counts["difficult"])
         rows.append([name, *(f"{number:,}" for number in numbers)])
     headers = ["list", "images", "0", "1", "2", "3", "4+", "objects", "difficult"]
-    _print(console, "Images, and how many of them have 0, 1, ... objects (wrong ones do not count)", headers, rows)
+    print_table(console, "Images, and how many of them have 0, 1, ... objects (wrong ones do not count)", headers, rows)
     # trainval says nothing that train and val do not say.
     shown = {
         name: counts
@@ -60,9 +61,9 @@ def show(survey: Survey, console: Console) -> None:
         for name in lists["all (*)"]["classes"]
     ]
     headers = ["class", *(name.replace("/", "/\n") for name in shown)]
-    _print(console, "Objects of each class (in brackets: in images with no other object)", headers, rows)
+    print_table(console, "Objects of each class (in brackets: in images with no other object)", headers, rows)
     rows = [[name, *(f"{x:.3f}" for x in values.values())] for name, values in document["box_quantiles"].items()]
-    _print(console, "Boxes, as shares of their image", ["quantile", *(f"{q} %" for q in QUANTILES)], rows)
+    print_table(console, "Boxes, as shares of their image", ["quantile", *(f"{q} %" for q in QUANTILES)], rows)
 
     for (level, kind), group in groupby(survey.problems, key=lambda problem: (problem.level, problem.kind)):
         problems = list(group)
@@ -71,12 +72,12 @@ def show(survey: Survey, console: Console) -> None:
         table.add_column(overflow="fold", max_width=max(30, console.width // 2))
         table.add_column(overflow="fold")
         for problem in problems[:SHOWN]:
-            table.add_row(_plain(str(problem.file)), _plain(problem.message))
+            table.add_row(plain(str(problem.file)), plain(problem.message))
         if len(problems) > SHOWN:
             table.add_row(f"and {len(problems) - SHOWN:,} more", "--json lists all")
         console.print(table)
         for remedy in dict.fromkeys(problem.remedy for problem in problems):
-            console.print(f"  [bold]to do:[/] {_plain(remedy)}", highlight=False)
+            console.print(f"  [bold]to do:[/] {plain(remedy)}", highlight=False)
         console.print()
     levels = Counter(problem.level for problem in survey.problems)
     errors, warnings = (f"{levels[level]:,} {level}{'s' * (levels[level] != 1)}" for level in ("error", "warning"))
@@ -84,7 +85,7 @@ def show(survey: Survey, console: Console) -> None:
     console.print(f"{errors}, {warnings}: {verdict}", style="bold red" if survey.has_errors else "bold green")
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """A text as it is, in the markup of rich."""
     return escape("\n".join(map(printable, text.split("\n"))))
 
@@ -107,13 +108,13 @@ def montage(survey: Survey) -> Image.Image:
     return draw_grid(tiles, columns=COLUMNS, legend=[("annotated box and class", TRUE_COLOUR)], title=title)
 
 
-def _print(console: Console, title: str, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def print_table(console: Console, title: str, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table; its first column holds words, the others numbers."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for place, header in enumerate(headers):
-        table.add_column(_plain(header), justify="right" if place else "left", overflow="fold")
+        table.add_column(plain(header), justify="right" if place else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(_plain, row))
+        table.add_row(*map(plain, row))
     if table.row_count:
         console.print(title, style="bold", highlight=False)
         console.print(table)
@@ -140,7 +141,12 @@ def _box_quantiles(table: Annotations) -> dict[str, dict[str, float]]:
     x1, y1, x2, y2 = table.corners.T
     image_height, image_width = table.sizes[table.owners].T
     width, height = (x2 - x1) / image_width, (y2 - y1) / image_height
+    return quantiles({"width": width, "height": height, "area": width * height})
+
+
+def quantiles(columns: Mapping[str, NDArray[np.floating[Any]]]) -> dict[str, dict[str, float]]:
+    """Each column, with numbers in it, at QUANTILES."""
     return {
-        name: {f"{q}%": round(float(np.percentile(shares, q)), 4) for q in QUANTILES}
-        for name, shares in (("width", width), ("height", height), ("area", width * height))
+        name: {f"{q}%": round(float(np.percentile(column, q)), 4) for q in QUANTILES}
+        for name, column in columns.items()
     }

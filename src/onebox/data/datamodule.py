@@ -104,6 +104,7 @@ class VocDataModule(LightningDataModule):
         self._datasets: dict[str, OneBoxDataset] = {}
         self._replaced: dict[str, Any] = {}
         self.start = (0, 0)  # epoch and step of it that training begins with
+        self.only_shown = False  # the data may be without training images
         self.class_names: list[str] = []  # index = logit
         self.indexes: dict[str, Index] = {}
 
@@ -324,6 +325,8 @@ class VocDataModule(LightningDataModule):
         return index.where(self._transform.keeps(index.boxes.numpy()), "below augment.min_area")
 
     def _check_training_images(self) -> None:
+        if self.only_shown:
+            return
         train, batch_size = self.indexes["train"], self._loading.batch_size
         why = max((count, reason) for reason, count in train.dropped.items())
         what = WHAT_TO_DO[why[1]] if why[0] else "name other lists in data.splits"
