@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -315,6 +316,11 @@ def test_report_says_what_can_be_done_next(tmp_path, status, resumes):
     lines = unescape(Page(write_report(run)).html)
     assert f"onebox reproduce '{run}'" in lines and f"onebox evaluate '{run}' data=OPTION" in lines
     assert (f"onebox-train resume='{run}'" in lines) is resumes
+
+
+def test_report_says_how_long_the_run_took_though_it_is_written_before_its_end(tmp_path):
+    started = (datetime.now(UTC) - timedelta(minutes=5)).isoformat(timespec="milliseconds")
+    assert "<span>5 min</span>" in Page(write_report(make_run(tmp_path, started=started))).html
 
 
 def test_report_counts_errors_as_shares_of_all_images(tmp_path):

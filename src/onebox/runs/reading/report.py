@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,9 @@ def write_report(run_dir: Path, *, upright: bool | None = None) -> Path:
         FileNotFoundError: `run_dir` has no run.json.
     """
     run = read_json(run_dir / "run.json")
+    started = datetime.fromisoformat(run["started"])
+    if run["status"] == "running":  # until its report is there
+        run["seconds"] = (datetime.now(UTC) - started).total_seconds()
     metrics = read_metrics(run_dir) if (run_dir / "metrics.json").exists() else {}
     final, best, test, floor = (metrics.get(key, {}) for key in ("final", "best", "test", "floor"))
     per_class = sorted(metrics.get("per_class", {}).items(), key=lambda item: (-item[1]["images"], item[0]))
@@ -113,7 +116,7 @@ def write_report(run_dir: Path, *, upright: bool | None = None) -> Path:
         version=onebox.__version__,
         run=run,
         began=BEGAN,
-        started=datetime.fromisoformat(run["started"]),
+        started=started,
         command=repeat_command(run),
         commands=further_commands(run_dir, run),
         config=config,
