@@ -19,6 +19,7 @@ setup: .venv/ready  ## make .venv with the locked packages and this checkout (do
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV)
 	$(BIN)/uv pip sync --python $(BIN)/python --require-hashes $(COMPILE) requirements.lock
 	$(BIN)/uv pip install --python $(BIN)/python --no-build-isolation --no-deps --editable .
+	$(if $(COMPILE),$(BIN)/python -m compileall -q src)
 	touch $@
 
 demo: setup  ## train and test the baseline on the embedded data set

@@ -18,16 +18,11 @@ from onebox.runs.provenance import remember
 # What libraries import only when they are used. The names of our own modules are not listed: all of them are imported
 # but those that only read runs, and two that no job of a sweep uses.
 LIBRARIES = (
-    "torch",
-    "torchvision",
-    "lightning.pytorch",
     "albumentations",
-    "cv2",
     "matplotlib.backends.backend_agg",
     "matplotlib.pyplot",
     "tensorboard.backend.event_processing.event_accumulator",
     "torch.utils.tensorboard",
-    "torchmetrics",
     "antlr4.LL1Analyzer",
     "fsspec.implementations.chained",
     "hydra._internal.logging_config",
@@ -38,12 +33,8 @@ LIBRARIES = (
 )
 LEFT_OUT = (
     *("onebox.cli", "onebox.conf", "onebox.runs.reading", "onebox.sweep.reading", __name__),
-    *(
-        "onebox.sweep.search",
-        "onebox.sweep.space",
-        "onebox.sweep.study",
-        "onebox.callbacks.lr_range",
-    ),  # which take Optuna and pandas with them
+    # These take Optuna and pandas with them.
+    *("onebox.sweep.search", "onebox.sweep.space", "onebox.sweep.study", "onebox.callbacks.lr_range"),
 )
 
 
