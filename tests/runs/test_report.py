@@ -243,7 +243,7 @@ def test_each_number_of_the_report_is_that_of_the_predictions(tmp_path):
     where = texts(page, "where")
     for name, chosen in {
         "20\N{EN DASH}40 %": (sides >= 0.2) & (sides < 0.4),
-        "at the border": margins.min(axis=1) < 0.01,
+        "at border": margins.min(axis=1) < 0.01,
     }.items():
         means = scores[chosen].mean()
         half = 1.96 * scores["iou"][chosen].std() / chosen.sum() ** 0.5

@@ -182,7 +182,7 @@ def find_mistakes(run_dir: Path, upright: bool | None) -> Mistakes | None:
         pairs=[] if is_small else wrong[:MAX_PAIRS],
         dots=[(s.side, s.iou, s.kind, s.id) for s in every[:: math.ceil(len(every) / MAX_DOTS)]],
         by_size=_groups(every, _size_names(), lambda shot: bisect_right(SIZES, shot.side) - 1),
-        by_border=_groups(every, ["inside", "at the border"], lambda shot: shot.at_border),
+        by_border=_groups(every, ["inside", "at border"], lambda shot: shot.at_border),
         ninths=_groups(every, places, lambda shot: shot.ninth),
         bins=bins,
         calibration_error=sum(one.images * abs(one.acc - one.probability) for one in bins) / len(every),
