@@ -1,6 +1,8 @@
 """`make bench`: its table and its bookkeeping; the measurements themselves run there."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -45,3 +47,20 @@ def test_the_networks_whose_use_is_measured_predict(bench):
 
     boxes, probabilities = use.network("model/backbone=small_cnn").run(use.noise(2, 100))
     assert boxes.shape == (2, 4) and probabilities.shape == (2, 20)
+
+
+@pytest.mark.long
+def test_the_benchmark_of_a_gpu_runs_without_one_as_a_try_and_says_so(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    command = [sys.executable, "-m", "benchmarks.gpu"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    refused = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (refused.returncode, refused.stdout, len(refused.stderr.splitlines())) == (2, "", 1)
+    assert "no GPU here" in refused.stderr
+    tried = subprocess.run([*command, "--device", "cpu", "--quick"], env=environment, capture_output=True, text=True)
+    assert tried.returncode == 0, tried.stderr
+    assert "no measurement of a GPU" in tried.stdout
+    figures = json.loads(tried.stdout.splitlines()[-1])
+    assert list(figures) == ["tiny_cnn", "resnet50", "efficientnet_lite0", "sweep"]
+    assert all(value > 0 for values in figures.values() for value in values)

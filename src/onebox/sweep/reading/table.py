@@ -53,6 +53,7 @@ def read_sweep(folder: Path) -> Sweep:
     orphans = [number for number, name in enumerate(names) if plan and (name in old or name not in planned)]
     unlike = [key for key in varied if sum(key in values for values in typed.values()) < len(names) / 2]
     unlike = unlike if len(unlike) > 1 else []
+    usual = {key: _usual(key, varied, typed) for key in unlike}
     source = source_fingerprint()
     waiting = queued(folder, {name: run.record for name, run in found.items()})
     jobs, every, results = [], [], []
@@ -61,7 +62,7 @@ def read_sweep(folder: Path) -> Sweep:
         if name in waiting and job["status"] in ("pending", "interrupted", "died", "failed"):
             job |= {"status": "submitted", "note": ""}
         values = {key: column.get(name, math.nan) for key, column in varied.items()}
-        what = {"what": " ".join(_unlike(name, unlike, varied, typed))} if unlike else {}
+        what = {"what": " ".join(_unlike(name, usual, varied, typed))} if unlike else {}
         if name in folds:
             seed, setting = job["seed"], " ".join(f"{key}={cell(value)}" for key, value in values.items())
             stale = job["note"] if job["status"] == "stale" else ""
@@ -148,16 +149,24 @@ def _varied(found: Mapping[str, Run], typed: Mapping[str, Mapping[str, Any]]) ->
     return columns | {key: values for key, values in changes.items() if key not in columns}
 
 
+def _usual(key: str, varied: Mapping[str, Mapping[str, Any]], typed: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The value of a varied key that most jobs have, as it is shown; None where some job sets the key."""
+    if any(key in job for job in typed.values()):
+        return None
+    return Counter(map(cell, varied[key].values())).most_common(1)[0][0]
+
+
 def _unlike(
-    name: str, keys: Sequence[str], varied: Mapping[str, Mapping[str, Any]], typed: Mapping[str, Mapping[str, Any]]
+    name: str,
+    usual: Mapping[str, str | None],
+    varied: Mapping[str, Mapping[str, Any]],
+    typed: Mapping[str, Mapping[str, Any]],
 ) -> Iterator[str]:
     """`KEY=VALUE` for each of some varied keys that a job sets; of one that none sets, unless the value is usual."""
-    for key in keys:
-        values = varied[key]
-        is_typed = any(key in job for job in typed.values())
-        usual = None if is_typed else Counter(map(cell, values.values())).most_common(1)[0][0]
-        if name in values and (key in typed[name] if is_typed else cell(values[name]) != usual):
-            yield f"{key}={cell(values[name])}"
+    for key, common in usual.items():
+        value = varied[key].get(name, MISSING)
+        if value is not MISSING and (key in typed[name] if common is None else cell(value) != common):
+            yield f"{key}={cell(value)}"
 
 
 def _run(run: Run | None, folder: Path, planned: Mapping[str, Any], **facts: Any) -> Run:
