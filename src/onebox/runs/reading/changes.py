@@ -42,7 +42,10 @@ def compare(runs: Sequence[Run]) -> list[Change]:
 
     Values are compared as fingerprints compare them: resolved, and 10 is 10.0.
     """
-    flats = [dict(flatten(dict(run.config))) for run in runs]
+    first = runs[0].config if runs else {}
+    # Sections that all runs of `find_runs` share are one object: nothing differs in them.
+    alike = {name for name, section in first.items() if all(run.config.get(name) is section for run in runs)}
+    flats = [dict(flatten({k: v for k, v in run.config.items() if k not in alike})) for run in runs]
     keys, choices = _varied_keys(flats), _varied_choices(runs)
     given = {_key(text) for run in runs for text in run.record.get("overrides", ())}
     typed = {name for name in [*keys, *choices] if _is_typed(name, given)}

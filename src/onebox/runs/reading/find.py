@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import marshal
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -181,8 +182,9 @@ def find_runs(folder: Path) -> list[Run]:
 
     A run.json that cannot be read, or holds something other than a run writes, is logged and left out.
     """
+    known: dict[bytes, Any] = {}
     records = ((path, _record(path)) for path in _directories(folder))
-    runs = [Run(Path(path), record) for path, record in records if record is not None]
+    runs = [Run(Path(path), _shared(record, known)) for path, record in records if record is not None]
     return sorted(runs, key=lambda run: (run.record.get("started", ""), str(run.path)), reverse=True)
 
 
@@ -307,6 +309,16 @@ def _record(folder: Path | str) -> dict[str, Any] | None:
     except BadInput as error:
         _left_out(error)
         return None
+
+
+def _shared(record: dict[str, Any], known: dict[bytes, Any]) -> dict[str, Any]:
+    """The record with sections of earlier ones in the place of equal ones, as the runs of a sweep hold much alike."""
+
+    def share(section: Any) -> Any:
+        return known.setdefault(marshal.dumps(section, 2), section) if isinstance(section, dict | list) else section
+
+    config = {name: share(section) for name, section in record.get("config", {}).items()}
+    return {name: config if name == "config" else share(section) for name, section in record.items()}
 
 
 def _left_out(error: BadInput) -> None:

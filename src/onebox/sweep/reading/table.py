@@ -264,6 +264,8 @@ def _rows(sweep: Sweep, tags: Sequence[str], by: str) -> pd.DataFrame:
 def _is_best(points: pd.DataFrame) -> "pd.Series[bool]":
     """Whether no other row beats it: is at least as large in every column, and larger in one."""
     values = points.to_numpy(dtype=float)
+    if values.shape[1] == 1:
+        return points.iloc[:, 0] == points.iloc[:, 0].max()
     beaten = [bool(((values >= row).all(axis=1) & (values > row).any(axis=1)).any()) for row in values]
     return points.notna().all(axis=1) & ~np.array(beaten, dtype=bool)
 
@@ -288,8 +290,9 @@ def _order(sweep: Sweep, rows: pd.DataFrame, sort: str | None) -> list[int]:
 
 def _joined(values: "pd.Series[Any]") -> Any:
     """The value of a single job, or those of several as a text."""
-    known = [str(value) for value in values.dropna().unique() if value != ""]
-    return values.iloc[0] if len(values) == 1 else " ".join(known)
+    if len(values) == 1:
+        return values.iloc[0]
+    return " ".join(str(value) for value in values.dropna().unique() if value != "")
 
 
 def _badness(status: str) -> int:
