@@ -234,6 +234,7 @@ COMMANDS = {
     "evaluate": ["{run}", "{run} --split val --json", "{other}"],
     "reproduce": ["{run}", "{run} --steps 1", "{run} --checkout", "{other}", "{run} --trust os"],
     "check": ["{run}", "{run} --json", "{run} --data coco"],
+    "show": ["{run}", "{run} --html {out}.html", "folder data.root={run} --json"],
     "cache": ["data.cache_dir={run}", "data.cache_dir={run} --clear"],
     "convert": ["{run} {out} --to csv"],
     "download": [],  # reads no folder of others

@@ -10,7 +10,6 @@ import typer
 
 from onebox.cli.reproduce import Json, on_stderr
 from onebox.errors import EXIT_INTERRUPTED, check, print_json, printable
-from onebox.overrides import as_text
 
 Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page to open in a browser.")]
 
@@ -41,6 +40,8 @@ def show(
       onebox data show my_folder augment=strong --html my_folder.html
       onebox data show coco data.root=my_coco data.select=largest
     """
+    from onebox.overrides import as_text  # takes Hydra with it
+
     given = list(overrides or [])
     check("=" not in data, f"{data}: name DATA first, an option such as voc2007 or a folder")
     is_folder = "/" in data or Path(data).is_dir()
