@@ -6,11 +6,11 @@ Import it before Hydra composes.
 from contextlib import suppress
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml  # type: ignore[import-untyped]  # its stubs are a package of their own
 from hydra._internal import defaults_list
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf, _utils
-from yaml.cyaml import CParser  # type: ignore[import-untyped]
+from yaml.cyaml import CParser  # type: ignore[import-untyped]  # as above
 
 # Hydra copies its store of schemas for each group that --help lists and each job of a sweep, though no copy is changed.
 ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]  # it has none of its own
@@ -34,7 +34,7 @@ def _map_if_needed(overrides: Any, defaults: Any, self_added: bool) -> Any:
     return _map(overrides, defaults, self_added) if any(item.is_interpolation() for item in defaults) else {}
 
 
-class _QuickLoader(CParser, _Loader):  # type: ignore[misc,valid-type]
+class _QuickLoader(CParser, _Loader):  # type: ignore[misc,valid-type]  # OmegaConf makes its class in a function
     """OmegaConf's YAML, parsed by libyaml; where that fails, by Python, whose message shows the line."""
 
     def __init__(self, stream: Any) -> None:
@@ -50,7 +50,7 @@ class _QuickLoader(CParser, _Loader):  # type: ignore[misc,valid-type]
         return _Loader(self._text).get_single_data()
 
 
-defaults_list._create_interpolation_map = _map_if_needed  # type: ignore[assignment]
+defaults_list._create_interpolation_map = _map_if_needed  # type: ignore[assignment]  # Hydra has no hook for it
 _utils.get_yaml_loader = lambda: _QuickLoader
 
 

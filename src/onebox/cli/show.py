@@ -4,7 +4,7 @@ import logging
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -50,34 +50,41 @@ def show(
     if html is not None:
         check(html.absolute().parent.is_dir(), f"{html}: no such folder; create it, or choose another --html")
         check(not html.is_dir(), f"{html}: is a folder; name a file, such as {html / 'data.html'}")
-    from rich.console import Console
-
-    from onebox.api import compose
-    from onebox.build import build_data
-    from onebox.data.show import facts, write_page
-    from onebox.data.show import show as print_facts
     from onebox.validation import told_as_bad_input
 
+    command = shlex.join(["onebox", "data", "show", data, *given, *(["--html", str(html)] if html else [])])
     try:
         with told_as_bad_input(given), on_stderr():
-            logging.getLogger("onebox.data.datamodule").setLevel(logging.ERROR)  # what it says is in the tables
-            cfg = compose([*given, *chosen, *skip])
-            module = build_data(cfg)
-            module.only_shown = True
-            module.prepare_data()
-            module.setup()
-            found = facts(module)
-            is_listed = any(split["listed"] for split in found["splits"].values())
-            check(is_listed, f"{module.root}: no image is listed; name other lists in data.splits")
-            if html is not None:
-                module.decode()
-                command = shlex.join(["onebox", "data", "show", data, *given, "--html", str(html)])
-                write_page(module, found, html, name=data, command=command)
+            found = _facts([*given, *chosen, *skip], html, name=data, command=command)
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if json_:
         print_json(found)
         return
+    from rich.console import Console
+
+    from onebox.data.show import show as print_facts
+
     print_facts(found, Console())
     print(printable(f"page  {html}") if html else "--html FILE draws it: samples, distributions, what is left out")
+
+
+def _facts(overrides: list[str], html: Path | None, *, name: str, command: str) -> dict[str, Any]:
+    """What there is to say of the data of a config, after the page is written."""
+    from onebox.api import compose
+    from onebox.build import build_data
+    from onebox.data.show import facts, write_page
+
+    logging.getLogger("onebox.data.datamodule").setLevel(logging.ERROR)  # what it says is in the tables
+    data = build_data(compose(overrides))
+    data.only_shown = True
+    data.prepare_data()
+    data.setup()
+    found = facts(data)
+    is_listed = any(split["listed"] for split in found["splits"].values())
+    check(is_listed, f"{data.root}: no image is listed; name other lists in data.splits")
+    if html is not None:
+        data.decode()
+        write_page(data, found, html, name=name, command=command)
+    return found

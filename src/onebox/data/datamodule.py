@@ -124,9 +124,8 @@ class VocDataModule(LightningDataModule):
         try:
             self._read()
         except OSError as error:
-            raise BadInput(
-                f"{error.filename or self.root}: cannot be read ({error.strerror}); see data.root"
-            ) from error
+            where = error.filename or self.root
+            raise BadInput(f"{where}: cannot be read ({error.strerror}); see data.root") from error
         if self._selection.on_error == "skip":  # which images are used depends on what can be decoded
             self.decode()
         self._check_training_images()
@@ -325,14 +324,12 @@ class VocDataModule(LightningDataModule):
         return index.where(self._transform.keeps(index.boxes.numpy()), "below augment.min_area")
 
     def _check_training_images(self) -> None:
-        if self.only_shown:
-            return
         train, batch_size = self.indexes["train"], self._loading.batch_size
         why = max((count, reason) for reason, count in train.dropped.items())
         what = WHAT_TO_DO[why[1]] if why[0] else "name other lists in data.splits"
-        check(len(train) > 0, f"{self.root}: no training image is left ({train}); {what}")
+        check(self.only_shown or len(train) > 0, f"{self.root}: no training image is left ({train}); {what}")
         check(
-            not self._loading.drop_last or len(train) >= batch_size,
+            self.only_shown or not self._loading.drop_last or len(train) >= batch_size,
             f"data.drop_last leaves no batch of {batch_size} from {len(train)} training "
             "images; set data.drop_last=false or a smaller data.batch_size",
         )

@@ -97,15 +97,10 @@ def write_report(run_dir: Path, *, upright: bool | None = None) -> Path:
     if run["status"] == "running":  # until its report is there
         run["seconds"] = (datetime.now(UTC) - started).total_seconds()
     metrics = read_metrics(run_dir) if (run_dir / "metrics.json").exists() else {}
-    final, best, test, floor = (metrics.get(key, {}) for key in ("final", "best", "test", "floor"))
-    per_class = sorted(metrics.get("per_class", {}).items(), key=lambda item: (-item[1]["images"], item[0]))
-    images = sum(values["images"] for _, values in per_class)
     config_path = run_dir / "config.yaml"
     config = config_path.read_text(encoding="utf-8") if config_path.exists() else ""
     epochs = read_epochs(run_dir / "metrics.csv")
-    judged = metrics.get("against_floor", {})  # an older run has none
-    level = {"better": "above", "worse": "below"}.get(judged.get("joint_acc", {}).get("verdict"), "near")
-
+    best, floor = metrics.get("best", {}), metrics.get("floor", {})
     found = find_mistakes(run_dir, upright)
     html = render(
         "onebox.runs.reading",
@@ -125,20 +120,7 @@ def write_report(run_dir: Path, *, upright: bool | None = None) -> Path:
         losses=LOSSES,
         errors=KINDS,
         class_columns=PER_CLASS,
-        final=final,
-        best=best,
-        best_epoch=best["epoch"] + 1 if best else None,
-        test=test,
-        floor=floor,
-        # Without a test split, the nearest thing to a result.
-        shown_split="val" if any(tag.startswith("val/") for tag in final) else "train",
-        judged=judged,
-        level=level,
-        interval=wilson(test["joint_acc"], images) if test else None,
-        shares=error_shares(test),
-        floor_shares=error_shares(floor),
-        images=images,
-        per_class=per_class,
+        **_results(metrics),
         picture=_picture(run_dir),
         epochs=len(epochs),
         balance=balance_line(run["balance"]) if run.get("balance") else None,
@@ -150,6 +132,30 @@ def write_report(run_dir: Path, *, upright: bool | None = None) -> Path:
     write_text(path, html)
     (run_dir / PICTURE).unlink(missing_ok=True)  # the page has it
     return path
+
+
+def _results(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template is told of metrics.json, of which any section may be missing."""
+    final, best, test, floor = (metrics.get(key, {}) for key in ("final", "best", "test", "floor"))
+    per_class = sorted(metrics.get("per_class", {}).items(), key=lambda item: (-item[1]["images"], item[0]))
+    images = sum(values["images"] for _, values in per_class)
+    judged = metrics.get("against_floor", {})  # an older run has none
+    return {
+        "final": final,
+        "best": best,
+        "best_epoch": best["epoch"] + 1 if best else None,
+        "test": test,
+        "floor": floor,
+        # Without a test split, the nearest thing to a result.
+        "shown_split": "val" if any(tag.startswith("val/") for tag in final) else "train",
+        "judged": judged,
+        "level": {"better": "above", "worse": "below"}.get(judged.get("joint_acc", {}).get("verdict"), "near"),
+        "interval": wilson(test["joint_acc"], images) if test else None,
+        "shares": error_shares(test),
+        "floor_shares": error_shares(floor),
+        "images": images,
+        "per_class": per_class,
+    }
 
 
 def _picture(run_dir: Path) -> str | None:
