@@ -90,6 +90,15 @@ def test_a_stage_has_the_parameters_that_its_output_depends_on(file):
     backbone.zero_grad()
 
 
+def test_a_level_may_name_a_stage():
+    lite0 = instantiate(config(*choose("efficientnet_lite0"), "model.backbone.levels=[blocks.5,32,16]").model.backbone)
+    assert [tuple(shape) for shape in lite0.feature_shape.maps] == [(112, 4, 4), (192, 2, 2), (1280, 2, 2)]
+    maps = lite0.eval()(images()).maps
+    assert torch.equal(maps[1], lite0.prefix(images(), until="blocks.5")[-1])
+    with pytest.raises(InstantiationException, match=r"32 and of the stages conv_stem, blocks\.0"):
+        instantiate(config(*choose("efficientnet_lite0"), "model.backbone.levels=[blocks.9]").model.backbone)
+
+
 def test_stages_keep_their_names():
     """Configs name them, and pieces of a backbone with rates of their own are cut at them."""
     numbers = {"mobilenet_v3_small": 13, "convnext_tiny": 8}
@@ -154,7 +163,7 @@ def test_the_record_in_the_file_is_the_librarys_own(file):
     else:
         import timm
 
-        own = pretrained.timm_record(timm.get_pretrained_cfg(backbone.get("name", "tf_efficientnet_lite0")))
+        own = pretrained.timm_record(timm.get_pretrained_cfg(backbone.get("name", f"tf_{file}")))
     pretrained.check_record(file, backbone.input, own)
     assert (cfg.image_size, cfg.interpolation) == (own.size, own.interpolation)
     assert (cfg.augment.resize.size, cfg.augment.resize.interpolation) == (own.size, own.interpolation)
@@ -202,7 +211,7 @@ BICUBIC = replace(IMAGENET, interpolation="bicubic")
         ("torchvision", "vit_b_16", {}, "name=vit_b_16 .*did you mean"),
         ("torchvision", 18, {}, "name=18 .*resnet18"),
         ("torchvision", "alexnet", {"image_size": 20}, "image_size=20 does not fit alexnet"),
-        ("torchvision", "alexnet", {"levels": [64]}, r"levels=\[64\]: alexnet has maps of stride 4, 8, 16, 32$"),
+        ("torchvision", "alexnet", {"levels": [64]}, r"levels=\[64\]: alexnet has maps of stride 4, 8, 16, 32 and"),
         ("torchvision", "alexnet", {"levels": []}, "levels must name"),
         ("torchvision", "alexnet", {"pretrained": None}, "pretrained=None: .* must be true, false, or a file"),
         ("timm", "hrnet_w18_small", {}, "hrnet_w18_small is not a chain of modules"),

@@ -136,7 +136,8 @@ class StagedNet(Backbone):
         name: of the network, for messages.
         method: of `net`, that gives its output.
         image_size: side of the square input, px.
-        levels: strides of the maps to give, such as [16, 32]; of each the last map that the network makes.
+        levels: the maps to give: a stride, such as 16, stands for the last map of it that the network makes, and the
+            name of a stage for that stage's own.
         input: the images that it is made for.
 
     Raises:
@@ -144,7 +145,14 @@ class StagedNet(Backbone):
     """
 
     def __init__(
-        self, net: nn.Module, *, name: str, method: str, image_size: int, levels: Sequence[int], input: InputRecord
+        self,
+        net: nn.Module,
+        *,
+        name: str,
+        method: str,
+        image_size: int,
+        levels: Sequence[int | str],
+        input: InputRecord,
     ) -> None:
         super().__init__(input)
         check(bool(levels), f"model.backbone.levels must name at least one stride, such as [32], not {levels}")
@@ -161,17 +169,19 @@ class StagedNet(Backbone):
             if not any(f"{step}.".startswith(f"net.{child}.") for step in steps):
                 delattr(net, child)
 
-        strides = {2 ** _halvings(shapes[0], shapes[number]): number for number in ends}
+        self._add_stages(steps, root="net.")
+        strides: dict[int | str, int] = {2 ** _halvings(shapes[0], shapes[number]): number for number in ends}
+        stages: dict[int | str, int] = {stage: self._end(stage) for stage in self.stages if self._end(stage) in ends}
         check(
-            set(levels) <= set(strides),
-            f"model.backbone.levels={list(levels)}: {name} has maps of stride {', '.join(map(str, strides))}",
+            set(levels) <= {*strides, *stages},
+            f"model.backbone.levels={list(levels)}: {name} has maps of stride {', '.join(map(str, strides))} and of "
+            f"the stages {', '.join(map(str, stages))}",
         )
-        self._map_ends = sorted(strides[level] for level in set(levels))
+        self._map_ends = sorted({(strides | stages)[level] for level in levels})
         if image_size != input.size:
             shapes = self._shapes(steps, image_size, name)
         maps = tuple(MapShape(*shapes[number][1:]) for number in self._map_ends)
         self.feature_shape = FeatureShape(maps, pooled=shapes[ends[-1]][1])
-        self._add_stages(steps, root="net.")
         self._steps.append(_mean)
 
     def _shapes(self, steps: Sequence[Step], image_size: int, name: str) -> list[Shape]:
