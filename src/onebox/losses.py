@@ -47,6 +47,20 @@ class ClassLoss(nn.Module):
         return None if weights is None else weights[targets.labels].sum()
 
 
+class BinsCrossEntropy(nn.Module):
+    """Mean cross-entropy of the distributions of a `BinsCoder`, [B, 4, bins] (arXiv:2006.04388, equation 6).
+
+    Raises:
+        BadInput: they are other codes.
+    """
+
+    def forward(self, preds: Tensor, targets: Tensor) -> Tensor:
+        check(
+            preds.ndim == 3, "loss.loc: a cross-entropy of bins needs a box coder with bins; set model/box_coder=bins"
+        )
+        return -(targets * preds.clamp(min=1e-12).log()).sum(-1).mean()
+
+
 def balanced_cross_entropy(*, class_counts: Sequence[int], beta: float, label_smoothing: float) -> nn.CrossEntropyLoss:
     """Cross-entropy in which rare classes count more, by their effective number (arXiv:1901.05555, equation 2).
 

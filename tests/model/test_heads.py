@@ -14,6 +14,7 @@ from onebox.module import LocalizationModule
 
 CONF = Path(__file__).parent.parent.parent / "conf/model"
 SHAPE = FeatureShape(maps=(MapShape(16, 5, 7),), pooled=24)
+SAME_SIZE = FeatureShape(maps=(MapShape(8, 5, 7), MapShape(12, 3, 4), MapShape(16, 3, 4)), pooled=24)
 TWO_LEVELS = FeatureShape(maps=(MapShape(8, 5, 7), MapShape(16, 3, 4)), pooled=24)
 HEADS = [f"{kind}={path.stem}" for kind in ("loc_head", "cls_head") for path in sorted((CONF / kind).glob("*.yaml"))]
 
@@ -35,7 +36,7 @@ def built(composed, *overrides: str) -> LocalizationModule:
     return build_module(cfg, data)
 
 
-@pytest.mark.parametrize("shape", [SHAPE, TWO_LEVELS], ids=["one level", "two levels"])
+@pytest.mark.parametrize("shape", [SHAPE, TWO_LEVELS, SAME_SIZE], ids=["one", "two sizes", "same size"])
 @pytest.mark.parametrize("choice", HEADS)
 def test_every_head_gives_its_outputs_learns_with_all_of_it_and_can_drop(composed, choice, shape):
     num_outputs = 4 if "loc" in choice else 9
@@ -105,8 +106,18 @@ def test_edges_give_boxes_whose_sides_are_in_order(composed):
     assert 0 <= loss < 0.2
 
 
+@pytest.mark.parametrize("head", ["edges", "pyramid_edges"])
+def test_edges_are_the_same_where_bins_read_them(composed, head):
+    overrides = ["model.num_classes=3", f"model/loc_head={head}", "model/box_coder=bins", "model.box_coder.bins=12"]
+    model = instantiate(composed(*overrides).model).eval()  # a map of 6 x 6
+    features = model.backbone(torch.rand(2, 3, 100, 100))
+    given = model.box_coder.decode(model.box_coder.activate(model.loc_head(features)))
+    model.loc_head.gives_boxes = True
+    torch.testing.assert_close(given, model.loc_head(features))
+
+
 @pytest.mark.parametrize("coder", ["xywh", "cxcywh_sigmoid", "xyxy", "ltrb"])
-@pytest.mark.parametrize("head", ["dense", "edges"])
+@pytest.mark.parametrize("head", ["dense", "edges", "pyramid_edges"])
 def test_heads_that_give_boxes_go_with_every_coder(composed, coder, head):
     model = instantiate(composed(f"model/loc_head={head}", f"model/box_coder={coder}", "model.num_classes=3").model)
     images = torch.randint(0, 256, (2, 3, 100, 100), dtype=torch.uint8)
@@ -156,6 +167,8 @@ PER_CLASS = "model/loc_head=per_class_box"
             "is 1x1; set a larger image_size, or name a finer level in model.backbone.levels$",
         ),
         ([PER_CLASS, "model/loc_head@model.loc_head.head=edges"], "EdgesHead predicts one box"),
+        (["model/loc_head=dense", "model/box_coder=bins"], "DenseHead gives boxes .* BinsCoder"),
+        (["model/box_coder=bins", "model.box_coder.bins=1"], "bins must be a number >= 2, not 1"),
         ([ATTENTION, "model.loc_head.channels=10"], "multiple of num_heads"),
         (["model/cls_head=mlp", "model.cls_head.hidden_features=0"], "hidden_features must be a number >= 1, not 0"),
     ],

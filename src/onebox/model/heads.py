@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from onebox.errors import check, is_integer, is_number
-from onebox.model.backbone import Features, FeatureShape
+from onebox.model.backbone import Features, FeatureShape, MapShape
+from onebox.model.box_coder import in_order
 
 MakeHead = Callable[[FeatureShape, int], nn.Module]
 
@@ -130,7 +131,8 @@ class EdgesHead(Head):
 
     Left and right are summed over the rows, top and bottom over the columns (log-sum-exp), so that a side is found
     wherever along it there is evidence; the softmax over the other axis weighs the coordinates 0 to 1. Before them come
-    three convolutions of `channels` each, then dropout. Heatmaps are `upsample` times as fine as the map.
+    three convolutions of `channels` each, then dropout. Heatmaps are `upsample` times as fine as the map. With more
+    than four outputs, which `BinsCoder` asks for, the head gives what that softmax would take.
     """
 
     gives_boxes = True
@@ -141,9 +143,17 @@ class EdgesHead(Head):
     ) -> None:
         super().__init__()
         _check(channels=channels, upsample=upsample, dropout=dropout)
-        self.trunk = _trunk(feature_shape, channels, dropout)
+        self._read(_trunk(feature_shape, channels, dropout), channels, out_features, feature_shape, upsample)
+
+    def _read(
+        self, trunk: nn.Module, channels: int, out_features: int, feature_shape: FeatureShape, upsample: int
+    ) -> None:
+        """Read the heatmaps from a trunk that makes of all maps one of `channels`, as fine as the finest."""
+        self.trunk = trunk
         self.upsample = nn.Upsample(scale_factor=upsample, mode="bilinear", align_corners=False)
-        self.heatmaps = nn.Conv2d(channels, out_features, 1)
+        self.heatmaps = nn.Conv2d(channels, 4, 1)
+        self.gives_boxes = out_features == 4
+        self.bins = out_features // 4
         _, height, width = feature_shape.maps[0]
         # The outermost cells stand for the borders: a box may touch them.
         self.x: Tensor
@@ -154,11 +164,38 @@ class EdgesHead(Head):
     def forward(self, features: Features) -> Tensor:
         heatmaps = self.heatmaps(self.trunk(features.maps)).float()  # coordinates need more than bfloat16
         left, top, right, bottom = self.upsample(heatmaps).unbind(1)  # [B, H, W] each
-        x1, x2 = ((heat.logsumexp(1).softmax(-1) * self.x).sum(-1) for heat in (left, right))
-        y1, y2 = ((heat.logsumexp(2).softmax(-1) * self.y).sum(-1) for heat in (top, bottom))
-        # In order, as GIoU's paper does it (arXiv:1902.09630, algorithm 1): of boxes turned inside out, which these are
-        # at first, it has no lower bound and would be driven there.
-        return torch.stack((x1.minimum(x2), y1.minimum(y2), x1.maximum(x2), y1.maximum(y2)), dim=-1)
+        sides = left.logsumexp(1), top.logsumexp(2), right.logsumexp(1), bottom.logsumexp(2)
+        if not self.gives_boxes:
+            return torch.cat([_resampled(side, self.bins) for side in sides], dim=1)
+        axes = self.x, self.y, self.x, self.y
+        expected = [(side.softmax(-1) * axis).sum(-1) for side, axis in zip(sides, axes, strict=True)]
+        return in_order(torch.stack(expected, dim=-1))
+
+
+class PyramidEdgesHead(EdgesHead):
+    """An `EdgesHead` whose heatmaps are read from a `Pyramid` of `channels`, `blocks` and `fine_channels`."""
+
+    def __init__(
+        self,
+        feature_shape: FeatureShape,
+        out_features: int,
+        *,
+        channels: int,
+        blocks: int,
+        fine_channels: int,
+        upsample: int,
+        dropout: float,
+    ) -> None:
+        Head.__init__(self)
+        _check(channels=channels, blocks=blocks, fine_channels=fine_channels, upsample=upsample, dropout=dropout)
+        pyramid = Pyramid(feature_shape, channels, blocks, fine_channels)
+        trunk = nn.Sequential(pyramid, nn.Dropout2d(dropout))
+        self._read(trunk, pyramid.channels, out_features, feature_shape, upsample)
+
+
+def _resampled(line: Tensor, length: int) -> Tensor:
+    """[B, length] from numbers along a line, whose first and last stay what they are."""
+    return nn.functional.interpolate(line[:, None], length, mode="linear", align_corners=True)[:, 0]
 
 
 class PerClassBox:
@@ -179,7 +216,7 @@ class PerClassBox:
         """
         made = self.head(feature_shape, out_features)
         check(
-            not made.gives_boxes,
+            not type(made).gives_boxes,
             f"model.loc_head.head: {type(made).__name__} predicts one box; a box for each class can be predicted by "
             "linear, mlp, spatial or attention_pool",
         )
@@ -206,6 +243,49 @@ class Thin(nn.Module):
         return finest
 
 
+class Pyramid(nn.Module):
+    """All maps as one, as fine as the finest: worked on where they are coarsest, then enlarged level by level.
+
+    `blocks` residual convolutions of `channels` on the coarsest maps see all of the image for little work. Each finer
+    map is added to what comes from the coarser one, as in feature pyramids (arXiv:1612.03144), and goes through a 3x3
+    convolution of `fine_channels`.
+
+    Attributes:
+        channels: of the result.
+    """
+
+    def __init__(self, feature_shape: FeatureShape, channels: int, blocks: int, fine_channels: int) -> None:
+        super().__init__()
+        sizes = [shape[1:] for shape in feature_shape.maps]
+        self.num_finer = sizes.index(sizes[-1])
+        finer, coarsest = feature_shape.maps[: self.num_finer], feature_shape.maps[self.num_finer :]
+        first = (Thin(FeatureShape(coarsest, 0), channels, bias=False), nn.BatchNorm2d(channels), nn.ReLU())
+        residuals = (_Residual(channels, dilation=1 + number % 2) for number in range(blocks))
+        self.coarsest = nn.Sequential(*first, *residuals)
+        self.merges = nn.ModuleList()
+        self.channels = channels
+        for shape in reversed(finer):
+            merge = Thin(FeatureShape((shape, MapShape(self.channels, 1, 1)), 0), fine_channels, bias=False)
+            norm = (nn.BatchNorm2d(fine_channels), nn.ReLU())
+            self.merges.append(nn.Sequential(merge, *norm, *_convolution(fine_channels, dilation=1), nn.ReLU()))
+            self.channels = fine_channels
+
+    def forward(self, maps: tuple[Tensor, ...]) -> Tensor:
+        x = self.coarsest(maps[self.num_finer :])
+        for merge, finer_map in zip(self.merges, reversed(maps[: self.num_finer]), strict=True):
+            x = merge((finer_map, x))
+        return x
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int, *, dilation: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*_convolution(channels, dilation=dilation))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.relu(x + self.layers(x))
+
+
 def _mlp(in_features: int, hidden_features: int, out_features: int, dropout: float) -> nn.Module:
     hidden = (nn.Dropout(dropout), nn.Linear(in_features, hidden_features), nn.ReLU())
     return nn.Sequential(*hidden, nn.Dropout(dropout), nn.Linear(hidden_features, out_features))
@@ -215,9 +295,13 @@ def _trunk(feature_shape: FeatureShape, channels: int, dropout: float) -> nn.Mod
     """A thin map in which each cell has seen 7 x 7 of them."""
     layers: list[nn.Module] = [Thin(feature_shape, channels, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
     for dilation in (1, 2):
-        conv = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, bias=False)
-        layers += [conv, nn.BatchNorm2d(channels), nn.ReLU()]
+        layers += [*_convolution(channels, dilation=dilation), nn.ReLU()]
     return nn.Sequential(*layers, nn.Dropout2d(dropout))
+
+
+def _convolution(channels: int, *, dilation: int) -> tuple[nn.Module, nn.Module]:
+    conv = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, bias=False)
+    return conv, nn.BatchNorm2d(channels)
 
 
 def _check(*, dropout: float, **counts: int) -> None:

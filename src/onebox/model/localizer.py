@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from onebox.boxes import mirror
+from onebox.errors import check
 from onebox.model.backbone import Backbone, Features
 from onebox.model.box_coder import BoxCoder
 from onebox.model.heads import MakeHead, PerClassBox
@@ -15,7 +16,7 @@ from onebox.model.heads import MakeHead, PerClassBox
 class Prediction(NamedTuple):
     """What a localizer gives: codes of the box coder, boxes (xyxy, in [0, 1] where inside the image), and logits."""
 
-    loc: Tensor  # [B, 4]
+    loc: Tensor  # [B, 4], or as the box coder has it
     boxes: Tensor  # [B, 4]
     logits: Tensor  # [B, K]
 
@@ -23,7 +24,7 @@ class Prediction(NamedTuple):
 class Target(NamedTuple):
     """The ground truth of a batch: codes of the true boxes, the boxes (xyxy in [0, 1]), and labels."""
 
-    loc: Tensor  # [B, 4]
+    loc: Tensor  # [B, 4], or as the box coder has it
     boxes: Tensor  # [B, 4]
     labels: Tensor  # [B] int64
 
@@ -33,9 +34,9 @@ class Localizer(nn.Module):
 
     Args:
         backbone: gives the features.
-        loc_head: makes the localisation head from (feature sizes, 4).
+        loc_head: makes the localisation head from (feature sizes, number of outputs: 4, or as the box coder has it).
         cls_head: makes the classification head from (feature sizes, num_classes).
-        box_coder: what the localisation head's four outputs mean.
+        box_coder: what the localisation head's outputs mean.
         num_classes: K, with the background if it has a logit.
         flip_average: whether evaluation predicts the mirror image as well, and gives the mean.
     """
@@ -53,7 +54,12 @@ class Localizer(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.num_boxes = num_classes if isinstance(loc_head, PerClassBox) else 1
-        self.loc_head = loc_head(backbone.feature_shape, 4 * self.num_boxes)
+        self.loc_head = loc_head(backbone.feature_shape, box_coder.num_outputs * self.num_boxes)
+        check(
+            box_coder.num_outputs == 4 or not self.loc_head.gives_boxes,
+            f"model.loc_head: {type(self.loc_head).__name__} gives boxes as they are, without the distributions that "
+            f"{type(box_coder).__name__} reads; choose another model/box_coder, or model/loc_head=edges",
+        )
         self.cls_head = cls_head(backbone.feature_shape, num_classes)
         self.box_coder = box_coder
         self.flip_average = flip_average
@@ -115,5 +121,5 @@ class Localizer(nn.Module):
         """Codes from the localisation head's outputs; of a box for each class that of the label or likeliest class."""
         if self.num_boxes > 1:
             chosen = logits.argmax(1) if labels is None else labels
-            out = out.unflatten(1, (self.num_boxes, 4))[torch.arange(out.shape[0], device=out.device), chosen]
+            out = out.unflatten(1, (self.num_boxes, -1))[torch.arange(out.shape[0], device=out.device), chosen]
         return self.box_coder.encode(out) if self.loc_head.gives_boxes else self.box_coder.activate(out)
