@@ -216,7 +216,7 @@ class PerClassBox:
         """
         made = self.head(feature_shape, out_features)
         check(
-            not type(made).gives_boxes,
+            not getattr(type(made), "gives_boxes", False),
             f"model.loc_head.head: {type(made).__name__} predicts one box; a box for each class can be predicted by "
             "linear, mlp, spatial or attention_pool",
         )
