@@ -1,93 +1,107 @@
-"""Memory of a fit of 20 epochs, in this process (Linux): `python -m benchmarks.memory`.
+"""Memory of a fit of 20 epochs (Linux): `python -m benchmarks.memory`.
 
-ratio   peak of the fit beyond what the imports take ÷ (decoded images + 4 x parameters + activations of a step)
-growth  resident memory at the end of the last epochs ÷ that of the first ones, minus 1, in %
+ratio   peak of the fit ÷ peak of a bare loop of the same steps: the network, the loss and the optimizer of the module
+        over batches of the same decoded images, which lie in memory
+growth  what the fit holds at the end of its last epochs, with the imports, ÷ the same for its first ones, minus 1, in %
 
-Prints one line of JSON: lists of one number.
+Both sides are processes of their own with the same imports, and both peaks are counted from what these take. Counted is
+resident memory that is the process's own (RssAnon), and for the fit the images in the cache's file, which is mapped and
+shared, where the bare loop has a copy. Files of libraries are not counted, as how much of them is resident depends on
+the system's page cache. Images are decoded before. Prints one line of JSON: lists of one number.
+`python -m benchmarks.memory fit FOLDER [OVERRIDES]` and `bare` are one side alone, in bytes.
 """
 
 import json
 import logging
+import subprocess
 import sys
 import tempfile
 import warnings
 from importlib import import_module
 from pathlib import Path
 from statistics import median
+from threading import Event, Thread
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, seed_everything
-from torch import Tensor
 
-from benchmarks.training import config, ready
+from benchmarks.training import ByHand, config, ready
 from onebox.build import build_module, build_trainer
 from onebox.lightning_setup import IRRELEVANT_WARNINGS
 
 EPOCHS = 20
 
 
-def resident(name: str = "VmRSS") -> int:
-    """Bytes of this process: VmRSS now, VmHWM at its highest."""
+def private() -> int:
+    """Resident bytes that are this process's own."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(f"{name}:")).split()[1]) * 1024
+    return int(next(line for line in lines if line.startswith("RssAnon:")).split()[1]) * 1024
 
 
 class Watch(Callback):
-    """Resident bytes at the end of each epoch."""
+    """The most private bytes, looked at every few milliseconds, and those at the end of each epoch."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
+        self.peak, self._is_over = 0, Event()
+        self._thread = Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def _look(self) -> None:
+        while not self._is_over.wait(0.005):  # a step takes ten times as long, and the allocator keeps what it had
+            self.peak = max(self.peak, private())
 
     def on_train_epoch_end(self, *args: Any) -> None:
-        self.sizes.append(resident())
+        self.sizes.append(private())
+
+    def close(self) -> None:
+        self._is_over.set()
+        self._thread.join()
 
 
-def activations(module: Any, batch: Any) -> int:
-    """Bytes that one step keeps for its backward pass, each storage counted once, without the parameters."""
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
-    kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        localizer = module.localizer
-        module.loss(localizer(batch.images), localizer.encode(batch.boxes, batch.labels))
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-
-
-def measure(folder: Path, *overrides: str) -> dict[str, list[float]]:
-    cfg = config(folder, EPOCHS, *overrides)
+def side(folder: Path, name: str, *overrides: str) -> dict[str, Any]:
+    """Bytes of the imports, what one side holds beyond them at its highest, and private bytes after each epoch."""
+    cfg = config(folder / name, EPOCHS, f"data.cache_dir={folder}/cache", *overrides)
     build_module(cfg, ready(cfg)), build_trainer(cfg), import_module("torch.utils.tensorboard")  # what a fit imports
-    Path("/proc/self/clear_refs").write_text("5")  # the highest size counts from here
-    before = resident()
+    before = private()
     data = ready(cfg)
     seed_everything(cfg.seed, verbose=False)
     module = build_module(cfg, data)
-    trainer = build_trainer(cfg)
-    watch = Watch()
-    trainer.callbacks.append(watch)
-    trainer.fit(module, datamodule=data)
-    peak = resident("VmHWM") - before
-    images = len(data.indexes["train"]) * cfg.image_size**2 * 3
-    parameters = 4 * sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
-    step = activations(module, next(iter(data.train_dataloader())))
-    print(
-        {
-            "before": before,
-            "peak": peak,
-            "images": images,
-            "parameters": parameters,
-            "activations": step,
-            "epochs": watch.sizes,
-        }
-    )
-    growth = median(watch.sizes[-4:]) / median(watch.sizes[1:5]) - 1
-    return {"ratio": [peak / (images + parameters + step)], "growth": [100 * growth]}
+    images = 0
+    if name == "bare":
+        loader = data.train_dataloader()
+        loop, batches = ByHand(module), list(loader)
+        del data, loader, module  # and with them the cache's file
+        watch = Watch()
+        for _ in range(EPOCHS):
+            rest = iter(batches)
+            for _ in batches:
+                loop.step(rest)
+            loop.loss_sum()
+            watch.on_train_epoch_end()
+    else:
+        images = len(data.indexes["train"]) * cfg.image_size**2 * 3  # all of the cache's pages that are read
+        watch = Watch()
+        trainer = build_trainer(cfg)
+        trainer.callbacks.append(watch)
+        trainer.fit(module, datamodule=data)
+    watch.close()
+    return {"imports": before, "peak": watch.peak - before + images, "epochs": watch.sizes}
+
+
+def measure(folder: Path) -> dict[str, list[float]]:
+    ready(config(folder, EPOCHS, f"data.cache_dir={folder}/cache"))
+    sides = {}
+    for name in ("bare", "fit"):
+        command = [sys.executable, "-m", "benchmarks.memory", name, str(folder)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        sides[name] = json.loads(done.stdout.splitlines()[-1])
+        print(name, sides[name])
+    sizes = sides["fit"]["epochs"]
+    return {
+        "ratio": [sides["fit"]["peak"] / sides["bare"]["peak"]],
+        "growth": [100 * (median(sizes[-4:]) / median(sizes[1:5]) - 1)],
+    }
 
 
 def main() -> None:
@@ -96,7 +110,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     stdout, sys.stdout = sys.stdout, sys.stderr
     with tempfile.TemporaryDirectory() as folder:
-        measured = measure(Path(folder), *sys.argv[1:])
+        measured = side(Path(sys.argv[2]), sys.argv[1], *sys.argv[3:]) if sys.argv[1:] else measure(Path(folder))
     print(json.dumps(measured), file=stdout)
 
 
