@@ -1,6 +1,7 @@
 """Processor time until a frozen network's heads reach a joint_acc on validation: `python -m benchmarks.features`.
 
 first  stored features, of which the computation is counted, ÷ images in every epoch
+first_epochs  the same in epochs of the fit on images: it cannot be less than the one that computes the features
 again  the same for a run that finds them there, as all but the first of a sweep do
 
 The fits train on the same views from the same weights, `experiment=transfer` with the backbone frozen, the spatial
@@ -99,6 +100,7 @@ def main() -> None:
     assert reached == reached_again
     figures = {
         "first": [first / without],
+        "first_epochs": [len(reached_without) * first / without],
         "again": [again / without],
         "minutes": [first, again, without],
         "epochs": [len(reached), len(reached_again), len(reached_without)],
