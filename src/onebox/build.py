@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Lightning calls the hooks of a callback in each step, also those that do nothing, but not what cannot be called.
+STEP_HOOKS = [f"on_before_{what}" for what in ("zero_grad", "backward", "optimizer_step")] + [
+    f"on_{what}" for what in ("after_backward", "train_batch_start", "train_batch_end")
+]
 DDP, DDP_UNUSED = "ddp", "ddp_find_unused_parameters_true"  # the second waits for no gradient that never comes
 
 
@@ -280,7 +284,7 @@ def build_trainer(
     backbone does not have is refused.
     """
     import torch.utils.deterministic
-    from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+    from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 
     from onebox.callbacks.epoch_csv import EpochCsvLogger
     from onebox.callbacks.freeze import Freeze
@@ -301,6 +305,14 @@ def build_trainer(
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         strategy=DDP_UNUSED if module and _waits_in_vain(cfg, module) else cfg.trainer.strategy,
     )
+    made: Any = trainer  # Lightning declares neither of what follows
+    for callback in made.callbacks:
+        for hook in STEP_HOOKS:
+            if getattr(type(callback), hook) is getattr(Callback, hook):
+                setattr(callback, hook, None)
+    if not cfg.trainer.get("profiler"):  # without one, Lightning makes a generator for each hook of each step
+        nothing = contextlib.nullcontext()
+        made.profiler.profile = lambda action_name: nothing
     # By default glibc gives large blocks back to the system, which clears them again for the next step: a seventh of
     # the tiny CNN's time. The options are M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h.
     with contextlib.suppress(OSError, AttributeError):  # another C library

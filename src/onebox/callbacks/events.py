@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback, Trainer, loggers
+from lightning_utilities.core.rank_zero import rank_zero_only
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
@@ -22,9 +23,12 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
         super().__init__(**arguments)
         self._hide = list(hide)
 
+    @rank_zero_only
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        """Write all of them as one event; Lightning writes one a tag."""
         shown = [tag for tag in metrics if not any(fnmatchcase(tag, pattern) for pattern in self._hide)]
-        super().log_metrics({tag: metrics[tag] for tag in shown}, step)
+        values = [Summary.Value(tag=tag, simple_value=float(metrics[tag])) for tag in shown]
+        self.experiment._get_file_writer().add_summary(Summary(value=values), step)
 
 
 class Judged(NamedTuple):

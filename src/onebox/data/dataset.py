@@ -96,6 +96,7 @@ class OneBoxDataset(Dataset[Batch]):
         self, index: Index, transform: Transform, *, root: Path, augment: bool, seed: int, upright: bool = False
     ) -> None:
         self.index = index
+        self._boxes, self._labels = index.boxes.numpy(), index.labels.numpy()  # quicker to pick from than tensors
         self.folder = str(root.resolve())
         self._transform = transform
         self.is_random = augment and transform.is_random
@@ -116,14 +117,15 @@ class OneBoxDataset(Dataset[Batch]):
         """The batch of these keys."""
         epochs = [epoch for epoch, _ in keys]
         rows = [row for _, row in keys]
-        boxes = self.index.boxes.numpy()[rows]
+        places = np.array(rows)
+        boxes = self._boxes[places]
         shares: dict[str, float] = {}
         drawn: Augmented | Drawn | None = None
         if self.is_random and self._painter is None:
             drawn = self._transform.augment([self._image(row) for row in rows], boxes, self._seed, epochs, rows)
             images = drawn.images
         elif self._images is not None:
-            images = self._images[self._rows[rows]]  # by NumPy, which copies whole images; torch goes by elements
+            images = self._images[self._rows[places]]  # by NumPy, which copies whole images; torch goes by elements
         else:
             images = np.stack([self._decode(row) for row in rows])
         if self._painter is not None:
@@ -134,7 +136,8 @@ class OneBoxDataset(Dataset[Batch]):
         strokes = torch.from_numpy(drawn.strokes).float() if isinstance(drawn, Drawn) else None
         ids = tuple(self.index.ids[row] for row in rows)
         images_nchw = torch.from_numpy(images).permute(0, 3, 1, 2)
-        return Batch(images_nchw, torch.from_numpy(boxes), self.index.labels[rows], ids, shares, strokes=strokes)
+        labels = torch.from_numpy(self._labels[places])
+        return Batch(images_nchw, torch.from_numpy(boxes), labels, ids, shares, strokes=strokes)
 
     def __getitem__(self, row: int) -> Batch:
         """One image of epoch 0, as a batch of one."""

@@ -77,7 +77,7 @@ def make_loader(
             len(dataset), shuffle=is_train, seed=seed, rank=rank, num_replicas=num_replicas, start=first, views=views
         )
         batches = {"batch_size": batch_size, "sampler": sampler, "drop_last": is_train and loading.drop_last}
-    return DataLoader(
+    return _Loader(
         dataset,
         **batches,
         num_workers=loading.num_workers,
@@ -87,6 +87,17 @@ def make_loader(
         pin_memory=pin_memory,
         generator=torch.Generator().manual_seed(seed),  # workers must not draw from the global generator
     )
+
+
+class _Loader(DataLoader[Any]):
+    """In one process it only asks for the next batch; what torch does around that takes as long as a small batch."""
+
+    def __iter__(self) -> Any:
+        if self.num_workers or self.pin_memory:
+            return super().__iter__()
+        dataset: Any = self.dataset
+        batches: Any = self.batch_sampler
+        return map(dataset.__getitems__, batches)
 
 
 def _as_is(batch: Any) -> Any:
