@@ -105,9 +105,7 @@ class LocalizationModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer, and the schedule, which is stepped with it or, `Plateau`, by `on_train_epoch_end`."""
         optimizer = self.param_groups.optimizer(self.make_optimizer, self.localizer, self.loss)
-        if (
-            self.device.type == "cpu"
-        ):  # in each step Adam looks for a GPU that captures graphs: .1 ms where there is none
+        if self.device.type == "cpu":  # in each step Adam looks for a GPU that captures graphs, which takes .1 ms
             optimizer._accelerator_graph_capture_health_check = lambda: None  # type: ignore[method-assign]
         self._first_groups = optimizer.param_groups
         if self.make_scheduler is None:
