@@ -29,6 +29,7 @@ MAX_LONG = 4 << 30  # of what grows with the steps of a run or the images of a t
 MAX_YAML = 4 << 20  # its parser takes ten seconds for it
 MAX_DEPTH = 50  # of lists and dicts in each other
 _NODES = (dict, list)  # much quicker than the same types joined by |
+_NODE_TYPES = frozenset(_NODES)
 _JSON = json.JSONDecoder(parse_constant=lambda name: None)  # we write null for what is no finite number
 
 
@@ -97,8 +98,9 @@ def read_json(path: str | Path, *, shape: Any = object, remedy: str = "restore t
     """
 
     def parse(file: IO[bytes]) -> Any:
-        value = _JSON.decode(file.read().decode("utf-8-sig"))
-        if _is_deep(value):
+        text = file.read().decode("utf-8-sig")
+        value = _JSON.decode(text)
+        if text.count("{") + text.count("[") > MAX_DEPTH and _is_deep(value):  # else too few to be so deep
             raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
         if (key := misfit(value, shape)) is not None:
             raise ValueError(f"{key or 'it'} is not what onebox writes")
@@ -138,18 +140,18 @@ def _without_nulls(value: Any, shape: Any) -> Any:
         return value
     every = shape.get("*")
     is_kept = every is None or not isinstance(every, dict | list)  # the choice of no option is one
-    return {
-        key: _without_nulls(item, shape.get(key, every))
-        for key, item in value.items()
-        if item is not None or (key not in shape and is_kept)
-    }
+    kept = {key: item for key, item in value.items() if item is not None or (key not in shape and is_kept)}
+    inner = kept if not is_kept else [key for key in shape if key in kept]  # of the rest nothing is left out
+    return kept | {key: _without_nulls(kept[key], shape.get(key, every)) for key in inner}
 
 
 def _is_deep(value: Any) -> bool:
     level, depth = [value] if isinstance(value, _NODES) else [], 0
     while level and depth <= MAX_DEPTH:  # level by level, as thousands of records are read at once
-        inner = chain.from_iterable([node.values() if isinstance(node, dict) else node for node in level])
-        level, depth = [item for item in inner if isinstance(item, _NODES)], depth + 1
+        inner = [node.values() if isinstance(node, dict) else node for node in level]
+        # Most hold only texts and numbers, which a set of types says without a look at each.
+        inner = [items for items in inner if not _NODE_TYPES.isdisjoint(map(type, items))]
+        level, depth = [item for item in chain.from_iterable(inner) if isinstance(item, _NODES)], depth + 1
     return depth > MAX_DEPTH
 
 

@@ -1,5 +1,6 @@
 """The config of a run: where its values come from, and a hash of all that can change the result."""
 
+import functools
 import hashlib
 import json
 import os
@@ -147,12 +148,17 @@ class Ignored:
 
     def __init__(self, config: Mapping[str, Any], rules: Sequence[str]) -> None:
         keys = (key for key, _, other in (rule.partition(" if ") for rule in rules) if not other or _has(config, other))
-        names = "|".join(re.escape(key).replace(r"\*", "[^.]+") for key in keys)
-        self._pattern = re.compile(rf"({names})(\.|$)")
+        self._pattern = _pattern(tuple(keys))
 
     def __call__(self, path: Path) -> bool:
         """Whether the key, given name by name, or one above it is ignored."""
         return self._pattern.match(".".join(map(str, path))) is not None
+
+
+@functools.lru_cache(64)  # thousands of runs have the same rules
+def _pattern(keys: tuple[str, ...]) -> re.Pattern[str]:
+    names = "|".join(re.escape(key).replace(r"\*", "[^.]+") for key in keys)
+    return re.compile(rf"({names})(\.|$)")
 
 
 def with_new_names(value: Any, key: str = "") -> Any:

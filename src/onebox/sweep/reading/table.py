@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -243,20 +243,22 @@ def _rows(sweep: Sweep, tags: Sequence[str], by: str) -> pd.DataFrame:
     jobs = jobs.assign(number=jobs["number"].astype(object), seeds=done, jobs=1)
     groups = jobs.groupby(jobs[by], sort=False)
     half = groups[list(tags)].count().map(lambda n: t95(n - 1) / n**0.5 if n > 1 else math.nan)
+    texts = ("status", "number", "seed", "fingerprint", "note", "run")
+    members = {name: jobs[name].groupby(jobs[by], sort=False).agg(list) for name in texts}
     means = groups[list(tags)].mean()
     # Of a job that ran all that varied is known.
     varied = jobs.sort_values("run", key=pd.Series.isna, kind="stable").drop_duplicates(by).set_index(by)
     points = pd.DataFrame({tag: means[tag] * (-1 if mode == "min" else 1) for tag, mode in sweep.mode.items()})
     parts = [
         varied.reindex(means.index)[[*sweep.varied, *(name for name in sweep.columns if name == "what")]],
-        groups["status"].agg(lambda values: values.iloc[0] if values.nunique() == 1 else _counted(values)),
+        members.pop("status").map(lambda values: values[0] if len(set(values)) == 1 else _counted(values)),
         means,
         (groups[list(tags)].std() * half).add_suffix("_interval"),
         groups[floors].first().dropna(axis=1, how="all"),
         groups["seconds"].mean(),
         groups[["jobs", "seeds"]].sum(),
         _is_best(points).rename("best"),
-        groups[["number", "seed", "fingerprint", "note", "run"]].agg(_joined),
+        pd.DataFrame({name: values.map(_joined) for name, values in members.items()}),
     ]
     return pd.concat(parts, axis=1)
 
@@ -288,23 +290,23 @@ def _order(sweep: Sweep, rows: pd.DataFrame, sort: str | None) -> list[int]:
     return table.sort_values(["later", "value", "number"], na_position="last").index.tolist()
 
 
-def _joined(values: "pd.Series[Any]") -> Any:
+def _joined(values: Sequence[Any]) -> Any:
     """The value of a single job, or those of several as a text."""
     if len(values) == 1:
-        return values.iloc[0]
-    return " ".join(str(value) for value in values.dropna().unique() if value != "")
+        return values[0]
+    return " ".join(str(value) for value in dict.fromkeys(values) if value != "" and not pd.isna(value))
 
 
 def _badness(status: str) -> int:
     return STATUSES.index(status) if status in STATUSES else len(STATUSES)
 
 
-def _counts(statuses: "pd.Series[str]") -> dict[str, int]:
+def _counts(statuses: Iterable[str]) -> dict[str, int]:
     """How many jobs have each status that occurs, the worst last."""
     return dict(sorted(Counter(statuses).items(), key=lambda item: _badness(item[0])))
 
 
-def _counted(statuses: "pd.Series[str]") -> str:
+def _counted(statuses: Iterable[str]) -> str:
     return ", ".join(f"{count} {status}" for status, count in _counts(statuses).items())
 
 
