@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -40,39 +41,57 @@ def pytest_terminal_summary(terminalreporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small embedded data set."""
-    root = tmp_path_factory.mktemp("data") / "shapes"
-    sizes = {"num_train": 60, "num_val": 20, "num_test": 20}
-    write_shapes(root, **sizes, multi_object_fraction=0.2, min_side=80, max_side=120, seed=0)
-    return root
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that all workers have."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """A new folder that the first worker that needs it fills for all; nobody may change what is in it."""
+    with FileLock(f"{folder}.lock"):
+        if not (folder / ".made").exists():
+            folder.mkdir()
+            make(folder)
+            (folder / ".made").touch()
+    return folder
 
 
 @pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
+def shapes_root(shared_folder: Path) -> Path:
+    """A small embedded data set."""
+    sizes = {"num_train": 60, "num_val": 20, "num_test": 20}
+    about = sizes | {"multi_object_fraction": 0.2, "min_side": 80, "max_side": 120, "seed": 0}
+    return made_once(shared_folder / "data", lambda folder: write_shapes(folder / "shapes", **about)) / "shapes"
+
+
+@pytest.fixture(scope="session")
+def nursery(shared_folder: Path) -> Iterator[Nursery]:
     """Starts whole commands."""
-    nursery = Nursery()
+    nursery = Nursery(shared_folder)
     yield nursery
     nursery.close()
 
 
 @pytest.fixture(scope="session")
-def trained(nursery: Nursery, shapes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(nursery: Nursery, shapes_root: Path, shared_folder: Path) -> Path:
     """The directory of a small run that has completed."""
-    folder = tmp_path_factory.mktemp("trained")
-    overrides = [
-        f"data.root={shapes_root}",
-        "data.source=null",
-        f"data.cache_dir={folder / 'cache'}",
-        "image_size=32",
-        "data.batch_size=8",
-        "trainer.max_epochs=2",
-        "optimizer.lr=0.01",
-        "callbacks.pictures=null",
-        f"hydra.run.dir={folder / 'run'}",
-    ]
-    assert nursery.run(*overrides, log=folder / "log") == 0, (folder / "log").read_text()
-    return folder / "run"
+
+    def train(folder: Path) -> None:
+        overrides = [
+            f"data.root={shapes_root}",
+            "data.source=null",
+            f"data.cache_dir={folder / 'cache'}",
+            "image_size=32",
+            "data.batch_size=8",
+            "trainer.max_epochs=2",
+            "optimizer.lr=0.01",
+            "callbacks.pictures=null",
+            f"hydra.run.dir={folder / 'run'}",
+        ]
+        assert nursery.run(*overrides, log=folder / "log") == 0, (folder / "log").read_text()
+
+    return made_once(shared_folder / "trained", train) / "run"
 
 
 @pytest.fixture(scope="session")

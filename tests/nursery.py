@@ -1,43 +1,63 @@
 """Starts `onebox-train` in forks of one process that has imported everything: 0.05 s instead of 10 s each.
 
-Run as a program: it reads one JSON line a training (argv, log, hit_at, hit_by, env, cwd) and answers with its process id,
+Run as a program: it listens at an address for as long as the process `guardian` lives, for all workers of a test run. Of
+each connection it reads one JSON line a training (argv, log, hit_at, hit_by, env, cwd) and answers with its process id,
 or, for {"wait": pid}, with how that process ended. A training is sent the signal `hit_by` at the `hit_at`-th moment that it
 syncs, renames or has renamed a file, so that writes are hit, which take too little time to be hit by chance.
 """
 
+import contextlib
 import importlib
 import json
 import multiprocessing
 import os
 import signal
-import subprocess
+import socket
 import sys
+import time
 import traceback
 from pathlib import Path
 
+from filelock import FileLock
 
-def serve() -> None:
-    import albumentations  # noqa: F401
+
+def serve(address: str, guardian: int) -> None:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen()
+    listener.settimeout(1)
+
     import lightning.pytorch  # noqa: F401
-    import matplotlib.pyplot  # noqa: F401
-    import tensorboard.backend.event_processing.event_accumulator  # noqa: F401
     import torch
-    import torch.utils.tensorboard
 
-    import onebox.module
-    import onebox.runs.checkpoint
-    import onebox.runs.reading.report
-    import onebox.sweep.process
+    import onebox.cli
+    import onebox.sweep.preload
+    import onebox.sweep.reading.page
+    import onebox.sweep.search
     import onebox.train  # noqa: F401
 
     torch.set_num_threads(1)
-    for line in sys.stdin:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that serve a connection
+    while os.path.exists(f"/proc/{guardian}"):
+        with contextlib.suppress(TimeoutError):
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                listener.close()
+                with connection, connection.makefile("rw") as stream:
+                    answer_orders(stream)
+                os._exit(0)
+            connection.close()
+
+
+def answer_orders(stream) -> None:
+    for line in stream:
         order = json.loads(line)
         if "wait" in order:
             answer = os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1])
         else:
             answer = os.fork() or train(**order)
-        print(answer, flush=True)
+        print(answer, file=stream, flush=True)
 
 
 def train(
@@ -112,11 +132,22 @@ def left(folder: Path) -> list[str]:
 
 
 class Nursery:
-    """The other end."""
+    """The other end, of one nursery for all workers, whose shared folder is `folder`."""
 
-    def __init__(self) -> None:
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen([sys.executable, __file__], stdin=pipe, stdout=pipe, text=True)
+    def __init__(self, folder: Path) -> None:
+        address = str(folder / "nursery")
+        guardian = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+        self._socket = socket.socket(socket.AF_UNIX)
+        with FileLock(folder / "nursery.lock"):
+            if not os.path.exists(address):
+                # It outlives the worker that has started it, and ends with the guardian.
+                command = [sys.executable, __file__, address, str(guardian)]
+                os.posix_spawn(command[0], command, os.environ)
+            end = time.monotonic() + 60
+            while self._socket.connect_ex(address):
+                assert time.monotonic() < end, "the nursery does not start"
+                time.sleep(0.05)
+        self._stream = self._socket.makefile("rw")
 
     def start(
         self,
@@ -140,13 +171,13 @@ class Nursery:
         return self.wait(self.start(*argv, log=log, **options))
 
     def close(self) -> None:
-        self._process.communicate()  # its input ends, and so does it
+        self._stream.close()
+        self._socket.close()
 
     def _ask(self, order: dict) -> int:
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        print(json.dumps(order), file=self._stream, flush=True)
+        return int(self._stream.readline())
 
 
 if __name__ == "__main__":
-    serve()
+    serve(sys.argv[1], int(sys.argv[2]))

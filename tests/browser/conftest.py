@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import made_once
 from tests.nursery import Nursery
 
 ROOT = Path(__file__).parents[2]
@@ -49,26 +50,28 @@ def window(chromium: Any) -> Iterator[Open]:
 
 
 @pytest.fixture(scope="session")
-def sweep(nursery: Nursery, shapes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sweep(nursery: Nursery, shapes_root: Path, shared_folder: Path) -> Path:
     """The folder of a real sweep: two losses, two seeds."""
-    folder = tmp_path_factory.mktemp("browser")
-    overrides = [
-        "-m",
-        "loss/loc=l1,giou",
-        "seed=0,1",
-        "hydra/launcher=basic",
-        f"hydra.sweep.dir={folder / 'losses'}",
-        f"data.root={shapes_root}",
-        "data.source=null",
-        f"data.cache_dir={folder / 'cache'}",
-        "image_size=32",
-        "data.batch_size=8",
-        "trainer.max_epochs=2",
-        "trainer.accelerator=cpu",
-        "optimizer.lr=0.01",
-    ]
-    assert nursery.run(*overrides, log=folder / "log") == 0, (folder / "log").read_text()
-    return folder / "losses"
+
+    def train(folder: Path) -> None:
+        overrides = [
+            "-m",
+            "loss/loc=l1,giou",
+            "seed=0,1",
+            "hydra/launcher=basic",
+            f"hydra.sweep.dir={folder / 'losses'}",
+            f"data.root={shapes_root}",
+            "data.source=null",
+            f"data.cache_dir={folder / 'cache'}",
+            "image_size=32",
+            "data.batch_size=8",
+            "trainer.max_epochs=2",
+            "trainer.accelerator=cpu",
+            "optimizer.lr=0.01",
+        ]
+        assert nursery.run(*overrides, log=folder / "log") == 0, (folder / "log").read_text()
+
+    return made_once(shared_folder / "browser", train) / "losses"
 
 
 @pytest.fixture(scope="session")
