@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ UV = Path(sys.executable).parent / "uv"
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of executables of a fresh environment that has the locked packages and the wheel, nothing else."""
+    """The folder of executables of an environment that has the wheel and the locked packages, and no checkout."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     # Building leaves files behind: build a copy.
@@ -24,7 +25,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def uv(*arguments: str) -> None:
         subprocess.run([str(UV), *arguments], check=True, cwd=folder, capture_output=True, text=True)
 
-    python = sys.executable
+    python, packages = sys.executable, sysconfig.get_path("purelib")
     subprocess.run(
         [python, "-c", "from setuptools.build_meta import build_wheel; build_wheel('..')"],
         check=True,
@@ -33,9 +34,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (wheel,) = folder.glob("onebox-*.whl")
     uv("venv", "--python", python, "fresh")
-    fresh = str(folder / "fresh/bin/python")
-    uv("pip", "install", "--python", fresh, "--require-hashes", "-r", str(ROOT / "requirements.lock"))
-    uv("pip", "install", "--python", fresh, "--no-deps", str(wheel))
+    uv("pip", "install", "--python", str(folder / "fresh/bin/python"), "--no-deps", str(wheel))
+    # The packages are those that are locked, and this file has no effect in another folder than one of packages: so
+    # what leads to the checkout, a file of the same kind, has none.
+    (site,) = (folder / "fresh").glob("lib/*/site-packages")
+    (site / "locked.pth").write_text(packages + "\n")
     return folder / "fresh/bin"
 
 
