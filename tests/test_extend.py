@@ -16,12 +16,14 @@ from onebox.errors import BadInput
 from onebox.like import with_run
 from onebox.runs import extension
 from onebox.runs.fingerprint import fingerprint
+from onebox.runs.reading.find import read_run
 
-# What there is to lose: averaged weights, dropout, early stopping's count, the orders of later epochs.
+# What there is to lose: averaged weights, weights that follow the losses, dropout, early stopping's count, the orders of
+# later epochs.
 COMMON = shlex.split("""
     data.source=null data.batch_size=8 image_size=24 model.backbone.dropout=0.3 augment=flip optimizer.lr=0.003
     callbacks/ema=default callbacks.ema.decay=0.8 callbacks/early_stopping=default callbacks/progress=lines
-    callbacks.pictures=null trainer.accelerator=cpu
+    callbacks.pictures=null loss/weighting=dwa trainer.accelerator=cpu
 """)
 EACH_EPOCH = "callbacks.checkpoint_last.epoch_seconds=0"
 
@@ -78,25 +80,20 @@ def test_two_epochs_and_two_more_give_the_bits_of_four(runs):
     assert (best["fingerprint"], best["config"]["run_dir"]) == (facts(extended)["fingerprint"], str(extended))
 
 
-KINDS = {
-    "schedule and weights that follow the losses, gradients of two steps": "scheduler=plateau scheduler.patience=0 "
-    "loss/weighting=uncertainty +trainer.accumulate_grad_batches=2 trainer.check_val_every_n_epoch=2",
-    "stored features, workers": "augment=batched_flip data.num_workers=1 data.views=2 callbacks/freeze=backbone "
-    "loss/weighting=dwa",
-}
+# A schedule that follows what is validated, weights that are trained, gradients of two steps, stored features, a worker.
+OTHER = shlex.split("""
+    scheduler=plateau scheduler.patience=0 loss/weighting=uncertainty +trainer.accumulate_grad_batches=2
+    trainer.check_val_every_n_epoch=2 augment=batched_flip data.num_workers=1 data.views=2 callbacks/freeze=backbone
+""")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_run_that_is_extended_twice_gives_the_bits_of_one(runs, kind):
-    number = list(KINDS).index(kind)
-    names = [f"{part}{number}" for part in ("one", "two", "four", "straight")]
-    kept, sizes = [*runs.data, *KINDS[kind].split()], ("trainer.max_epochs=1", "trainer.max_epochs=2")
-    runs.start(names[0], *kept, sizes[0])
-    runs.start(names[1], f"extend={runs.folder / names[0]}", sizes[1])
-    runs.start(names[2], f"extend={runs.folder / names[1]}", "trainer.max_epochs=4")
-    runs.start(names[3], *kept, "trainer.max_epochs=4")
-    assert_same(runs.folder / names[2], runs.folder / names[3])
-    assert facts(runs.folder / names[2])["parent"] == str(runs.folder / names[1])
+def test_a_run_that_is_extended_twice_gives_the_bits_of_one(runs):
+    runs.start("one", *runs.data, *OTHER, "trainer.max_epochs=1")
+    runs.start("two", f"extend={runs.folder / 'one'}", "trainer.max_epochs=2")
+    runs.start("four", f"extend={runs.folder / 'two'}", "trainer.max_epochs=4")
+    runs.start("straight", *runs.data, *OTHER, "trainer.max_epochs=4")
+    assert_same(runs.folder / "four", runs.folder / "straight")
+    assert facts(runs.folder / "four")["parent"] == str(runs.folder / "two")
 
 
 @pytest.mark.parametrize("share", [0.1, 0.4])
@@ -127,14 +124,7 @@ def test_another_schedule_begins_at_the_point_of_extension(runs):
 
 BAD = {
     "": "the run has 2 epochs; give trainer.max_epochs, which counts them too, a larger number than 2",
-    "trainer.max_epochs=1": "a larger number than 1",
     "model/loc_head=edges trainer.max_epochs=4": "model.loc_head._target_.* cannot change within a run; init=RUN",
-    "optimizer=sgd trainer.max_epochs=4": "optimizer._target_.* cannot change within a run",
-    "image_size=48 trainer.max_epochs=4": "image_size.* cannot change",
-    "data.limit=10 trainer.max_epochs=4": "data.limit cannot change",
-    "callbacks/ema=none trainer.max_epochs=4": "callbacks.ema.* cannot change",
-    "monitor=val/iou trainer.max_epochs=4": "monitor.* cannot change",
-    "trainer.max_epochs=4 callbacks.checkpoint_last=null": "needs callbacks.checkpoint_last",
     "trainer.max_epochs=4 -m model/loc_head=edges,spatial": "model.loc_head cannot change",
     "trainer.max_epochs=4 init=FIRST": "give extend=RUN once, and alone",
     "trainer.max_epochs=4 like=FIRST": "once, and alone",
@@ -150,6 +140,35 @@ def test_what_a_checkpoint_does_not_fit_is_one_line(runs, arguments):
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("trainer.max_epochs", 1, "a larger number than 1"),
+        ("optimizer._target_", "torch.optim.SGD", "optimizer._target_ cannot change within a run; init=RUN"),
+        ("image_size", 48, "image_size cannot change"),
+        ("data.limit", 10, "data.limit cannot change"),
+        ("callbacks.ema", None, "callbacks.ema.* cannot change"),
+        ("monitor", "val/iou", "monitor cannot change"),
+        ("callbacks.checkpoint_last", None, "needs callbacks.checkpoint_last"),
+        *((key, "another", None) for key in ("optimizer.lr", "augment", "seed", "data.batch_size", "callbacks.freeze")),
+    ],
+)
+def test_what_may_change_within_a_run(runs, key, value, words):
+    checkpoint = extension.last_checkpoint(runs.folder / "first")
+    config = OmegaConf.create(checkpoint["onebox"]["config"])
+    OmegaConf.update(config, "trainer.max_epochs", 4)
+    OmegaConf.update(config, key, value, merge=False)
+    config = OmegaConf.to_container(config)
+    if words:
+        with pytest.raises(BadInput, match=words):
+            extension.check_changes(checkpoint, config)
+    else:
+        assert {name.split(".")[0] for name in extension.check_changes(checkpoint, config)} == {
+            "trainer",
+            key.split(".")[0],
+        }
+
+
 @pytest.fixture
 def first(runs, tmp_path):
     """A copy that a test may change."""
@@ -163,12 +182,11 @@ def edit(run, **changes):
 
 
 def test_only_a_completed_run_with_its_checkpoint_is_extended(first, runs):
-    extend = [f"extend={first}", "trainer.max_epochs=4"]
-
     def refused(words):
         extension.last_checkpoint.cache_clear()
+        run = read_run(first)
         with pytest.raises(BadInput, match=words):
-            with_run(extend)
+            extension.extension(run, run.record["config"], [], [])
 
     for status, words in {"interrupted": "resume=", "failed": "resume=", "running": "is died; resume="}.items():
         edit(first, status=status)
