@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +12,22 @@ from typer.testing import CliRunner
 
 from onebox.cli import app
 from onebox.errors import BadInput
-from onebox.train import train
+
+
+@pytest.fixture(scope="module")
+def trained_once(nursery, shapes_root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate")
+    data = [f"data.root={shapes_root}", "data.source=null", f"data.cache_dir={folder / 'cache'}", "image_size=32"]
+    options = ["trainer.max_epochs=2", "callbacks/ema=default", "loss/weighting=uncertainty", "optimizer.lr=0.01"]
+    plain = ["callbacks.pictures=null", "trainer.accelerator=cpu", f"hydra.run.dir={folder / 'run'}"]
+    assert nursery.run(*data, *options, *plain, log=folder / "log") == 0, (folder / "log").read_text()
+    return folder / "run"
 
 
 @pytest.fixture
-def run(composed, tmp_path):
-    options = ["trainer.max_epochs=2", "callbacks/ema=default", "loss/weighting=uncertainty", "image_size=32"]
-    train(composed(*options, "optimizer.lr=0.01", "callbacks/progress=lines", "callbacks.pictures=null"))
-    return tmp_path / "run"
+def run(trained_once, tmp_path):
+    """A copy of its own."""
+    return Path(shutil.copytree(trained_once, tmp_path / "run"))
 
 
 def evaluate(run: Path, out: str, *arguments) -> dict:
