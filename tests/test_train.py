@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import multiprocessing
+import os
 import re
 import shutil
 import statistics
@@ -154,8 +155,8 @@ def test_the_same_seed_gives_the_same_bits_whatever_the_workers(run, augment):
     common = ["trainer.max_epochs=2", f"augment={augment}", dropout, "data.batch_size=16", PICTURES_OFF]
     first = run("first", *common)
     torch.rand(7)  # what happened before in the process must not matter
-    for number, override in enumerate(("seed=0", "data.num_workers=1", "data.num_workers=2", "data.cache=none")):
-        assert_same_run(first, run(f"again{number}", *common, override))
+    for number, overrides in enumerate((["data.num_workers=1"], ["data.num_workers=2", "data.cache=none"])):
+        assert_same_run(first, run(f"again{number}", *common, *overrides))
     other = run("other", *common, "seed=1")
     assert (first / "metrics.json").read_bytes() != (other / "metrics.json").read_bytes()
 
@@ -440,7 +441,8 @@ class TestOverfitOne:
             assert float(row["train/loss_loc"]) == pytest.approx(loss_loc.item(), abs=1e-3)
             assert float(row["train/loss_cls"]) == pytest.approx(loss_cls.item(), abs=1e-3)
 
-    @pytest.mark.parametrize("source", ["shapes", "voc"])
+    # Drawn images only where there are no photographs, of which the notebook's numbers are.
+    @pytest.mark.parametrize("source", ["voc" if "ONEBOX_VOC_ROOT" in os.environ else "shapes"])
     def test_ten_images_end_where_the_notebooks_do(self, run, request, source):
         """The notebook's own code on 19 VOC images: L1 0.02 to 0.22 (median 0.107), class loss at most 0.04, IoU 0.05
         to 0.79 (median 0.53). Single images scatter, so the medians are held, and wide bounds."""

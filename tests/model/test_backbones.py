@@ -112,7 +112,9 @@ def test_stages_keep_their_names():
 
 
 @pytest.mark.parametrize(
-    "file, norms", [(file, "train") for file in FILES] + [("resnet18", "eval"), ("efficientnet_lite0", "eval")]
+    "file, norms",
+    # resnet50 has the stages and norms of resnet18.
+    [(file, "train") for file in FILES if file != "resnet50"] + [("resnet18", "eval"), ("efficientnet_lite0", "eval")],
 )
 def test_a_fit_moves_what_is_trained_and_nothing_else_and_is_loaded_again(file, norms, composed, monkeypatch):
     """An epoch of the heads alone, then one of the last stage as well."""

@@ -77,12 +77,3 @@ def test_the_command_line_wins_over_a_file(sweeper):
     found = sweeper("sweep=seeds", "name=mine", "seed=5,6")
     assert [job.config["seed"] for job in all_jobs(found)] == [5, 6]
     assert found._sweeper.config.name == "mine"
-
-
-def test_a_sweep_of_real_runs(nursery, data, tmp_path):
-    folder, log = tmp_path / "sweep", tmp_path / "log"
-    command = ["sweep=lr", f"hydra.sweep.dir={folder}", *data, "debug=fast", "trainer.max_epochs=1"]
-    assert nursery.run(*command, log=log) == 0, log.read_text()
-    rates = [OmegaConf.load(path).optimizer.lr for path in folder.glob("*/config.yaml")]
-    assert sorted(rates) == [0.0001, 0.0003, 0.001, 0.003, 0.01]
-    assert len(list(folder.glob("*/metrics.json"))) == 5
