@@ -18,9 +18,7 @@ import pytest
 from PIL import Image
 
 COMMAND = Path(sys.executable).parent / "onebox"
-NAME = "VOCtrainval_11-May-2012.tar"
 KEY = "data.source.archives.voc2012_trainval"
-CLOSED = "http://127.0.0.1:9/voc.tar"  # the discard port: nobody listens
 
 
 def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -177,23 +175,6 @@ def test_a_download_ends_where_it_says(tmp_path, tar, server, options, environme
     devkit = tmp_path / folder / "VOCdevkit"
     assert (devkit / "VOC2012/JPEGImages/1.jpg").read_bytes() == b"1\n"
     assert out.splitlines()[-1] == f"voc2012 is in {devkit}"
-
-
-def test_what_is_there_is_not_asked_for_again(tmp_path):
-    devkit = tmp_path / "data" / "VOCdevkit"
-    (devkit / "VOC2012/ImageSets/Main").mkdir(parents=True)
-    (devkit / "VOC2012/ImageSets/Main/trainval.txt").write_text("")
-    code, out, err = run(tmp_path, "data", "download", "voc2012", f"{KEY}.urls=[{CLOSED}]")
-    assert (code, out, err) == (0, f"voc2012 is in {devkit}\n", "")
-
-
-def test_without_a_network_one_line_says_where_to_put_the_file(tmp_path):
-    small = [f"{KEY}.size=1000", "data.source.pause_s=0"]  # of the real size a full disk is reported first
-    code, _, err = run(tmp_path, "data", "download", "voc2012", f"{KEY}.urls=[{CLOSED}]", *small)
-    assert code == 2
-    assert err.startswith("onebox: VOCtrainval_11-May-2012.tar cannot be fetched (http://127.0.0.1:9/voc.tar: ")
-    assert err.endswith(f"put {NAME} by hand into {tmp_path / 'data'}\n")
-    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
