@@ -171,8 +171,10 @@ def test_sigterm_stores_what_there_is_and_the_same_command_resumes(nursery, data
     moments = (tmp_path / "straight.log.moments").read_text().splitlines()
     strikes = {  # the moment that it comes after, how often that is passed before -> whether a checkpoint is there
         ("after config.yaml", 0): False,
+        ("before best.ckpt", 0): True,  # at the end of the first epoch
         ("before last.ckpt", 1): True,  # while another one is written
         ("before predictions.csv", 0): True,  # in the test
+        ("before metrics.json", 0): True,
         ("sync", -2): True,  # report.html
     }
     for number, ((what, which), is_stored) in enumerate(strikes.items()):
