@@ -194,6 +194,16 @@ def test_a_program_of_torch_export_computes_the_same(trained, tmp_path):
     assert re.search(r"box \d\.\de-0[6-9]|box 0", said) and "every class the same" in said
 
 
+def test_bins_on_a_pyramid_are_exported_as_they_are(nursery, shapes_root, tmp_path):
+    network = ["model/backbone=small_cnn", "model.backbone.levels=[4,block3]", "model/loc_head=pyramid_edges"]
+    data = [f"data.root={shapes_root}", "data.source=null", f"data.cache_dir={tmp_path / 'cache'}", "image_size=64"]
+    small = ["trainer.max_epochs=1", "callbacks.pictures=null", f"hydra.run.dir={tmp_path / 'run'}"]
+    bins = ["model/box_coder=bins", "loss/loc=l1_giou_bins"]
+    assert nursery.run(*network, *bins, *data, *small, log=tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    said = call("export", tmp_path / "run", "--out", tmp_path / "model.onnx")
+    assert re.search(r"box \d\.\de-0[6-9]|box 0", said) and "every class the same" in said
+
+
 def test_a_file_that_computes_something_else_is_not_written(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     assert "not written" in call("export", trained, "--to", "torch", "--out", tmp_path / "model.pt2", code=2)
