@@ -107,7 +107,7 @@ def network(folder: Path, name: str, device: str, epochs: int, overrides: list[s
     seed_everything(cfg.seed, verbose=False)
     module = build_module(cfg, data)
     bare = copy.deepcopy(module)
-    trainer, clock, keep = build_trainer(cfg), Clock(), Keep(8)
+    trainer, clock, keep = build_trainer(cfg, module=module), Clock(), Keep(8)
     trainer.callbacks += [clock, keep]
     trainer.fit(module, datamodule=data)
     torch.use_deterministic_algorithms(False)  # the trainer's choice, which may cost time

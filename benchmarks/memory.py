@@ -82,7 +82,7 @@ def side(folder: Path, name: str, *overrides: str) -> dict[str, Any]:
     else:
         images = len(data.indexes["train"]) * cfg.image_size**2 * 3  # all of the cache's pages that are read
         watch = Watch()
-        trainer = build_trainer(cfg)
+        trainer = build_trainer(cfg, module=module)
         trainer.callbacks.append(watch)
         trainer.fit(module, datamodule=data)
     watch.close()

@@ -165,7 +165,7 @@ def train(
     seed_everything(cfg.seed, verbose=False)
     module = build_module(cfg, data)
     turns = TakeTurns(data, ByHand(module) if by_hand else None, in_memory=in_memory)
-    trainer = build_trainer(cfg)
+    trainer = build_trainer(cfg, module=module)
     trainer.callbacks.append(turns)
     with lightnings_errors(trainer):
         trainer.fit(module, datamodule=data)

@@ -73,6 +73,9 @@ def nursery(shared_folder: Path) -> Iterator[Nursery]:
     nursery.close()
 
 
+SMALL_FIT = ["image_size=32", "data.batch_size=8", "trainer.max_epochs=2", "optimizer.lr=0.01"]
+
+
 @pytest.fixture(scope="session")
 def trained(nursery: Nursery, shapes_root: Path, shared_folder: Path) -> Path:
     """The directory of a small run that has completed."""
@@ -82,10 +85,7 @@ def trained(nursery: Nursery, shapes_root: Path, shared_folder: Path) -> Path:
             f"data.root={shapes_root}",
             "data.source=null",
             f"data.cache_dir={folder / 'cache'}",
-            "image_size=32",
-            "data.batch_size=8",
-            "trainer.max_epochs=2",
-            "optimizer.lr=0.01",
+            *SMALL_FIT,
             "callbacks.pictures=null",
             f"hydra.run.dir={folder / 'run'}",
         ]

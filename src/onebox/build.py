@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Lightning calls the hooks of a callback in each step, also those that do nothing, but not what cannot be called.
-STEP_HOOKS = [f"on_before_{what}" for what in ("zero_grad", "backward", "optimizer_step")] + [
-    f"on_{what}" for what in ("after_backward", "train_batch_start", "train_batch_end")
-]
+STEP_HOOKS = (
+    *("on_train_batch_start", "on_before_zero_grad", "on_before_backward"),
+    *("on_after_backward", "on_before_optimizer_step", "on_train_batch_end"),
+)
 DDP, DDP_UNUSED = "ddp", "ddp_find_unused_parameters_true"  # the second waits for no gradient that never comes
 
 
@@ -284,7 +284,7 @@ def build_trainer(
     backbone does not have is refused.
     """
     import torch.utils.deterministic
-    from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
+    from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
     from onebox.callbacks.epoch_csv import EpochCsvLogger
     from onebox.callbacks.freeze import Freeze
@@ -305,14 +305,7 @@ def build_trainer(
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         strategy=DDP_UNUSED if module and _waits_in_vain(cfg, module) else cfg.trainer.strategy,
     )
-    made: Any = trainer  # Lightning declares neither of what follows
-    for callback in made.callbacks:
-        for hook in STEP_HOOKS:
-            if getattr(type(callback), hook) is getattr(Callback, hook):
-                setattr(callback, hook, None)
-    if not cfg.trainer.get("profiler"):  # without one, Lightning makes a generator for each hook of each step
-        nothing = contextlib.nullcontext()
-        made.profiler.profile = lambda action_name: nothing
+    _silence_empty_hooks(trainer, module)
     # By default glibc gives large blocks back to the system, which clears them again for the next step: a seventh of
     # the tiny CNN's time. The options are M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h.
     with contextlib.suppress(OSError, AttributeError):  # another C library
@@ -321,6 +314,26 @@ def build_trainer(
     # Part of trainer.deterministic: writes NaN into all new memory, in case something reads it. Nothing here does.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch hides it
     return trainer
+
+
+def _silence_empty_hooks(trainer: Any, module: LocalizationModule | None) -> None:
+    """Keep Lightning from calling, in each step, the hooks that do nothing: what cannot be called it passes over.
+
+    Without a profiler it would also make a generator for each hook. On the objects, not their classes, so that a hook
+    of a researcher's own class may call its parent's.
+    """
+    from lightning.pytorch import Callback, LightningModule
+    from lightning.pytorch.profilers import PassThroughProfiler
+
+    nothing = contextlib.nullcontext()
+    parts = [(part, Callback) for part in trainer.callbacks] + ([(module, LightningModule)] if module else [])
+    for part, base in parts:
+        for hook in STEP_HOOKS:
+            if getattr(type(part), hook) is getattr(base, hook):
+                setattr(part, hook, None)
+    profiler: Any = trainer.profiler
+    if isinstance(trainer.profiler, PassThroughProfiler):
+        profiler.profile = lambda action_name: nothing
 
 
 def _waits_in_vain(cfg: DictConfig, module: LocalizationModule) -> bool:

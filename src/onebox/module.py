@@ -23,7 +23,7 @@ from onebox.optim import ParamGroups, Plateau
 
 log = logging.getLogger(__name__)
 
-BLOCK = 16  # steps
+SEEDS_AT_ONCE = 16  # drawn one at a time, each takes five times as long
 TRAIN_METRICS = ("acc", "iou", "loc_acc", "joint_acc")
 MANY_FALLBACKS = 0.05  # share of an epoch's images; with more of them the augmentation is not what its file says
 
@@ -60,9 +60,6 @@ class LocalizationModule(LightningModule):
     """
 
     begins_at = 0
-    # Lightning calls empty hooks too, but not what cannot be called.
-    on_before_zero_grad = on_before_backward = on_after_backward = None  # type: ignore[assignment]
-    on_before_optimizer_step = on_train_batch_end = None  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -105,8 +102,9 @@ class LocalizationModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer, and the schedule, which is stepped with it or, `Plateau`, by `on_train_epoch_end`."""
         optimizer = self.param_groups.optimizer(self.make_optimizer, self.localizer, self.loss)
-        if self.device.type == "cpu":  # in each step Adam looks for a GPU that captures graphs, which takes .1 ms
-            optimizer._accelerator_graph_capture_health_check = lambda: None  # type: ignore[method-assign]
+        if self.device.type == "cpu":
+            # In each step Adam looks for a GPU that captures graphs, which takes .1 ms and has no switch.
+            optimizer._accelerator_graph_capture_health_check = lambda: None  # type: ignore[method-assign]  # see above
         self._first_groups = optimizer.param_groups
         if self.make_scheduler is None:
             return optimizer
@@ -128,7 +126,7 @@ class LocalizationModule(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Make what the step draws a function of (seed, epoch, step, rank), whatever was drawn before."""
-        block, place = divmod(batch_idx, BLOCK)
+        block, place = divmod(batch_idx, SEEDS_AT_ONCE)
         seed = _step_seeds(self.seed, self.current_epoch, block, self.global_rank)[place]
         # torch.manual_seed takes a millisecond, as it keeps a stack trace for each kind of device that is not there.
         torch.default_generator.manual_seed(seed)
@@ -318,8 +316,8 @@ class RunningResults(nn.Module):
 
 @lru_cache(maxsize=1)
 def _step_seeds(seed: int, epoch: int, block: int, rank: int) -> list[int]:
-    """Of the steps of an epoch from `block * BLOCK` on. Drawn one at a time, each takes five times as long."""
-    steps = range(block * BLOCK, (block + 1) * BLOCK)
+    """Of the `block`-th `SEEDS_AT_ONCE` steps of an epoch."""
+    steps = range(block * SEEDS_AT_ONCE, (block + 1) * SEEDS_AT_ONCE)
     return [int(np.random.SeedSequence([seed, epoch, step, rank]).generate_state(1)[0]) for step in steps]
 
 

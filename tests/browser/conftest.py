@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import made_once
+from tests.conftest import SMALL_FIT, made_once
 from tests.nursery import Nursery
 
 ROOT = Path(__file__).parents[2]
@@ -63,11 +63,8 @@ def sweep(nursery: Nursery, shapes_root: Path, shared_folder: Path) -> Path:
             f"data.root={shapes_root}",
             "data.source=null",
             f"data.cache_dir={folder / 'cache'}",
-            "image_size=32",
-            "data.batch_size=8",
-            "trainer.max_epochs=2",
+            *SMALL_FIT,
             "trainer.accelerator=cpu",
-            "optimizer.lr=0.01",
         ]
         assert nursery.run(*overrides, log=folder / "log") == 0, (folder / "log").read_text()
 
