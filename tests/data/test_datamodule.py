@@ -1,3 +1,6 @@
+import pickle
+from multiprocessing.reduction import ForkingPickler
+
 import pytest
 import torch
 from hydra.errors import InstantiationException
@@ -228,6 +231,19 @@ def test_batches_do_not_depend_on_workers_or_cache(shapes_data, augment):
                 assert torch.equal(mine.images, theirs.images)
                 assert torch.equal(mine.boxes, theirs.boxes)
                 assert torch.equal(mine.labels, theirs.labels)
+
+
+def test_a_worker_that_is_no_fork_gives_the_same_batches(shapes_data):
+    """As on macOS; torch moves the tensors of what it sends to such a process to other memory."""
+    data = shapes_data()
+    dataset = data.dataset("train")
+    keys = [(0, row) for row in range(len(dataset))]
+    expected = dataset.__getitems__(keys)
+    sent = bytes(ForkingPickler.dumps(dataset))
+    for other in (dataset, pickle.loads(sent)):
+        batch = other.__getitems__(keys)
+        assert torch.equal(batch.images, expected.images) and torch.equal(batch.boxes, expected.boxes)
+        assert torch.equal(batch.labels, expected.labels)
 
 
 def test_each_epoch_has_all_images_in_an_order_of_its_own(shapes_data):

@@ -62,14 +62,18 @@ def forward(results):
 @pytest.mark.parametrize(
     "arguments, at_once",
     [
-        ([*REVERSED, "hydra.launcher.n_jobs=2"], 1),
+        ([*REVERSED, "hydra.launcher.n_jobs=2", "data.num_workers=1"], 1),
         ([*REVERSED, "hydra/launcher=basic"], 1),
         (FORWARD, 2),
     ],
-    ids=["reversed, two jobs at once", "reversed, without isolation", "two sweeps share the work"],
+    ids=[
+        "reversed, two jobs at once, each with a loader worker",
+        "reversed, without isolation",
+        "two sweeps share the work",
+    ],
 )
 def test_each_job_has_the_same_bits(results, forward, arguments, at_once):
-    found = results(f"other{len(arguments[-1])}", *arguments, at_once=at_once)
+    found = results(f"other{len(arguments)}", *arguments, at_once=at_once)
     assert len(found) == 4
     assert found == forward
     assert len({weights for _, weights in found.values()}) == 4

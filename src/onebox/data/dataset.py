@@ -96,7 +96,9 @@ class OneBoxDataset(Dataset[Batch]):
         self, index: Index, transform: Transform, *, root: Path, augment: bool, seed: int, upright: bool = False
     ) -> None:
         self.index = index
-        self._boxes, self._labels = index.boxes.numpy(), index.labels.numpy()  # quicker to pick from than tensors
+        # Copies, which are quicker to pick from than tensors. Memory of a tensor would be gone once torch has moved it
+        # where processes share it, as it does when this is sent to a loader's worker that is not a fork.
+        self._boxes, self._labels = index.boxes.numpy().copy(), index.labels.numpy().copy()
         self.folder = str(root.resolve())
         self._transform = transform
         self.is_random = augment and transform.is_random

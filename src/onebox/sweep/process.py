@@ -161,6 +161,7 @@ def _work(order: Order, answers: Connection) -> None:
     os.environ.clear()
     os.environ.update(order.environment)
     use_copies()
+    multiprocessing.set_start_method(None, force=True)  # loader workers are forks, as in a run alone
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(order.threads)))
     override = " ".join(order.config.hydra.overrides.task)
     print(printable(f"--- attempt {order.attempt}, {datetime.now():%Y-%m-%d %H:%M:%S}: {override}"), flush=True)
