@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from onebox.data.image import read_image, read_pictures
 from onebox.data.table import Table
 from onebox.data.tree import VocTree
 from onebox.data.voc import read_record as read_annotation
-from onebox.errors import BadInput
+from onebox.errors import BadInput, is_finite
 from onebox.files import misfit, npz_columns, opened, read_file, read_json, read_yaml
 from onebox.runs.checkpoint import read_checkpoint
 from onebox.runs.provenance import patch
@@ -116,6 +117,54 @@ def test_sound_json_is_what_it_says(tmp_path):
     (tmp_path / "a.json").write_text('\ufeff{"a": NaN, "b": -Infinity, "c": {"x": null, "y": 1}, "a": 2}')
     assert read_json(tmp_path / "a.json", shape={"c": {"*": int}}) == {"a": 2, "b": None, "c": {"x": None, "y": 1}}
     assert misfit({"a": 1}, {"a": int | None}) is None
+
+
+ALIKE = {"seed": is_finite, "config": {"keys": [str], "more": dict}, "names": {"*": str}}
+
+
+def outcome(path, **how):
+    try:
+        return read_json(path, shape=ALIKE, **how)
+    except BadInput as error:
+        return str(error)
+
+
+def test_json_read_in_parts_is_what_it_is_when_read_as_a_whole(tmp_path):
+    """A file that is much like others is put together from their parts; whatever is in it, it reads the same."""
+    record = {
+        "seed": 1,
+        "note": "a, b",
+        "config": {"keys": ["x"], "more": {"a": [1, {"b": 2}]}, "left": None, "lr": 1e-3},
+        "names": {"a": "x", "b": None},
+        "config2": {"keys": 3},
+        "status": None,
+    }
+    sound, path = json.dumps(record, indent=2), tmp_path / "a.json"
+    pieces = [',\n  "', ',\n    "', "\n  ", "\n    ", "{", "}", "[", "]", '"', ",", ": ", "null", "NaN", "[" * 60, "\\"]
+    pieces += ['seed": ', 'keys": ', 'config": {\n    "', 'seed": null,\n  "', "\x85", "\ufeff", "9" * 5000, ""]
+    draw, known, seen = random.Random(0), {}, []
+    for _ in range(1000):
+        text = sound
+        for _ in range(draw.choice((0, 1, 1, 2))):
+            begin = draw.randrange(len(text) + 1)
+            text = text[:begin] + draw.choice(pieces) + text[begin + draw.choice((0, 0, 1, 5, 20)) :]
+        path.write_bytes(text.encode() if draw.random() < 0.95 else text.encode()[:-1] + b"\xff}")
+        seen.append(outcome(path))
+        again = outcome(path, known=known)
+        assert again == seen[-1] and list(again) == list(seen[-1]), text
+    assert sum(isinstance(found, dict) for found in seen) > 200 and sum(isinstance(found, str) for found in seen) > 200
+
+
+def test_equal_parts_of_json_files_are_one_object(tmp_path):
+    known = {}
+    for number in (1, 2):
+        record = {"seed": number, "config": {"lr": number, "more": {"a": [1]}}, "hardware": {"cores": 2}}
+        (tmp_path / f"{number}.json").write_text(json.dumps(record, indent=2))
+    one, other = (read_json(tmp_path / f"{number}.json", shape=ALIKE, known=known) for number in (1, 2))
+    assert one["hardware"] is other["hardware"] and one["config"]["more"] is other["config"]["more"]
+    assert (one["seed"], one["config"]["lr"]) == (1, 1) and (other["seed"], other["config"]["lr"]) == (2, 2)
+    one["seed"] = one["config"]["lr"] = 9  # of the runs each its own
+    assert read_json(tmp_path / "1.json", shape=ALIKE, known=known)["config"]["lr"] == 1
 
 
 @pytest.mark.parametrize(

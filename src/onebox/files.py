@@ -9,7 +9,7 @@ import os
 import stat
 import textwrap
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -88,17 +88,28 @@ def read_cached(path: Path, parse: Callable[[IO[bytes]], T]) -> T | None:
     return None
 
 
-def read_json(path: str | Path, *, shape: Any = object, remedy: str = "restore the file or remove it") -> Any:
+def read_json(
+    path: str | Path,
+    *,
+    shape: Any = object,
+    remedy: str = "restore the file or remove it",
+    known: dict[tuple[str, bytes], Any] | None = None,
+) -> Any:
     """What a JSON file holds, which must be of a `shape`, see `misfit`; NaN and infinite numbers become None.
 
-    A null in the place of something that has a shape counts as absent.
+    A null in the place of something that has a shape counts as absent. `known` keeps what is read of files of one
+    shape that are much alike, such as those of a sweep: equal parts are parsed once, and become the same object.
 
     Raises:
         FileNotFoundError, BadInput: see `read_file`.
     """
 
     def parse(file: IO[bytes]) -> Any:
-        text = file.read().decode("utf-8-sig")
+        data = file.read()
+        if known is not None:
+            with suppress(ValueError, RecursionError):  # what is wrong, if anything, the whole says better
+                return _from_members(data, shape, known)
+        text = data.decode("utf-8-sig")
         value = _JSON.decode(text)
         if text.count("{") + text.count("[") > MAX_DEPTH and _is_deep(value):  # else too few to be so deep
             raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
@@ -107,6 +118,39 @@ def read_json(path: str | Path, *, shape: Any = object, remedy: str = "restore t
         return _without_nulls(value, shape)
 
     return read_file(path, parse, remedy=remedy)
+
+
+def _from_members(data: bytes, shape: Mapping[str, Any], known: dict[tuple[str, bytes], Any], key: str = "") -> Any:
+    """The object in JSON that is indented as `write_json` does, put together from its members; `key` is its own.
+
+    Where each piece between two of the commas is by itself one member or more, the whole is the object of all of them.
+    Elsewhere, as within a deeper object, no piece is: a text in JSON has no line break, and brackets come in pairs.
+
+    Raises:
+        ValueError: it is not indented so, or anything else.
+    """
+    outer, inner = (b"\n  ", b"\n    ") if key else (b"\n", b"\n  ")
+    begin, end, data = b"{" + inner + b'"', outer + b"}", data.rstrip(b" \t\r\n")
+    if not (data.startswith(begin) and data.endswith(end)):
+        raise ValueError
+    found: dict[str, Any] = {}
+    for piece in data[len(begin) : -len(end)].split(b"," + inner + b'"'):
+        part = known.get((key, piece))
+        if part is None:
+            name, _, text = piece.partition(b'": ')
+            below = shape.get(section := name.decode("ascii", "replace"))
+            if not key and isinstance(below, dict) and "*" not in below and text.startswith(b"{\n"):
+                part = {section: _from_members(text, below, known, section)}  # which is like others in its parts only
+            else:
+                part = _JSON.decode('{"' + piece.decode() + "}")
+                is_deep = piece.count(b"{") + piece.count(b"[") > MAX_DEPTH - 2 and _is_deep({key: part})
+                if is_deep or misfit(part, shape) is not None:
+                    raise ValueError
+                part = known[key, piece] = {
+                    name: item if item is None else _without_nulls(item, shape.get(name)) for name, item in part.items()
+                }
+        found |= part
+    return {name: item for name, item in found.items() if item is not None or name not in shape}
 
 
 def misfit(value: Any, shape: Any) -> str | None:

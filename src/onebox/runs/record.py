@@ -109,8 +109,8 @@ def is_held(folder: Path | str, *, unknown: bool) -> bool:
     return bool(found[0] != fcntl.F_UNLCK)
 
 
-def read_record(folder: Path | str) -> dict[str, Any] | None:
-    """What run.json says; None when there is none.
+def read_record(folder: Path | str, known: dict[tuple[str, bytes], Any] | None = None) -> dict[str, Any] | None:
+    """What run.json says; None when there is none. `known` keeps what is alike in many, see `onebox.files.read_json`.
 
     Raises:
         BadInput: it cannot be read, is a link, which may lead anywhere, or not what a run writes.
@@ -118,7 +118,8 @@ def read_record(folder: Path | str) -> dict[str, Any] | None:
     path = os.path.join(folder, "run.json")
     check(not os.path.islink(path), f"{path}: is a link; remove it")
     try:
-        facts: dict[str, Any] = read_json(path, shape=RECORD, remedy="remove the folder or choose another")
+        remedy = "remove the folder or choose another"
+        facts: dict[str, Any] = read_json(path, shape=RECORD, remedy=remedy, known=known)
     except FileNotFoundError:
         return None
     return facts

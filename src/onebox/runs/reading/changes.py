@@ -42,15 +42,16 @@ def compare(runs: Sequence[Run]) -> list[Change]:
 
     Values are compared as fingerprints compare them: resolved, and 10 is 10.0.
     """
-    first = runs[0].config if runs else {}
+    configs = [run.config for run in runs]
+    first = configs[0] if runs else {}
     # Sections that all runs of `find_runs` share are one object: nothing differs in them.
-    alike = {name for name, section in first.items() if all(run.config.get(name) is section for run in runs)}
-    flats = [dict(flatten({k: v for k, v in run.config.items() if k not in alike})) for run in runs]
+    alike = {name for name, section in first.items() if all(config.get(name) is section for config in configs)}
+    flats = [dict(flatten({k: v for k, v in config.items() if k not in alike})) for config in configs]
     keys, choices = _varied_keys(flats), _varied_choices(runs)
     given = {_key(text) for run in runs for text in run.record.get("overrides", ())}
     typed = {name for name in [*keys, *choices] if _is_typed(name, given)}
     owners = {name: _owner(name, keys, choices, runs) for name in [*keys, *choices] if name not in typed}
-    ignored = [Ignored(run.config, run.config.get("fingerprint_ignore", ())) for run in runs]
+    ignored = [Ignored(config, config.get("fingerprint_ignore", ())) for config in configs]
 
     def change(name: str) -> Change:
         follows = tuple(change(child) for child, owner in owners.items() if owner == name)

@@ -2,12 +2,11 @@
 
 import difflib
 import logging
-import marshal
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,9 +59,9 @@ class Run:
 
         Boxes are measured in [0, 1]. Empty when the run did not get that far.
         """
-        path = self.path / "metrics.json"
+        path = os.path.join(self.path, "metrics.json")
         try:
-            check(not path.is_symlink(), f"{path}: is a link; remove it")
+            check(not os.path.islink(path), f"{path}: is a link; remove it")
             sections = read_json(path, shape=dict)
         except FileNotFoundError:
             return {}
@@ -153,6 +152,7 @@ class Run:
         yield from (key for key, _ in flatten(dict(self.config)))
 
 
+@cache  # asked of each metric of thousands of runs
 def best_tag(tag: str) -> str:
     """The name of a tag's value in the best epoch: `best/iou` for `val/iou`, `best/train/iou` for `train/iou`."""
     split, _, name = tag.partition("/")
@@ -182,9 +182,9 @@ def find_runs(folder: Path) -> list[Run]:
 
     A run.json that cannot be read, or holds something other than a run writes, is logged and left out.
     """
-    known: dict[bytes, Any] = {}
-    records = ((path, _record(path)) for path in _directories(folder))
-    runs = [Run(Path(path), _shared(record, known)) for path, record in records if record is not None]
+    known: dict[tuple[str, bytes], Any] = {}  # as the runs of a sweep hold much alike
+    records = ((path, _record(path, known)) for path in _directories(folder))
+    runs = [Run(Path(path), record) for path, record in records if record is not None]
     return sorted(runs, key=lambda run: (run.record.get("started", ""), str(run.path)), reverse=True)
 
 
@@ -297,10 +297,10 @@ def _directories(folder: Path | str) -> Iterator[Path | str]:
             yield from _directories(entry.path)
 
 
-def _record(folder: Path | str) -> dict[str, Any] | None:
+def _record(folder: Path | str, known: dict[tuple[str, bytes], Any] | None = None) -> dict[str, Any] | None:
     """run.json, with `died` for a run whose process is gone; None when there is none that is sound."""
     try:
-        record = read_record(folder)
+        record = read_record(folder, known)
         if record is not None and record.get("status") == "running" and not is_held(folder, unknown=True):
             record = read_record(folder)  # again, as the run may have ended in between
             if record is not None and record.get("status") == "running":
@@ -309,16 +309,6 @@ def _record(folder: Path | str) -> dict[str, Any] | None:
     except BadInput as error:
         _left_out(error)
         return None
-
-
-def _shared(record: dict[str, Any], known: dict[bytes, Any]) -> dict[str, Any]:
-    """The record with sections of earlier ones in the place of equal ones, as the runs of a sweep hold much alike."""
-
-    def share(section: Any) -> Any:
-        return known.setdefault(marshal.dumps(section, 2), section) if isinstance(section, dict | list) else section
-
-    config = {name: share(section) for name, section in record.get("config", {}).items()}
-    return {name: config if name == "config" else share(section) for name, section in record.items()}
 
 
 def _left_out(error: BadInput) -> None:
@@ -334,4 +324,5 @@ def _at(node: Any, key: str) -> Any:
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    return {key: value for key, value in values.items() if is_finite(value)}
+    # Of each metric of thousands of runs; nearly all are floats, and a call takes longer.
+    return {key: one for key, one in values.items() if (type(one) is float and abs(one) <= 1e300) or is_finite(one)}

@@ -244,7 +244,7 @@ def _rows(sweep: Sweep, tags: Sequence[str], by: str) -> pd.DataFrame:
     groups = jobs.groupby(jobs[by], sort=False)
     half = groups[list(tags)].count().map(lambda n: t95(n - 1) / n**0.5 if n > 1 else math.nan)
     texts = ("status", "number", "seed", "fingerprint", "note", "run")
-    members = {name: jobs[name].groupby(jobs[by], sort=False).agg(list) for name in texts}
+    members = {name: _members(jobs[by], jobs[name]) for name in texts}
     means = groups[list(tags)].mean()
     # Of a job that ran all that varied is known.
     varied = jobs.sort_values("run", key=pd.Series.isna, kind="stable").drop_duplicates(by).set_index(by)
@@ -261,6 +261,14 @@ def _rows(sweep: Sweep, tags: Sequence[str], by: str) -> pd.DataFrame:
         pd.DataFrame({name: values.map(_joined) for name, values in members.items()}),
     ]
     return pd.concat(parts, axis=1)
+
+
+def _members(keys: "pd.Series[Any]", values: "pd.Series[Any]") -> "pd.Series[Any]":
+    """The values of each group as a list, in the order of the groups; pandas makes a series of each first."""
+    found: dict[Any, list[Any]] = {}
+    for key, value in zip(keys, values, strict=True):
+        found.setdefault(key, []).append(value)
+    return pd.Series(found, name=values.name, dtype=object)
 
 
 def _is_best(points: pd.DataFrame) -> "pd.Series[bool]":
