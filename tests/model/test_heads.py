@@ -128,6 +128,44 @@ def test_heads_that_give_boxes_go_with_every_coder(composed, coder, head):
     torch.testing.assert_close(preds.loc, model.box_coder.encode(given))
 
 
+@pytest.mark.parametrize(
+    ("box", "seen"),
+    [
+        ([0.0, 0.0, 1.0, 1.0], (slice(0, 5), slice(0, 7))),
+        ([1 / 7, 0.4, 3 / 7, 0.6], (slice(2, 3), slice(1, 3))),  # a row and two columns
+        ([-0.5, -0.2, 1 / 7, 0.2], (slice(0, 1), slice(0, 1))),  # beyond the image
+        ([1.2, 1.1, 1.4, 1.3], (slice(4, 5), slice(6, 7))),
+        ([3 / 7, 0.4, 3 / 7, 0.4], (slice(2, 3), slice(3, 4))),  # empty
+    ],
+)
+def test_the_class_is_read_from_the_mean_within_the_box(composed, box, seen):
+    head, given = make(composed, "cls_head=box_pool", out_features=9), features(2)
+    inside = given.maps[0][:, :, *seen].mean((2, 3))
+    wanted = head.linear(torch.cat((given.pooled, inside), dim=1))
+    torch.testing.assert_close(head(given, torch.tensor([box, box])), wanted)
+
+
+def test_a_cell_counts_by_its_share_inside_the_box(composed):
+    head, given = make(composed, "cls_head=box_pool", out_features=9), features(1)
+    fine = torch.nn.functional.interpolate(given.maps[0], scale_factor=4)[:, :, 5:15, 7:22].mean((2, 3))
+    wanted = head.linear(torch.cat((given.pooled, fine), dim=1))
+    torch.testing.assert_close(head(given, torch.tensor([[7 / 28, 5 / 20, 22 / 28, 15 / 20]])), wanted)
+
+
+@pytest.mark.parametrize("loc_head", ["linear", "edges"])
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_the_class_is_read_within_the_predicted_box_which_it_does_not_move(composed, loc_head, mode):
+    overrides = ["model/cls_head=box_pool", f"model/loc_head={loc_head}", "model.num_classes=3"]
+    model = getattr(instantiate(composed(*overrides).model), mode)()
+    images = torch.rand(4, 3, 100, 100)
+    preds = model(images)
+    wanted = model.cls_head(model.backbone(model.normalise(images)), preds.boxes)
+    torch.testing.assert_close(preds.logits, wanted)
+    assert not torch.allclose(wanted, model.cls_head(model.backbone(model.normalise(images))))
+    preds.logits.sum().backward()
+    assert all(parameter.grad is None for parameter in model.loc_head.parameters())
+
+
 def test_maps_are_fused_as_by_one_convolution_on_all_of_them():
     thin = Thin(TWO_LEVELS, 6, bias=True)
     fine, coarse = features(2, TWO_LEVELS).maps
@@ -167,6 +205,7 @@ PER_CLASS = "model/loc_head=per_class_box"
             "is 1x1; set a larger image_size, or name a finer level in model.backbone.levels$",
         ),
         ([PER_CLASS, "model/loc_head@model.loc_head.head=edges"], "EdgesHead predicts one box"),
+        ([PER_CLASS, "model/cls_head=box_pool"], "BoxPoolHead reads the predicted box"),
         (["model/loc_head=dense", "model/box_coder=bins"], "DenseHead gives boxes .* BinsCoder"),
         (["model/box_coder=bins", "model.box_coder.bins=1"], "bins must be a number >= 2, not 1"),
         ([ATTENTION, "model.loc_head.channels=10"], "multiple of num_heads"),

@@ -16,8 +16,9 @@ def test_uint8_and_float_images_are_normalised_by_mean_and_std(composed):
     assert all(conv.weight.is_contiguous(memory_format=torch.channels_last) for conv in convs)
 
 
-def test_flip_averaging_gives_an_image_and_its_mirror_the_mirrored_answer(composed):
-    cfg = composed("model.num_classes=5", "model.flip_average=true").model
+@pytest.mark.parametrize("cls_head", ["linear", "box_pool"])
+def test_flip_averaging_gives_an_image_and_its_mirror_the_mirrored_answer(composed, cls_head):
+    cfg = composed("model.num_classes=5", "model.flip_average=true", f"model/cls_head={cls_head}").model
     model = instantiate(cfg).eval()
     images = torch.rand(2, 3, 100, 100)
     preds, mirrored = model(images), model(images.flip(-1))
@@ -32,12 +33,14 @@ def test_flip_averaging_gives_an_image_and_its_mirror_the_mirrored_answer(compos
     torch.testing.assert_close(model.train()(images), plain)  # training sees each image as it is
 
 
-@pytest.mark.parametrize("flip_average", [True, False])
-def test_what_the_first_stages_gave_leads_to_the_same_predictions(composed, flip_average):
-    model = instantiate(composed("model.num_classes=5", f"model.flip_average={str(flip_average).lower()}").model).eval()
+@pytest.mark.parametrize("cls_head", ["linear", "box_pool"])
+@pytest.mark.parametrize("flip_average", ["true", "false"])
+def test_what_the_first_stages_gave_leads_to_the_same_predictions(composed, flip_average, cls_head):
+    overrides = [f"model.flip_average={flip_average}", f"model/cls_head={cls_head}"]
+    model = instantiate(composed("model.num_classes=5", *overrides).model).eval()
     images = torch.randint(0, 256, (4, 3, 100, 100), dtype=torch.uint8)
     for stage in model.backbone.stages:
-        state = model.prefix(images, until=stage, mirrored=flip_average)
+        state = model.prefix(images, until=stage, mirrored=model.flip_average)
         preds = model(state, after=stage)
         for mine, whole in zip(preds, model(images), strict=True):
             torch.testing.assert_close(mine, whole)
@@ -58,9 +61,11 @@ def test_flip_averaging_shows_the_box_of_the_class_that_both_looks_together_find
     torch.testing.assert_close(preds.boxes, (boxes + mirror(others)) / 2)
 
 
+@pytest.mark.parametrize("cls_head", ["linear", "box_pool"])
 @pytest.mark.parametrize("loc_head", ["linear", "spatial", "dense", "edges"])
-def test_boxes_and_logits_are_float32_whatever_the_precision_of_the_trainer(composed, loc_head):
-    localizer = instantiate(composed(f"model/loc_head={loc_head}", "model.num_classes=3").model, _convert_="all").eval()
+def test_boxes_and_logits_are_float32_whatever_the_precision_of_the_trainer(composed, loc_head, cls_head):
+    overrides = [f"model/loc_head={loc_head}", f"model/cls_head={cls_head}", "model.num_classes=3"]
+    localizer = instantiate(composed(*overrides).model, _convert_="all").eval()
     images = torch.randint(0, 256, (8, 3, 100, 100), dtype=torch.uint8)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         preds = localizer(images)

@@ -3,7 +3,8 @@
 A head is made from the sizes of the backbone's features and its number of outputs (4 for boxes, the number of classes
 for logits); wrong arguments raise `BadInput`. A localisation head with `gives_boxes` gives boxes (xyxy in [0, 1]); any
 other gives four numbers that the box coder reads. Heads that see positions read all of the backbone's maps, and have
-`reads_maps`. `dropout` is a share, [0, 1), that is dropped in training. B = batch size, H x W = the finest map.
+`reads_maps`. A classification head with `reads_boxes` is given the predicted boxes too. `dropout` is a share, [0, 1),
+that is dropped in training. B = batch size, H x W = the finest map.
 """
 
 from collections.abc import Callable
@@ -23,6 +24,7 @@ class Head(nn.Module):
 
     gives_boxes = False
     reads_maps = False
+    reads_boxes = False
 
 
 class LinearHead(Head):
@@ -48,6 +50,32 @@ class MlpHead(Head):
 
     def forward(self, features: Features) -> Tensor:
         return self.layers(features.pooled)
+
+
+class BoxPoolHead(Head):
+    """One linear layer on the pooled features and on the mean of the coarsest map within the predicted box.
+
+    A cell counts by its share inside the box, which is widened to one cell where it is smaller: region of interest
+    pooling to one bin. torchvision's `roi_align` samples points instead, and on a GPU has no deterministic gradient.
+    """
+
+    reads_boxes = True
+
+    def __init__(self, feature_shape: FeatureShape, out_features: int, *, dropout: float) -> None:
+        super().__init__()
+        _check(dropout=dropout)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(feature_shape.pooled + feature_shape.maps[-1].channels, out_features)
+
+    def forward(self, features: Features, boxes: Tensor | None = None) -> Tensor:
+        """Logits, with boxes [B, 4] xyxy in [0, 1]; without, each is all of the image."""
+        coarsest = features.maps[-1]
+        if boxes is None:
+            boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=coarsest.device).expand(coarsest.shape[0], 4)
+        x1, y1, x2, y2 = boxes.unbind(1)
+        rows, columns = _covered(y1, y2, coarsest.shape[2]), _covered(x1, x2, coarsest.shape[3])
+        within = (coarsest * (rows[:, None, :, None] * columns[:, None, None, :])).sum((2, 3))
+        return self.linear(self.dropout(torch.cat((features.pooled, within), dim=1)))
 
 
 class SpatialHead(Head):
@@ -191,6 +219,15 @@ class PyramidEdgesHead(EdgesHead):
         pyramid = Pyramid(feature_shape, channels, blocks, fine_channels)
         trunk = nn.Sequential(pyramid, nn.Dropout2d(dropout))
         self._read(trunk, pyramid.channels, out_features, feature_shape, upsample)
+
+
+def _covered(low: Tensor, high: Tensor, cells: int) -> Tensor:
+    """[B, cells] how much of each span from `low` to `high` ([B], in [0, 1]) lies in each cell; the sum is 1."""
+    low = low.clamp(0.0, 1 - 1 / cells)
+    high = high.clamp(max=1.0).maximum(low + 1 / cells)
+    begins = torch.arange(cells, device=low.device) / cells
+    inside = (high[:, None].minimum(begins + 1 / cells) - low[:, None].maximum(begins)).clamp(min=0.0)
+    return inside / inside.sum(1, keepdim=True)
 
 
 def _resampled(line: Tensor, length: int) -> Tensor:

@@ -61,6 +61,11 @@ class Localizer(nn.Module):
             f"{type(box_coder).__name__} reads; choose another model/box_coder, or model/loc_head=edges",
         )
         self.cls_head = cls_head(backbone.feature_shape, num_classes)
+        check(
+            self.num_boxes == 1 or not getattr(self.cls_head, "reads_boxes", False),
+            f"model.cls_head: {type(self.cls_head).__name__} reads the predicted box, but of a box for each class none "
+            "is chosen before the class is; choose another model/cls_head or model/loc_head",
+        )
         self.box_coder = box_coder
         self.flip_average = flip_average
         self.mean: Tensor
@@ -105,21 +110,31 @@ class Localizer(nn.Module):
 
     def _predict(self, features: Features, mirrored: Features | None = None, *, labels: Tensor | None) -> Prediction:
         """The heads' part of `forward`: for images, or the mean over them and their mirror images."""
-        # float32 whatever the trainer's precision: in bfloat16 a box moves in steps of 1/256 of the image.
-        out, logits = self.loc_head(features).float(), self.cls_head(features).float()
+        out, logits = self._outputs(features)
         if mirrored is None:
             loc = self._codes(out, logits, labels)
             return Prediction(loc, self.box_coder.decode(loc), logits)
-        other_out, other_logits = self.loc_head(mirrored).float(), self.cls_head(mirrored).float()
+        other_out, other_logits = self._outputs(mirrored)
         log_probabilities = torch.stack([logits.log_softmax(1), other_logits.log_softmax(1)])
         logits = log_probabilities.logsumexp(0) - math.log(2)  # those that give the mean of the probabilities
         boxes, others = (self.box_coder.decode(self._codes(item, logits, labels)) for item in (out, other_out))
         boxes = (boxes + mirror(others)) / 2
         return Prediction(self.box_coder.encode(boxes), boxes, logits)
 
+    def _outputs(self, features: Features) -> tuple[Tensor, Tensor]:
+        """What both heads give; float32 whatever the trainer's precision: in bfloat16 a box moves in steps of 1/256."""
+        out = self.loc_head(features).float()
+        if not getattr(self.cls_head, "reads_boxes", False):
+            return out, self.cls_head(features).float()
+        boxes = self.box_coder.decode(self._activated(out)).detach()  # what names the object is not to move the box
+        return out, self.cls_head(features, boxes).float()
+
+    def _activated(self, out: Tensor) -> Tensor:
+        return self.box_coder.encode(out) if self.loc_head.gives_boxes else self.box_coder.activate(out)
+
     def _codes(self, out: Tensor, logits: Tensor, labels: Tensor | None) -> Tensor:
         """Codes from the localisation head's outputs; of a box for each class that of the label or likeliest class."""
         if self.num_boxes > 1:
             chosen = logits.argmax(1) if labels is None else labels
             out = out.unflatten(1, (self.num_boxes, -1))[torch.arange(out.shape[0], device=out.device), chosen]
-        return self.box_coder.encode(out) if self.loc_head.gives_boxes else self.box_coder.activate(out)
+        return self._activated(out)
