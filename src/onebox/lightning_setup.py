@@ -5,11 +5,14 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import importlib
 import logging
 import multiprocessing
 import os
+import sys
 import warnings
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from onebox.errors import BadInput, printable
@@ -84,10 +87,23 @@ def use_threads(cfg: DictConfig, *, capped: bool) -> None:
         cfg.data.num_workers = min(cfg.data.num_workers, torch.get_num_threads())
 
 
+def import_lightning() -> None:
+    """Import Lightning without scipy.signal, which would take a quarter of the time.
+
+    torchmetrics imports it only to see that it has `hamming`, for a metric of sound.
+    """
+    if "torchmetrics" not in sys.modules and "scipy.signal" not in sys.modules:
+        sys.modules["scipy.signal"] = SimpleNamespace(hamming=None)  # type: ignore[assignment]  # stands for a module
+        try:
+            importlib.import_module("torchmetrics")
+        finally:
+            del sys.modules["scipy.signal"]
+    importlib.import_module("lightning.pytorch")
+
+
 def quieten() -> None:
     """Silence what libraries say that nobody can act on; of the rest each warning is one line."""
-    import lightning.pytorch  # noqa: F401  sets another level when it is imported
-
+    import_lightning()  # which sets another level
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.formatwarning = lambda message, *where, **line: f"warning: {printable(' '.join(str(message).split()))}\n"

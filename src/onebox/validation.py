@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from onebox.errors import BadInput, check, is_integer, is_number, own_complaint
+from onebox.lightning_setup import import_lightning
 from onebox.overrides import is_group, several_values
 from onebox.runs.fingerprint import flatten
 from onebox.streams import check_limits
@@ -105,6 +106,7 @@ def _odd_numbers(node: Any, key: str = "") -> Iterator[str]:
 
 def _unknown_tags(cfg: DictConfig) -> Iterator[str]:
     """What is wrong with the names of logged values; importing the metrics' names takes torch."""
+    import_lightning()
     from onebox.metrics import NAMES
     from onebox.module import TRAIN_METRICS
 

@@ -12,6 +12,7 @@ import pkgutil
 from omegaconf import OmegaConf
 
 import onebox
+from onebox.lightning_setup import import_lightning
 from onebox.page import environment
 from onebox.runs.provenance import remember
 
@@ -45,6 +46,7 @@ def preload() -> None:
     gc.disable()  # nothing is garbage while modules are imported
     # A pool of threads, which OpenBLAS starts when it is imported, would be lost in the forks.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    import_lightning()
     ours = (module.name for module in pkgutil.walk_packages(onebox.__path__, "onebox."))
     for name in (*LIBRARIES, *(name for name in ours if not name.startswith(LEFT_OUT))):
         with contextlib.suppress(ImportError):  # a job that needs it says so itself
