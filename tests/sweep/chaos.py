@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 from lightning.pytorch import Callback
 
 from onebox.errors import BadInput
@@ -57,6 +58,17 @@ def fault():
     raise ValueError("a fault of its own")
 
 
+def kill_the_next():
+    """The process that waits for the next job."""
+    waiting = []
+    while not waiting:
+        time.sleep(0.05)
+        waiting = [child for child in psutil.Process(os.getppid()).children() if child.pid != os.getpid()]
+    for process in waiting:
+        process.kill()
+        process.wait()
+
+
 def settings():
     import torch
 
@@ -103,6 +115,7 @@ DEEDS = {
     "exit": lambda: sys.exit(3),
     "vanish": lambda: os._exit(4),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "kill_the_next": kill_the_next,
     "deaf": deaf,
     "patient": patient,
     "flaky": flaky,

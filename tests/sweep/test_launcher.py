@@ -99,6 +99,12 @@ def test_a_failure_is_one_row_and_the_others_go_on(launch):
     assert "Traceback" not in log("fine")
 
 
+def test_a_job_needs_no_process_that_waited_for_it(launch):
+    results = launch(deed("kill_the_next"), deed("fine"), n_jobs=1)
+    assert [result.status for result in results] == [JobStatus.COMPLETED] * 2
+    assert log("fine").count("--- attempt") == 1
+
+
 def test_a_job_runs_while_others_are_still_to_come(launch):
     def coming(jobs):
         for number, job in enumerate(jobs):

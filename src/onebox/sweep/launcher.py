@@ -67,6 +67,8 @@ class Launch:
         self._view = View(at_most or len(self._tasks))
         self._pending = deque(self._tasks)
         self._running: list[_Running] = []
+        self._ending: list[_Running] = []  # which have answered; the system takes back their memory
+        self._spare: JobProcess | None = None  # waits for the next job
         self._look_again = 0.0
         self._signals: list[int] = []
         self._is_stopping = False
@@ -80,16 +82,17 @@ class Launch:
         """
         with self._signals_noted(), self._view:
             try:
-                while self._pending or self._running or self._source is not None:
+                while self._pending or self._running or self._ending or self._source is not None:
                     self._obey_signals()
                     self._take_in()
                     self._start()
                     self._wait()
                     self._collect()
             finally:
-                for running in self._running:  # none, but for a fault of ours
-                    running.process.kill()
-                    running.process.close()
+                rest = [running.process for running in self._running + self._ending]  # none, but for a fault of ours
+                for process in [*rest, *([self._spare] if self._spare else [])]:
+                    process.kill()
+                    process.close()
         if self._signals:
             raise self._stopped()
         return [task.result or failed(Stopped("not started")) for task in self._tasks]
@@ -167,7 +170,7 @@ class Launch:
         while self._slots and (task := self._next()) is not None:
             slot = self._slots.pop(0)
             try:
-                process = JobProcess(self._order(task, slot))
+                process = self._begin(self._order(task, slot))
             except Exception as error:  # whatever is wrong with its config: the other jobs still run
                 self._slots.append(slot)
                 self._end(task, failed(error), 0.0)
@@ -177,6 +180,18 @@ class Launch:
             self._view.start(task.number, task.label, task.attempts, task.job.folder, max_epochs)
         if self._pending and not self._slots:
             self._is_free(self._pending[0])  # composes it, while others run
+            self._spare = self._spare or JobProcess(self._options.grace_s)
+
+    def _begin(self, order: Order) -> JobProcess:
+        """A process that does a job: the one that waits for it, if it still lives."""
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            if spare.begin(order):
+                return spare
+            spare.close()
+        process = JobProcess(self._options.grace_s)
+        process.begin(order)  # where it is dead already, its exit code says so
+        return process
 
     def _next(self) -> Task | None:
         """The first that no other process is running; those are looked at again later."""
@@ -211,33 +226,42 @@ class Launch:
             attempt=task.attempts,
             threads=self._threads,
             environment=os.environ | ({} if slot is None else {"CUDA_VISIBLE_DEVICES": slot}),
-            grace_s=self._options.grace_s,
         )
 
     def _wait(self) -> None:
         self._view.refresh()
         seconds = TICK_S if self._source is None else 0
-        if self._running:
-            connection.wait([item for running in self._running for item in running.process.waited_for], seconds)
+        if processes := [running.process for running in self._running + self._ending]:
+            connection.wait([item for process in processes for item in process.waited_for], seconds)
         elif self._pending and self._source is None:
             time.sleep(TICK_S)
 
     def _collect(self) -> None:
         for running in list(self._running):
-            if running.process.exit_code() is not None:
+            is_over = running.process.exit_code() is not None
+            if is_over or running.process.answer is not None:
                 self._running.remove(running)
+                self._ending.append(running)
+                running.killed_at = min(running.killed_at, time.monotonic() + self._options.grace_s)
                 self._conclude(running)
             elif time.monotonic() > running.killed_at:
                 running.process.kill()
             elif self._options.timeout_s is not None and running.seconds > self._options.timeout_s:
                 self._ask_to_stop(running, "timeout")
-            elif running.process.answer is not None and running.killed_at == float("inf"):
-                running.killed_at = time.monotonic() + self._options.grace_s  # it has nothing more to do
+        for running in list(self._ending):
+            if running.process.exit_code() is not None:
+                self._ending.remove(running)
+                running.process.close()
+                if running.slot is not None:
+                    self._slots.append(running.slot)
+            elif time.monotonic() > running.killed_at:
+                running.process.kill()
 
     def _conclude(self, running: _Running) -> None:
+        """The job is over, though its process may not be: a GPU is free once that is gone."""
         code, answer = running.process.exit_code(), running.process.answer
-        running.process.close()
-        self._slots.append(running.slot)
+        if running.slot is None:
+            self._slots.append(None)
         self._look_again = 0.0
         if running.reason == "timeout" and (answer is None or answer.status is not JobStatus.COMPLETED):
             limit = f"timeout_s={self._options.timeout_s:g}"

@@ -89,22 +89,36 @@ class Order:
     attempt: int  # counted from 1
     threads: int
     environment: Mapping[str, str]  # all variables
-    grace_s: float  # from the end of the parent until it is killed, s
 
 
 class JobProcess:
-    """A job's process, seen from the sweep. Waits for the server when that has not imported everything yet.
+    """A job's process, seen from the sweep: forked ahead, so that its job need not wait for that.
+
+    Waits for the server when that has not imported everything yet.
+
+    Args:
+        grace_s: from the end of this process until that of the job is killed, s.
 
     Attributes:
         answer: what the job came to; None until it says so.
     """
 
-    def __init__(self, order: Order) -> None:
-        self._answers, writer = _context.Pipe(duplex=False)
-        self._process = _context.Process(target=_work, args=(order, writer), name=order.folder.name)
+    def __init__(self, grace_s: float) -> None:
+        orders, self._orders = _context.Pipe(duplex=False)
+        self._answers, answers = _context.Pipe(duplex=False)
+        self._process = _context.Process(target=_work, args=(orders, answers, grace_s))
         _fork(self._process)
-        writer.close()
+        orders.close()
+        answers.close()
         self.answer: JobReturn | None = None
+
+    def begin(self, order: Order) -> bool:
+        """Let it do its job; False if it has died while it waited."""
+        try:
+            self._orders.send(order)
+        except (BrokenPipeError, ConnectionError):
+            return False
+        return True
 
     @property
     def pid(self) -> int:
@@ -142,6 +156,7 @@ class JobProcess:
     def close(self) -> None:
         """Give everything back once it has ended; what it left running ends as well."""
         self._kill_group()
+        self._orders.close()
         self._answers.close()
         self._process.join()
         self._process.close()
@@ -151,10 +166,14 @@ class JobProcess:
             os.killpg(self.pid, signal.SIGKILL)
 
 
-def _work(order: Order, answers: Connection) -> None:
+def _work(orders: Connection, answers: Connection, grace_s: float) -> None:
     """What the job's process does."""
     os.setsid()  # Ctrl-C is for the sweep, which decides what becomes of its jobs
-    threading.Thread(target=_end_with_parent, args=[order.grace_s], daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=[grace_s], daemon=True).start()
+    try:
+        order: Order = orders.recv()
+    except EOFError:  # there is no other job
+        return
     _redirect(order.folder / LOG)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
