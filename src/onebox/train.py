@@ -50,9 +50,7 @@ if TYPE_CHECKING:
     from onebox.sweep.job import Value
 
 log = logging.getLogger(__name__)
-
 USER_ERRORS = (BadInput, HydraException, OmegaConfBaseException)
-
 # Hydra's plugins of engines, and what installs them.
 EXTRAS = {"hydra_joblib_launcher": "joblib", "hydra_ray_launcher": "ray", "hydra_submitit_launcher": "slurm"}
 SCHEMA = 1  # of metrics.json
@@ -74,12 +72,15 @@ def main() -> None:
             enter()
             register_plugins()
             sys.argv[1:] = hydra_arguments(sys.argv[1:])
+            if not {"-m", "--multirun"}.isdisjoint(sys.argv):
+                from onebox.sweep.process import start_server
+
+                start_server()  # imports what jobs need, while this process imports Hydra's plugins and composes
             _app()
     except (*USER_ERRORS, OSError) as error:
         _exit_with(error)
     except (RankFailed, SweepFailed) as error:
-        say(f"onebox-train: {error}")
-        sys.exit(EXIT_FAULT)
+        exit_with(error, str(error), "onebox-train", EXIT_FAULT)
     except Preempted as error:
         say(error)
         sys.exit(EXIT_PREEMPTED)
@@ -252,8 +253,7 @@ def _fit(cfg: DictConfig, run: RunRecord, built: Built) -> None:
                 run.add(**callback.outcome(module))
         raise
     run.add(final_weights=weights_hash(module))
-    stopped = _stopped_early(trainer)
-    if stopped is not None:
+    if (stopped := _stopped_early(trainer)) is not None:
         log.info(stopped)
         run.add(stopped_early=stopped)
     for callback in callbacks:
