@@ -26,6 +26,9 @@ from onebox.data.shapes import write_shapes
 from onebox.data.table import Table
 from onebox.data.voc import read_record
 from onebox.errors import BadInput
+from onebox.lightning_setup import import_lightning
+
+import_lightning()  # in less time than the tests' own imports of it would take
 
 Compose = Callable[..., DictConfig]
 

@@ -27,11 +27,10 @@ def serve(address: str, guardian: int) -> None:
     listener.listen()
     listener.settimeout(1)
 
-    import lightning.pytorch  # noqa: F401
     import torch
 
     import onebox.cli
-    import onebox.sweep.preload
+    import onebox.sweep.preload  # with Lightning, in less time than its own import takes
     import onebox.sweep.reading.page
     import onebox.sweep.search
     import onebox.train  # noqa: F401
