@@ -234,7 +234,7 @@ def test_stale_jobs_are_drawn_only_where_all_are(sweep, monkeypatch):
     assert len(strips.drawn(read_sweep(sweep))) == 10
     mixed = read_sweep(sweep)
     mixed.jobs.loc[strips.drawn(mixed).index[0], "status"] = "stale"
-    assert len(strips.drawn(mixed)) == len(trials.parallel_coordinates(mixed)["lines"]) == 9
-    assert trials.importances(mixed) == {}  # too few jobs
+    assert len(strips.drawn(mixed)) == len(trials.parallel_coordinates(mixed, trials.drawn_trials(mixed))["lines"]) == 9
+    assert trials.importances(mixed, trials.drawn_trials(mixed)) == {}  # too few jobs
     monkeypatch.setattr(table, "source_fingerprint", lambda: "bbbbbbbbbbbb")
     assert len(strips.drawn(read_sweep(sweep))) == 10

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,7 +198,7 @@ class Listing:
 
     def markdown(self) -> str:
         """The table and its notes as Markdown."""
-        marks = ["---:" if self.is_number(name) else "---" for name in self.shown]
+        marks = ["---:" if name in self.numeric else "---" for name in self.shown]
         rows, floor = self.texts()
         cells = [[text.replace("|", r"\|") for text in row] for row in [*rows, *([floor] if any(floor) else [])]]
         names = [heading(name).replace("|", r"\|") for name in self.shown]
@@ -224,7 +225,7 @@ class Listing:
         for place, name in enumerate(self.shown):
             head = max(map(cell_len, headings[place].split("\n")))
             longest.append(max(head, *(cell_len(row[place]) for row in [*rows, floor])))
-            least.append(longest[-1] if self.is_number(name) else min(longest[-1], max(head, MIN_TEXT)))
+            least.append(longest[-1] if name in self.numeric else min(longest[-1], max(head, MIN_TEXT)))
         title = Text(printable(self.title)) if self.title else None
         for places in _side_by_side(least, room):
             table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
@@ -235,7 +236,7 @@ class Listing:
                 is_whole = (needed := max(longest[place], cell_len(whole))) <= min(least[place] + max(0, spare), room)
                 width = needed if is_whole else min(longest[place], least[place] + max(0, spare), room)
                 spare -= width - least[place]
-                justify: Any = "right" if self.is_number(self.shown[place]) else "left"
+                justify: Any = "right" if self.shown[place] in self.numeric else "left"
                 above = Text(whole if is_whole else headings[place])  # broken only where there is no room
                 table.add_column(above, justify=justify, width=width, overflow="fold")
             best = self.columns.get("best") or [False] * len(rows)
@@ -247,8 +248,14 @@ class Listing:
                 table.add_row(*(Text(floor[place]) for place in places), style="dim")
             yield table
 
-    def is_number(self, name: str) -> bool:
-        return name in self.metrics or all(isinstance(value, int | float) for value in self.columns[name])
+    @cached_property
+    def numeric(self) -> list[str]:
+        """The columns for people that hold numbers only."""
+        return [
+            name
+            for name in self.shown
+            if name in self.metrics or all(isinstance(value, int | float) for value in self.columns[name])
+        ]
 
     def texts(self) -> tuple[list[list[str]], list[str]]:
         """The rows for people, and the floor of the metrics, which has empty texts where there is none."""

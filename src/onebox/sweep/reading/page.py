@@ -20,7 +20,7 @@ from onebox.runs.reading.table import Listing
 from onebox.sweep.reading.strips import drawn, floor, strips
 from onebox.sweep.reading.sweep import Sweep
 from onebox.sweep.reading.table import list_sweep
-from onebox.sweep.reading.trials import importances, parallel_coordinates
+from onebox.sweep.reading.trials import drawn_trials, importances, parallel_coordinates
 
 PAGE = "sweep.html"
 MAX_CURVES, MAX_EPOCHS = 8, 200  # settings whose curves are drawn, and points of each
@@ -41,7 +41,7 @@ def write_page(sweep: Sweep, *, metrics: Sequence[str] = (), where: str | None =
         BadInput: see `list_sweep`.
     """
     rows, jobs = (list_sweep(sweep, metrics=metrics, seeds=seeds) for seeds in (False, True))
-    tags, shown, curves = rows.metrics, drawn(sweep), _curves(sweep, rows)
+    tags, shown, curves, trials = rows.metrics, drawn(sweep), _curves(sweep, rows), drawn_trials(sweep)
     without = sweep.jobs[sweep.jobs["status"].isin(UNENDED)].groupby(["status", "note"], sort=False)
     data = {
         "objective": dict(sweep.mode),
@@ -55,8 +55,8 @@ def write_page(sweep: Sweep, *, metrics: Sequence[str] = (), where: str | None =
         "drawn": shown.index.tolist(),
         "strips": [vars(strip) for strip in strips(sweep, tags)],
         "curves": curves,
-        "parallel": parallel_coordinates(sweep),
-        "importances": importances(sweep),
+        "parallel": parallel_coordinates(sweep, trials),
+        "importances": importances(sweep, trials),
     }
     text = render(
         "onebox.sweep.reading",
@@ -103,7 +103,7 @@ def _curves(sweep: Sweep, rows: Listing) -> dict[str, Any]:
         if len(lines) < MAX_CURVES:
             runs = [sweep.every[int(number)].path for number in str(numbers).split()]
             logged = [read_epochs(run / "metrics.csv") for run in runs]
-            line = {tag: points for tag in tags if (points := _over_epochs(logged, tag))}
+            line = {tag: points for tag in tags if any(logged) and (points := _over_epochs(logged, tag))}
             lines += [{"name": _setting(sweep, numbers), "points": line}] if line else []
     shown = [tag for tag in tags if any(tag in line["points"] for line in lines)]
     return {"tags": shown, "lines": lines, "left_out": len(rows.columns["number"]) - len(lines)}

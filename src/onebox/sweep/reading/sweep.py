@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -49,6 +50,10 @@ class Sweep:
         """What says for people what a job varies."""
         return [*self.alike, *(["what"] if len(self.alike) < len(self.varied) else [])]
 
+    @cached_property
+    def _has_seeds(self) -> bool:
+        return bool(self.jobs["seed"].nunique() > 1)
+
     def where(self, expression: str) -> "Sweep":
         """Only the jobs that meet an expression of `onebox.runs.reading.where`."""
         kept = {id(run) for run in select([self.every[number] for number in self.jobs.index], expression)[0]}
@@ -72,7 +77,7 @@ class Sweep:
 
     def name(self, number: int, *, seed: bool = True) -> str:
         """What a job varies, for people."""
-        job = self.jobs.loc[number]
-        seeds = ["seed"] if seed and self.jobs["seed"].nunique() > 1 else []
+        job = {name: self.jobs.at[number, name] for name in (*self.columns, "seed")}  # a whole row takes longer
+        seeds = ["seed"] if seed and self._has_seeds else []
         parts = [f"{key}={cell(job[key])}" for key in [*self.alike, *seeds] if cell(job[key]) != "-"]
         return " ".join([str(job.get("what") or ""), *parts]).strip()

@@ -5,14 +5,13 @@ import math
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import timedelta
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import optuna
-import pandas as pd
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.importance import get_param_importances
 from optuna.study import StudyDirection
@@ -83,25 +82,31 @@ def make_trials(sweep: Sweep, *, with_epochs: bool = False) -> list[FrozenTrial]
             intermediate_values={int(row["epoch"]): row[tag] for row in rows if math.isfinite(row.get(tag, math.nan))},
             user_attrs={"run": job["fingerprint"], "job": number, "seed": cell(job["seed"]), "status": job["status"]},
         )
-        start = pd.to_datetime(str(run.record.get("started")), errors="coerce", utc=True)
-        if not pd.isna(start) and job["seconds"] == job["seconds"]:
-            trial.datetime_start = start.tz_localize(None).to_pydatetime()
-            trial.datetime_complete = trial.datetime_start + timedelta(seconds=job["seconds"])
+        with suppress(ValueError, OverflowError):  # of a record that somebody else wrote, or without seconds
+            start = datetime.fromisoformat(str(run.record.get("started")))
+            start = (start.astimezone(UTC) if start.tzinfo else start).replace(tzinfo=None)
+            trial.datetime_complete = start + timedelta(seconds=job["seconds"])
+            trial.datetime_start = start
         trials.append(trial)
     return trials
 
 
-def parallel_coordinates(sweep: Sweep) -> dict[str, Any] | None:
+def drawn_trials(sweep: Sweep) -> list[FrozenTrial]:
+    """Those of the jobs that charts show."""
+    shown = drawn(sweep).index
+    return [trial for trial in make_trials(sweep) if trial.values and trial.user_attrs["job"] in shown]
+
+
+def parallel_coordinates(sweep: Sweep, trials: Sequence[FrozenTrial]) -> dict[str, Any] | None:
     """Optuna's figure of the jobs with a result, the best drawn last; None without two of them or without a key.
 
     Of more than `MAX_LINES` it has the best half, and of the rest every so many; `left_out` says how many not.
     """
-    trials = _drawn_trials(sweep)
     if len(trials) < 2 or not sweep.varied:
         return None
     tag, mode = next(iter(sweep.mode.items()))
     sign = -1 if mode == "min" else 1
-    trials.sort(key=lambda trial: -sign * trial.values[0])
+    trials = sorted(trials, key=lambda trial: -sign * trial.values[0])
     half = MAX_LINES // 2
     shown = [*trials[:half], *trials[half :: math.ceil((len(trials) - half) / half) or 1]]
     figure = plot_parallel_coordinate(_study(sweep, shown), target_name=tag).to_plotly_json()
@@ -115,12 +120,11 @@ def parallel_coordinates(sweep: Sweep) -> dict[str, Any] | None:
     }
 
 
-def importances(sweep: Sweep) -> dict[str, dict[str, float]]:
+def importances(sweep: Sweep, trials: Sequence[FrozenTrial]) -> dict[str, dict[str, float]]:
     """Each objective -> share of each varied key in what makes the best tenth of the jobs (PED-ANOVA).
 
     Empty where there are too few jobs, or less than two keys; an objective that hardly differs is left out.
     """
-    trials = _drawn_trials(sweep)
     found: dict[str, dict[str, float]] = {}
     if len(trials) < MIN_JOBS or len(sweep.varied) < 2:
         return found
@@ -136,11 +140,6 @@ def importances(sweep: Sweep) -> dict[str, dict[str, float]]:
                 warnings.filterwarnings("ignore", ".*low `target` values")
                 found[tag] = get_param_importances(study, target=loss)
     return found
-
-
-def _drawn_trials(sweep: Sweep) -> list[FrozenTrial]:
-    shown = drawn(sweep).index
-    return [trial for trial in make_trials(sweep) if trial.values and trial.user_attrs["job"] in shown]
 
 
 def _study(sweep: Sweep, trials: Iterable[FrozenTrial], **where: Any) -> optuna.Study:
