@@ -204,7 +204,7 @@ def test_what_cannot_be_set_is_said(change, said):
     ("overrides", "said"),
     [
         (["optimizer.lrr=1"], "did you mean optimizer.lr?"),
-        (["experiment=basline"], "did you mean baseline?"),
+        (["experiment=basline"], "did you mean baseline"),
         (["trainer.max_epochs=0", "seed=-1"], "max_epochs must be a number >= 1"),
         ("seed=1", "give a list of texts"),
         ([3], "give a list of texts"),
