@@ -116,7 +116,7 @@ class JobProcess:
         """Let it do its job; False if it has died while it waited."""
         try:
             self._orders.send(order)
-        except (BrokenPipeError, ConnectionError):
+        except ConnectionError:
             return False
         return True
 
