@@ -147,10 +147,15 @@ def test_of_a_hundred_jobs_and_twenty_kills_nothing_is_lost_and_nothing_done_twi
     def completed() -> dict[int, dict]:
         return {run.record["seed"]: run.record for run in runs(tmp_path) if run.record["status"] == "completed"}
 
-    for kind in kinds:
-        wait_until(lambda sweep=sweep: processes_of_jobs(tmp_path) or sweep.poll() is not None, timeout_s=300)
+    def may_kill(num_ended: int) -> bool:
+        """Whether a job runs, and as many have ended that the kills lie all over the sweep."""
+        ended = len(list((tmp_path / "outputs/sweeps/chaos").glob("*/metrics.json")))
+        return sweep.poll() is not None or (ended >= num_ended and bool(processes_of_jobs(tmp_path)))
+
+    for number, kind in enumerate(kinds):
+        wait_until(lambda number=number: may_kill(4 * number), timeout_s=300)
         assert sweep.poll() is None, (tmp_path / "out.log").read_text()
-        time.sleep(chance.random() / 2)
+        time.sleep(2 * chance.random())  # a job takes about as long
         jobs = processes_of_jobs(tmp_path)
         with contextlib.suppress(ProcessLookupError, FileNotFoundError):
             if kind == "job" and jobs:
@@ -170,13 +175,13 @@ def test_of_a_hundred_jobs_and_twenty_kills_nothing_is_lost_and_nothing_done_twi
         epochs = [line.partition(",")[0] for line in (run.path / "metrics.csv").read_text().splitlines()[1:]]
         assert epochs == ["0", "1"]
         assert (run.path / "metrics.json").exists() and not list(run.path.rglob("*.tmp"))
-    cut_off = [attempt for record in records.values() for attempt in record.get("attempts", [])]
+    cut_off = sorted(seed for seed, record in records.items() if record.get("attempts"))
     assert len(cut_off) >= 5  # of the kills that hit a fit; others hit a start, an end or the sweep
 
     # A job that was killed has the bits of one that was not.
     straight = tmp_path / "straight"
     make_data(straight)
-    some = sorted(seed for seed, record in records.items() if record.get("attempts"))[:10]
+    some = cut_off[:10]
     seeds = f"seed={','.join(map(str, some))}"
     assert start(straight, seeds, *arguments[1:]).wait(timeout=300) == 0, (straight / "out.log").read_text()
     killed = {run.record["seed"]: run for run in runs(tmp_path)}
