@@ -125,13 +125,20 @@ def main() -> None:
         rows = {name: row for name, row in rows.items() if not set(NEEDS_VOC) & set(row.measurement.split())}
 
     figures: dict[str, dict[str, list[float]]] = {}
+    failed: list[str] = []
     for number in range(arguments.rounds):
         for measurement in dict.fromkeys(row.measurement for row in rows.values()):
             if number > 0 and measurement in ONCE:
                 continue
             start, load = time.perf_counter(), os.getloadavg()[0]
             command = f"index {arguments.index_files}" if measurement == "index" else measurement
-            for figure, values in measure(command).items():
+            try:
+                measured = measure(command)
+            except subprocess.CalledProcessError as error:  # hours of the others are not lost with it
+                failed.append(measurement)
+                console.print(f"[red]round {number + 1}: {error}")
+                continue
+            for figure, values in measured.items():
                 figures.setdefault(measurement, {}).setdefault(figure, []).extend(values)
             middle = {name: f"{median(values):.3g}" for name, values in figures[measurement].items()}
             seconds = time.perf_counter() - start
@@ -140,6 +147,9 @@ def main() -> None:
     table = Table("", "median", "min", "max", "target", "", title=f"{arguments.rounds} rounds, {os.cpu_count()} cores")
     written = []
     for name, row in rows.items():
+        if row.measurement in failed:
+            table.add_row(name, *["failed"] * 3, f"{row.sense} {row.target:g}", "[red]missed")
+            continue
         values = figures[row.measurement][row.figure]
         three = {"median": median(values), "min": min(values), "max": max(values)}
         is_met = row.is_met(three["median"])
@@ -152,6 +162,8 @@ def main() -> None:
     before = read_json(file) if file.exists() else []
     write_json(file, [row for row in before if row["name"] not in rows] + written)  # --only keeps the others
     console.print(table, "written to outputs/bench.json")
+    if failed:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

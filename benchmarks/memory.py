@@ -32,10 +32,10 @@ from onebox.lightning_setup import IRRELEVANT_WARNINGS
 EPOCHS = 20
 
 
-def private() -> int:
-    """Resident bytes that are this process's own."""
+def memory(what: str) -> int:
+    """Bytes of this process in /proc/self/status: `RssAnon` are its own resident ones, `VmHWM` the most there were."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("RssAnon:")).split()[1]) * 1024
+    return int(next(line for line in lines if line.startswith(f"{what}:")).split()[1]) * 1024
 
 
 class Watch(Callback):
@@ -49,10 +49,10 @@ class Watch(Callback):
 
     def _look(self) -> None:
         while not self._is_over.wait(0.005):  # a step takes ten times as long, and the allocator keeps what it had
-            self.peak = max(self.peak, private())
+            self.peak = max(self.peak, memory("RssAnon"))
 
     def on_train_epoch_end(self, *args: Any) -> None:
-        self.sizes.append(private())
+        self.sizes.append(memory("RssAnon"))
 
     def close(self) -> None:
         self._is_over.set()
@@ -63,7 +63,7 @@ def side(folder: Path, name: str, *overrides: str) -> dict[str, Any]:
     """Bytes of the imports, what one side holds beyond them at its highest, and private bytes after each epoch."""
     cfg = config(folder / name, EPOCHS, f"data.cache_dir={folder}/cache", *overrides)
     build_module(cfg, ready(cfg)), build_trainer(cfg), import_module("torch.utils.tensorboard")  # what a fit imports
-    before = private()
+    before = memory("RssAnon")
     data = ready(cfg)
     seed_everything(cfg.seed, verbose=False)
     module = build_module(cfg, data)

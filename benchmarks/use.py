@@ -4,7 +4,8 @@ speed BACKBONE   batch_1, batch_64  PyTorch ÷ ONNX Runtime, seconds of a batch;
 predict NETWORK  whole              the longer of decoding 1,000 photographs and of the network alone ÷ `onebox predict`
                  work               the sum of both ÷ `onebox predict`: each keeps all cores busy, so 1 is the limit
 peak             ratio              highest memory of `onebox predict` with 10,000 photographs ÷ that with 100
-parity           the table of docs/export.md: how far exported files are from the network, for every backbone and head
+parity [NAMES]   the table of docs/export.md: how far exported files are from the network, for every backbone and head,
+                 or only those that are named
 
 Everything uses all cores: a batch of `speed` with as many threads, `predict` and its parts by a thread a core. The
 networks have drawn weights. All but `parity` print one line of JSON: lists of ratios.
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ import typer
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+from benchmarks.memory import memory
 from onebox.cli.predict import predict as predict_command
 from onebox.data.processes import num_cores
 from onebox.files import write_json
@@ -45,9 +47,18 @@ from onebox.runs.reading.onnx_model import OnnxModel
 from onebox.runs.reading.predict import BATCH, image_files, read_any
 
 SMALL = ("tiny_cnn", "small_cnn")
-BACKBONES = (*SMALL, "mobilenet_v3_small", "resnet18", "efficientnet_lite0", "resnet50", "convnext_tiny", "timm")
-LOC_HEADS = ("linear", "mlp", "spatial", "attention_pool", "dense", "edges", "per_class_box")
-CLS_HEADS = ("linear", "mlp", "attention_pool")
+EFFICIENTNETS = ("efficientnet_lite0", "efficientnet_lite2")
+BACKBONES = (*SMALL, "mobilenet_v3_small", "resnet18", *EFFICIENTNETS, "resnet50", "convnext_tiny", "timm")
+HEADS = {  # each head for boxes with one for classes
+    "linear": "linear",
+    "mlp": "mlp",
+    "spatial": "attention_pool",
+    "attention_pool": "linear",
+    "dense": "mlp",
+    "edges": "attention_pool",
+    "per_class_box": "linear",
+    "pyramid_edges": "box_pool",
+}
 ROUNDS = 7  # of turns
 TURN_S = 0.4  # seconds of one
 PHOTOGRAPHS = 1000
@@ -165,18 +176,16 @@ def peak(folder: Path) -> dict[str, list[float]]:
 
 def many(run: str, folder: str, number: str) -> None:
     """Print the highest memory of this process, which predicts so many photographs, bytes."""
-    from benchmarks.memory import resident
-
     command(Path(run), [str(path) for path in itertools.islice(Path(folder).iterdir(), int(number))])
-    print(resident("VmHWM"))
+    print(memory("VmHWM"))
 
 
-def rows(folder: Path) -> Iterator[list[str]]:
+def rows(folder: Path, backbones: Sequence[str], loc_heads: Sequence[str]) -> Iterator[list[str]]:
     forms = ("ONNX Runtime", "torch.export")
     yield ["backbone", "loc_head", "cls_head", *(f"{form}: box, probability" for form in forms)]
     yield [*["---"] * 3, *["---:"] * len(forms)]
-    for backbone, (number, loc) in itertools.product(BACKBONES, enumerate(LOC_HEADS)):
-        heads = loc, CLS_HEADS[number % len(CLS_HEADS)]
+    for backbone, loc in itertools.product(backbones, loc_heads):
+        heads = loc, HEADS[loc]
         groups = zip(("backbone", "loc_head", "cls_head"), (backbone, *heads), strict=True)
         parts = [f"model/{group}={name}" for group, name in groups]
         run = network(*parts, "model.flip_average=true")
@@ -190,8 +199,9 @@ def rows(folder: Path) -> Iterator[list[str]]:
         yield [backbone, *heads, *cells]
 
 
-def parity(folder: Path) -> None:
-    for row in rows(folder):
+def parity(folder: Path, *names: str) -> None:
+    backbones, loc_heads = ([name for name in every if name in names] or [*every] for every in (BACKBONES, HEADS))
+    for row in rows(folder, backbones, loc_heads):
         print("|", " | ".join(row), "|", flush=True)
 
 

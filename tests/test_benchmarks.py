@@ -42,6 +42,18 @@ def test_a_round_measures_and_says_what_is_met(bench, monkeypatch, tmp_path):
     assert rows["index_bytes"]["met"] is (rows["index_bytes"]["median"] <= 1000)
 
 
+def test_a_measurement_that_fails_takes_no_other_with_it(bench, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(sys, "argv", ["bench", "--rounds=1", "--index-files=50", "--only", "diff_s", "index_bytes"])
+    monkeypatch.setitem(bench.ROWS, "diff_s", bench.ROWS["diff_s"]._replace(measurement="startup --nothing"))
+    with pytest.raises(SystemExit) as stopped:
+        bench.main()
+    assert stopped.value.code == 1
+    assert [row["name"] for row in json.loads((tmp_path / "outputs" / "bench.json").read_text())] == ["index_bytes"]
+    assert "failed" in capsys.readouterr().out
+
+
 def test_the_networks_whose_use_is_measured_predict(bench):
     from benchmarks import use
 
@@ -49,7 +61,7 @@ def test_the_networks_whose_use_is_measured_predict(bench):
     assert boxes.shape == (2, 4) and probabilities.shape == (2, 20)
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=2)
 def test_the_benchmark_of_a_gpu_runs_without_one_as_a_try_and_says_so(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
