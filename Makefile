@@ -28,8 +28,9 @@ demo: setup  ## train and test the baseline on the embedded data set
 test: setup  ## run the tests (ONEBOX_VOC_ROOT=FOLDER, which holds VOCdevkit, adds those on real data)
 	$(PYTEST) -m "not long"
 
+# Handed out one at a time, as some take minutes.
 test-long: setup  ## run the long tests: kills by the hundred, fuzzed files, engines of sweeps from end to end
-	$(PYTEST) -m long
+	$(PYTEST) --dist=load --maxschedchunk=1 -m long
 
 check: setup  ## format, lint, types, tests
 	$(BIN)/ruff format --check

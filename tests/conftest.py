@@ -36,6 +36,11 @@ Compose = Callable[..., DictConfig]
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the tests that take minutes, so that the others fill the time when some processes are through."""
+    items.sort(key=lambda item: -max((mark.kwargs.get("minutes", 0) for mark in item.iter_markers("long")), default=0))
+
+
 def pytest_terminal_summary(terminalreporter) -> None:
     """Says why tests were skipped: a line for each reason."""
     reasons = Counter(report.longrepr[2] for report in terminalreporter.stats.get("skipped", ()))

@@ -96,7 +96,7 @@ def assert_same(folder, straight):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("num_kills", [1, pytest.param(50, marks=pytest.mark.long)])
+@pytest.mark.parametrize("num_kills", [1, pytest.param(50, marks=pytest.mark.long(minutes=5))])
 def test_a_killed_run_resumes_and_ends_with_the_same_bits(nursery, data, tmp_path, kind, num_kills):
     draw = random.Random(kind)
 

@@ -134,7 +134,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=3)
 def test_of_a_hundred_jobs_and_twenty_kills_nothing_is_lost_and_nothing_done_twice(tmp_path):
     """Kills of jobs, of the sweep, and of the process that jobs are forked from, at any moment."""
     make_data(tmp_path)

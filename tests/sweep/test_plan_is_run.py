@@ -90,7 +90,10 @@ def test_a_job_is_composed_as_hydra_does_it(overrides):
     "launcher",
     [
         ["hydra/launcher=hermetic"],
-        pytest.param(["hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=1", "threads=1"], marks=pytest.mark.long),
+        pytest.param(
+            ["hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=1", "threads=1"],
+            marks=pytest.mark.long(minutes=3),
+        ),
         pytest.param(["hydra/launcher=submitit_local", "threads=1"], marks=pytest.mark.long),
         pytest.param(["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], marks=pytest.mark.long),
     ],
