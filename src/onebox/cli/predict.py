@@ -33,7 +33,7 @@ Run = Annotated[
     str,
     typer.Argument(
         metavar="RUN|FILE.onnx",
-        help="A run directory, latest, latest~1, the first digits of a fingerprint, or a file of `onebox export`.",
+        help="A run directory, latest, latest~1, the first digits of a fingerprint, or an exported ONNX file.",
         show_default=False,
     ),
 ]
