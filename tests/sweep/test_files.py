@@ -11,7 +11,7 @@ from onebox.build import build_job
 
 FILES = Path(__file__).parent.parent.parent / "conf" / "sweep"
 NUM_JOBS = {"loss_weights": 4, "lr": 5, "heads": 10, "box_loss": 7, "seeds": 3}
-NUM_JOBS |= {"augment": 4, "views": 4, "image_size": 3, "unfreeze": 4}
+NUM_JOBS |= {"augment": 4, "views": 4, "image_size": 3, "unfreeze": 4, "learning_curve": 5}
 NEEDS = {"unfreeze": ["experiment=transfer", "data=shapes", "image_size=64"]}  # something that is frozen
 
 
