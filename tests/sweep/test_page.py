@@ -8,6 +8,7 @@ import re
 import runpy
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 from onebox.cli import app
 from onebox.errors import BadInput
 from onebox.files import write_text
-from onebox.sweep import sweeper
+from onebox.sweep import report
 from onebox.sweep.reading import page, strips, table, trials
 from onebox.sweep.reading.table import read_sweep
 
@@ -184,11 +185,29 @@ def test_a_page_that_cannot_be_written_is_one_line_after_a_sweep(sweep, monkeypa
         raise OSError("no\nroom")
 
     monkeypatch.setattr(page, "write_text", refuse)
-    sweeper.report(sweep)
+    with report.reported(sweep):
+        pass
     assert "12 jobs: 10 completed" in capsys.readouterr().out
     assert [record.getMessage() for record in caplog.records] == [
         "the sweep's page could not be written: OSError: no room"
     ]
+
+
+def test_the_page_is_written_while_jobs_run(sweep, monkeypatch):
+    monkeypatch.setattr(report, "PAUSE_S", 0.1)
+    with report.reported(sweep):
+        begun = time.monotonic()
+        while not (sweep / page.PAGE).exists():
+            assert time.monotonic() < begun + 60
+            time.sleep(0.05)
+        assert "12 jobs: " in (sweep / page.PAGE).read_text()
+
+
+def test_a_page_says_of_when_it_is_while_jobs_are_waited_for(sweep):
+    read = read_sweep(sweep)
+    assert "<span>as of " not in page.write_page(read).read_text()
+    read.jobs.loc[0, "status"] = "pending"
+    assert "<span>as of 2" in page.write_page(read).read_text()
 
 
 def test_the_study_has_each_job_that_ended(sweep, tmp_path):

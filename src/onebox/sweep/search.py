@@ -33,12 +33,13 @@ from onebox.sweep.compose import Composer
 from onebox.sweep.plan import compose_jobs
 from onebox.sweep.process import start_server
 from onebox.sweep.reading.trials import quiet_optuna
+from onebox.sweep.report import reported
 from onebox.sweep.snapshot import code_of_now
 from onebox.sweep.space import describe, distribution, ends_of, values_of
 from onebox.sweep.study import RUN, Constraint, constrain, make, make_pruner, open_storage
 from onebox.sweep.study import report as report_values
 from onebox.sweep.submit import instantiate_launcher
-from onebox.sweep.sweeper import objectives, report
+from onebox.sweep.sweeper import objectives
 
 log = logging.getLogger(__name__)
 
@@ -130,11 +131,8 @@ class Search(Sweeper):
             )
             _check_study(study, folder, {"config": base, "objective": list(tags)}, directions, space)
             _retry(study, space, failed=self._config.rerun != "none")
-            try:
+            with reported(folder):
                 self._search(study, folder, space, fixed)
-            finally:
-                if any(folder.glob("*/run.json")):  # stopped before the first run there is no table
-                    report(folder)
             failed = [trial for trial in _ended(study) if trial.state is TrialState.FAIL]
         if failed:
             raise SweepFailed(f"{len(failed)} of {len(_ended(study))} trials failed; the same command tries them again")

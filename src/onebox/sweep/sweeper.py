@@ -32,6 +32,7 @@ from onebox.sweep.course import Course
 from onebox.sweep.job import PLANNED_SOURCE, RERUN
 from onebox.sweep.plan import Job, Jobs, combinations, varied, without_excluded, write_plan
 from onebox.sweep.process import importing, start_server
+from onebox.sweep.report import reported
 from onebox.sweep.snapshot import code_of_now
 from onebox.sweep.submit import instantiate_launcher, submit
 
@@ -84,13 +85,13 @@ class GridSweeper(Sweeper):
             with replacing(folder / "multirun.yaml") as temporary:
                 OmegaConf.save(self.config, temporary)
             os.environ[PLANNED_SOURCE] = source
-            try:
-                with code_of_now(folder, wanted=self.config.sweep.snapshot) as keep:
-                    returns = self._launch(course, keep)
-            finally:
-                os.environ.pop(PLANNED_SOURCE, None)
-                course.write()
-                report(folder)
+            with reported(folder):
+                try:
+                    with code_of_now(folder, wanted=self.config.sweep.snapshot) as keep:
+                        returns = self._launch(course, keep)
+                finally:
+                    os.environ.pop(PLANNED_SOURCE, None)
+                    course.write()
         jobs.refuse_problems("the other jobs have run")
         _raise_failures(returns)
         return returns
@@ -179,17 +180,3 @@ def objectives(config: DictConfig) -> dict[str, str]:
         return {config.monitor: config.monitor_mode}
     tags = [config.objective] if isinstance(config.objective, str) else config.objective
     return {tag: "min" if lower_is_better(tag) else "max" for tag in tags}
-
-
-def report(folder: Path) -> None:
-    """Print the table of all jobs in a sweep's folder, and write its page, without which the sweep is as good."""
-    from onebox.sweep.reading.table import list_sweep, read_sweep
-
-    sweep = read_sweep(folder)
-    list_sweep(sweep).show(Console(highlight=False))
-    try:
-        from onebox.sweep.reading.page import write_page
-
-        log.info("%s", write_page(sweep))
-    except Exception as error:  # of drawing libraries, of the disk
-        log.warning("the sweep's page could not be written: %s", " ".join(f"{type(error).__name__}: {error}".split()))

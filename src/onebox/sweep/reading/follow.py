@@ -10,10 +10,9 @@ from rich.text import Text
 
 from onebox.errors import EXIT_INTERRUPTED, printable, say
 from onebox.runs.reading.table import Listing
-from onebox.sweep.reading.sweep import Sweep
+from onebox.sweep.reading.sweep import WAITED_FOR, Sweep
 
 PAUSE_S = 2.0
-UNENDED = ("pending", "submitted", "running")
 
 
 def follow(read: Callable[[], Sweep], listing: Callable[[Sweep], Listing], *, on_terminal: bool) -> Listing:
@@ -35,7 +34,7 @@ def follow(read: Callable[[], Sweep], listing: Callable[[Sweep], Listing], *, on
                 for number in now if not on_terminal else ():
                     if now[number] != before.get(number, "pending"):
                         say(f"#{number} {sweep.name(number)}: {now[number]}")
-                if not set(UNENDED) & set(now.values()):
+                if not set(WAITED_FOR) & set(now.values()):
                     return found
                 last = Text(printable("".join(text for text, _ in found.notes[-1])) + "; Ctrl-C stops looking")
                 live.update(Group(last, *found.parts(console.width)), refresh=True)  # cut off at the end of the screen

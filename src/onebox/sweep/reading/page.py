@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,7 +19,7 @@ from onebox.runs.reading.noise import lower_is_better
 from onebox.runs.reading.report import read_epochs
 from onebox.runs.reading.table import Listing
 from onebox.sweep.reading.strips import drawn, floor, strips
-from onebox.sweep.reading.sweep import Sweep
+from onebox.sweep.reading.sweep import WAITED_FOR, Sweep
 from onebox.sweep.reading.table import list_sweep
 from onebox.sweep.reading.trials import drawn_trials, importances, parallel_coordinates
 
@@ -67,6 +68,7 @@ def write_page(sweep: Sweep, *, metrics: Sequence[str] = (), where: str | None =
         sweep=sweep,
         name=sweep.folder.resolve().name,
         where=where,
+        now=f"{datetime.now():%Y-%m-%d %H:%M}" if sweep.jobs["status"].isin(WAITED_FOR).any() else None,
         best=rows,
         best_name=_setting(sweep, rows.columns["number"][0]) if len(sweep.jobs) else "",
         tables={"rows": rows, "jobs": jobs} if max(rows.columns["jobs"], default=1) > 1 else {"jobs": jobs},

@@ -12,6 +12,8 @@ from onebox.runs.reading.find import Run
 from onebox.runs.reading.table import cell, ranges
 from onebox.runs.reading.where import select
 
+WAITED_FOR = ("pending", "submitted", "running")  # statuses of jobs that have not ended
+
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
