@@ -78,6 +78,30 @@ def make_data(folder: Path) -> None:
     write_shapes(folder / "shapes", **sizes, multi_object_fraction=0.0, seed=0)
 
 
+def test_a_job_is_forked_from_another_server_where_one_is_killed_meanwhile():
+    code = """
+import os, signal, threading, time
+from multiprocessing.forkserver import _forkserver as server
+from onebox.sweep import process
+
+def kill():
+    time.sleep(1)
+    os.kill(pid, signal.SIGKILL)
+
+process._context.set_forkserver_preload([])
+server.ensure_running()
+pid = server._forkserver_pid
+os.kill(pid, signal.SIGSTOP)  # so that it cannot answer before it is killed
+threading.Thread(target=kill).start()
+job = process.start(os._exit, (7,))
+job.join()
+assert server._forkserver_pid != pid
+print(job.exitcode)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("7\n", "")
+
+
 @pytest.mark.long
 def test_a_sweep_whose_jobs_and_itself_are_killed_ends_with_all_that_can_be_had(tmp_path):
     make_data(tmp_path)

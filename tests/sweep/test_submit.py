@@ -4,6 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -65,19 +69,34 @@ def test_the_same_command_submits_each_job_once_and_continues_later(engine, slur
     assert read_submitted(tmp_path / "outputs/sweeps/left") == before
 
 
+@contextmanager
+def ray_cluster(cwd: Path) -> Iterator[None]:
+    """One that only this test finds, and that ends without `ray stop`, which would end those of other tests."""
+    command = [TOOLS / "ray", "start", "--head", "--block", "--num-cpus=2", "--port=0", "--include-dashboard=false"]
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder, pytest.MonkeyPatch.context() as patch:  # of a short name
+        patch.setenv("RAY_TMPDIR", folder)
+        with (cwd / "ray.log").open("w") as log, subprocess.Popen(command, cwd=cwd, stdout=log, stderr=log) as cluster:
+            try:
+                while "Ray runtime started" not in (cwd / "ray.log").read_text():
+                    assert cluster.poll() is None, (cwd / "ray.log").read_text()
+                    time.sleep(0.1)
+                yield
+            finally:
+                cluster.terminate()
+
+
 @pytest.mark.long
 def test_jobs_left_on_a_ray_cluster_end_without_the_command(data, tmp_path):
     given = [text for text in data if not text.startswith(("hydra/launcher", "trainer.max_epochs"))]
     sweep = ["onebox-train", "-m", "name=left", "optimizer.lr=0.1,0.01", "threads=1", "trainer.max_epochs=2", *given]
     sweep += ["hydra/launcher=ray", "hydra.launcher.wait=false", "hydra.launcher.ray.init.address=auto"]
-    run("ray", "start", "--head", "--num-cpus=2", "--port=0", "--include-dashboard=false", cwd=tmp_path)
-    try:
+    with ray_cluster(tmp_path):
         assert "2 jobs submitted; onebox sweep " in run(*sweep, cwd=tmp_path)
         assert "0 jobs submitted" in run(*sweep, cwd=tmp_path)
         document = json.loads(run("onebox", "sweep", "left", "--follow", "--json", cwd=tmp_path))
         assert document["totals"] == {"completed": 2}
-    finally:
-        run("ray", "stop", "--force", cwd=tmp_path)
+        own = [*sweep[:2], "name=own", "optimizer.lr=0.1", *sweep[4:-2], "hydra.launcher.ray.init.num_cpus=1"]
+        assert "1 completed" in run(*own, cwd=tmp_path)  # on a cluster of its own, beside the other
 
 
 def test_what_a_scheduler_still_has(slurm, tmp_path, monkeypatch):

@@ -39,6 +39,7 @@ from onebox.streams import open_streams
 from onebox.sweep.snapshot import use_copies
 
 LOG = "job.log"  # what a job prints, in its run directory
+SERVER_GONE_S = 0.5  # from when a process closes its pipes until the system says that it has ended
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 _context = multiprocessing.get_context("forkserver")
@@ -71,10 +72,19 @@ def start(function: Callable[..., object], args: tuple[Any, ...]) -> Any:
 
 
 def _fork(process: Any) -> None:
-    try:
-        process.start()
-    except (EOFError, ConnectionError) as error:
-        raise SweepFailed("the process that jobs are forked from died: out of memory, or killed; try again") from error
+    """Fork the server, or another one where it is killed meanwhile.
+
+    Raises:
+        SweepFailed: that one died as well.
+    """
+    for seconds in (SERVER_GONE_S, None):
+        try:
+            return process.start()
+        except (EOFError, ConnectionError) as error:
+            if seconds is None:
+                told = "the process that jobs are forked from died twice: out of memory, or killed; try again"
+                raise SweepFailed(told) from error
+            time.sleep(seconds)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def instantiate_launcher(
         wait or not needs_results, "hydra.launcher.wait=false: a search needs the result of each trial; leave it true"
     )
     check(
-        wait or OmegaConf.select(config, "hydra.launcher.ray.init.address", default="") is not None,
+        wait or OmegaConf.select(config, "hydra.launcher.ray.init.address", default="") not in (None, "local"),
         "hydra.launcher.wait=false: a Ray cluster of this sweep would end with the command; start one by ray start "
         "--head, and give hydra.launcher.ray.init.address=auto",
     )
