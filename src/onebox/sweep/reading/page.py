@@ -70,6 +70,7 @@ def write_page(sweep: Sweep, *, metrics: Sequence[str] = (), where: str | None =
         where=where,
         now=f"{datetime.now():%Y-%m-%d %H:%M}" if sweep.jobs["status"].isin(WAITED_FOR).any() else None,
         best=rows,
+        num_results=sum(map(is_finite, rows.columns[next(iter(sweep.mode))])),
         best_name=_setting(sweep, rows.columns["number"][0]) if len(sweep.jobs) else "",
         tables={"rows": rows, "jobs": jobs} if max(rows.columns["jobs"], default=1) > 1 else {"jobs": jobs},
         max_links=MAX_LINKS,
