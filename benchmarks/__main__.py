@@ -51,6 +51,7 @@ ROWS = {
     "reopen_ms": Row("loading none", "reopen_ms", "<=", 50, "ms"),
     "memory_ratio": Row("memory", "ratio", "<=", 1.3),
     "memory_growth": Row("memory", "growth", "<=", 1, "% in 20 epochs"),
+    "memory_growth_in_use": Row("memory", "growth_in_use", "<=", 1, "% in 20 epochs"),
     "index_files_per_s": Row("index", "files_per_s", ">=", 5000, "files/s"),
     "index_ratio": Row("index", "ratio", ">=", 0.5),
     "index_reopen_s": Row("index", "reopen_s", "<=", 1, "s"),

@@ -1,8 +1,10 @@
 """Memory of a fit of 20 epochs (Linux): `python -m benchmarks.memory`.
 
-ratio   peak of the fit ÷ peak of a bare loop of the same steps: the network, the loss and the optimizer of the module
-        over batches of the same decoded images, which lie in memory
-growth  what the fit holds at the end of its last epochs, with the imports, ÷ the same for its first ones, minus 1, in %
+ratio          peak of the fit ÷ peak of a bare loop of the same steps: the network, the loss and the optimizer of the
+               module over batches of the same decoded images, which lie in memory
+growth         what the fit holds at the end of its last epochs, with the imports, ÷ the same for its first ones, minus
+               1, in %
+growth_in_use  the same of what malloc has lent, which tells a leak from what the allocator keeps for later (glibc)
 
 Both sides are processes of their own with the same imports, and both peaks are counted from what these take. Counted is
 resident memory that is the process's own (RssAnon), and for the fit the images in the cache's file, which is mapped and
@@ -11,6 +13,7 @@ the system's page cache. Images are decoded before. Prints one line of JSON: lis
 `python -m benchmarks.memory fit FOLDER [OVERRIDES]` and `bare` are one side alone, in bytes.
 """
 
+import ctypes
 import json
 import logging
 import subprocess
@@ -38,11 +41,26 @@ def memory(what: str) -> int:
     return int(next(line for line in lines if line.startswith(f"{what}:")).split()[1]) * 1024
 
 
+class MallInfo(ctypes.Structure):
+    """`struct mallinfo2` of glibc's malloc.h."""
+
+    _fields_ = (("numbers", ctypes.c_size_t * 10),)
+
+
+def in_use() -> int:
+    """Bytes that malloc has lent, of all arenas: `hblkhd` in maps of their own, `uordblks` of the heap."""
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = MallInfo
+    _, _, _, _, mapped, _, _, of_heap, _, _ = mallinfo().numbers
+    return int(mapped + of_heap)
+
+
 class Watch(Callback):
     """The most private bytes, looked at every few milliseconds, and those at the end of each epoch."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
+        self.in_use: list[int] = []
         self.peak, self._is_over = 0, Event()
         self._thread = Thread(target=self._look, daemon=True)
         self._thread.start()
@@ -53,6 +71,7 @@ class Watch(Callback):
 
     def on_train_epoch_end(self, *args: Any) -> None:
         self.sizes.append(memory("RssAnon"))
+        self.in_use.append(in_use())
 
     def close(self) -> None:
         self._is_over.set()
@@ -86,7 +105,7 @@ def side(folder: Path, name: str, *overrides: str) -> dict[str, Any]:
         trainer.callbacks.append(watch)
         trainer.fit(module, datamodule=data)
     watch.close()
-    return {"imports": before, "peak": watch.peak - before + images, "epochs": watch.sizes}
+    return {"imports": before, "peak": watch.peak - before + images, "epochs": watch.sizes, "in_use": watch.in_use}
 
 
 def measure(folder: Path) -> dict[str, list[float]]:
@@ -97,11 +116,11 @@ def measure(folder: Path) -> dict[str, list[float]]:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         sides[name] = json.loads(done.stdout.splitlines()[-1])
         print(name, sides[name])
-    sizes = sides["fit"]["epochs"]
-    return {
-        "ratio": [sides["fit"]["peak"] / sides["bare"]["peak"]],
-        "growth": [100 * (median(sizes[-4:]) / median(sizes[1:5]) - 1)],
+    growths = {
+        name: [100 * (median(sizes[-4:]) / median(sizes[1:5]) - 1)]
+        for name, sizes in (("growth", sides["fit"]["epochs"]), ("growth_in_use", sides["fit"]["in_use"]))
     }
+    return {"ratio": [sides["fit"]["peak"] / sides["bare"]["peak"]], **growths}
 
 
 def main() -> None:
