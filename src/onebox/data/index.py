@@ -25,7 +25,7 @@ DEEP = "pictures have more than 8 bits a channel, of which the upper 8 are read:
 # When an index is empty, by the reason why most images are not in it.
 WHAT_TO_DO = {
     "no annotation": "set data.annotations to the folder that has them",
-    "no object": "their annotations have no <object> with a <bndbox> that counts; look at one of them",
+    "no object": "their annotations have no box that counts; see what `onebox data check` says",
     "several objects": "set data.select=largest to use the largest of each image",
     "not in data.ids": "name others in data.ids",
     "bad sample": "see what `onebox data check` says",
