@@ -53,7 +53,7 @@ SMALL = [
 ]
 SWEEP = (
     "sweep.jobs=[{experiment: seed}, {experiment: baseline}, {experiment: overfit_one_seed},"
-    " {experiment: transfer, name: frozen, callbacks.freeze.unfreeze: [], param_groups.lr_factors.backbone: 0.2,"
+    " {experiment: transfer_lite0, name: frozen, callbacks.freeze.unfreeze: [], param_groups.lr_factors.backbone: 0.2,"
     " model.loc_head.dropout: 0.0, model.cls_head.dropout: 0.3, data: shapes, image_size: 64, data.views: 2}]"
 )
 
