@@ -4,10 +4,10 @@ first  stored features, of which the computation is counted, ÷ images in every 
 first_epochs  the same in epochs of the fit on images: it cannot be less than the one that computes the features
 again  the same for a run that finds them there, as all but the first of a sweep do
 
-The fits train on the same views from the same weights, `experiment=transfer_lite0` with the backbone frozen, the spatial
-head, one level and one view of each image, and stop after the first epoch that reaches the target. Each further view
-costs the first fit as much as an epoch costs the fit on images. None pays for decoding, which is done before. Prints
-one line of JSON: the ratios, and the minutes and epochs of the three.
+The fits train on the same views from the same weights, `experiment=transfer_lite0` with the backbone frozen, the
+spatial head, one level and one view of each image, and stop after the first epoch that reaches the target. Each further
+view costs the first fit as much as an epoch costs the fit on images. None pays for decoding, which is done before.
+Prints one line of JSON: the ratios, and the minutes and epochs of the three.
 """
 
 import argparse

@@ -6,8 +6,19 @@ import pytest
 from lightning.pytorch import Trainer
 
 from onebox.errors import BadInput
-from onebox.trainer_options import INSTEAD, SUPPORTED, trainer_problems
+from onebox.trainer_options import INSTEAD, trainer_problems
 from onebox.validation import validate
+
+SUPPORTED = frozenset(
+    {
+        *("accelerator", "strategy", "devices", "num_nodes", "precision", "plugins", "sync_batchnorm"),
+        *("max_epochs", "min_epochs", "check_val_every_n_epoch", "val_check_interval", "num_sanity_val_steps"),
+        *("limit_train_batches", "limit_val_batches", "limit_test_batches", "log_every_n_steps"),
+        *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"),
+        *("deterministic", "benchmark", "inference_mode", "detect_anomaly", "use_distributed_sampler"),
+        *("enable_model_summary", "default_root_dir"),
+    }
+)
 
 
 def test_each_option_of_lightning_is_supported_or_refused():

@@ -11,6 +11,7 @@ import textwrap
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from itertools import chain
 from pathlib import Path
 from types import UnionType
@@ -34,7 +35,7 @@ _JSON = json.JSONDecoder(parse_constant=lambda name: None)  # we write null for 
 
 
 @contextmanager
-def opened(path: str | Path, max_bytes: int | None = MAX_BYTES) -> Iterator[IO[bytes]]:
+def opened(path: str | Path, max_bytes: int | None = MAX_BYTES) -> Iterator[BufferedReader]:
     """Open a regular file for reading: a pipe is not waited for, a device is not read, nor a file that is too large.
 
     Raises:
@@ -334,7 +335,4 @@ def remove_unfinished(path: Path) -> None:
 def file_hash(path: Path) -> str:
     """Hash of what a file holds, as 16 hexadecimal digits."""
     with opened(path, None) as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-        return digest.hexdigest()[:16]
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

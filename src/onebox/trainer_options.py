@@ -1,4 +1,4 @@
-"""The options of Lightning's `Trainer`: which of them hold here, and what to set in the place of the others."""
+"""The options of Lightning's `Trainer`: which of them do not hold here, and what to set in their place."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -6,16 +6,6 @@ from typing import Any
 
 from onebox.errors import is_integer, is_number
 
-SUPPORTED = frozenset(
-    {
-        *("accelerator", "strategy", "devices", "num_nodes", "precision", "plugins", "sync_batchnorm"),
-        *("max_epochs", "min_epochs", "check_val_every_n_epoch", "val_check_interval", "num_sanity_val_steps"),
-        *("limit_train_batches", "limit_val_batches", "limit_test_batches", "log_every_n_steps"),
-        *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"),
-        *("deterministic", "benchmark", "inference_mode", "detect_anomaly", "use_distributed_sampler"),
-        *("enable_model_summary", "default_root_dir"),
-    }
-)
 # What would end in a traceback, stop a fit without a word or do nothing -> what does it here.
 INSTEAD = {
     "barebones": "set callbacks.NAME=null and logger=none for what is not wanted",

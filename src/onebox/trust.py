@@ -62,7 +62,7 @@ def check_config(config: Any, where: Path | str, trust: Sequence[str] = ()) -> N
     refused, as it could become a name when it is resolved.
     """
     trust = (*trust, *packages())
-    for key, value in _texts(config):
+    for key, value in texts(config):
         check("${" not in value, f"{where}: holds the interpolation {value}; a stored config needs none")
         check(
             key != "_target_" or is_allowed(value, trust),
@@ -90,7 +90,7 @@ def check_paths(config: dict[str, Any], folder: Path, where: Path | str) -> None
     """Refuse a config out of a run directory whose callbacks, loggers or trainer would write outside of `folder`."""
     home = folder.resolve()
     for group in WRITERS:
-        for key, value in _texts(config.get(group)):
+        for key, value in texts(config.get(group)):
             if key not in WRITTEN and not value.startswith(("/", "~")) and ".." not in Path(value).parts:
                 continue
             path = Path(value).expanduser()  # relative to the working directory, but for the name of a checkpoint
@@ -174,18 +174,10 @@ def is_allowed(target: str, trust: tuple[str, ...] = ()) -> bool:
 @functools.cache
 def _shipped() -> tuple[object, ...]:
     """All objects that the package's own config files name, and those that they named in earlier versions."""
-    texts = (path.read_text(encoding="utf-8") for path in _yaml_files(files("onebox.conf")))
+    texts = (path.read_text(encoding="utf-8") for path in Path(str(files("onebox.conf"))).rglob("*.yaml"))
     names = FORMER | {name for text in texts for name in _TARGET.findall(text) if not name.startswith(NEVER)}
     found = (_resolve(name) for name in sorted(names) if name.partition(".")[0] in PACKAGES)
     return tuple(item for item in found if item is not None)
-
-
-def _yaml_files(folder: Any) -> Iterator[Any]:
-    for path in folder.iterdir():
-        if path.is_dir():
-            yield from _yaml_files(path)
-        elif path.name.endswith(".yaml"):
-            yield path
 
 
 def _resolve(target: str) -> Any:
@@ -202,7 +194,7 @@ def _resolve(target: str) -> Any:
     return None
 
 
-def _texts(config: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def texts(config: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """Every text in a config, each with the name of the argument that it is given to; the names too.
 
     What a `_target_` holds counts as one text, whatever it is.
@@ -211,8 +203,8 @@ def _texts(config: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield key, str(config)
     elif isinstance(config, dict):
         for name, item in config.items():
-            yield from _texts(str(name), "a key")
-            yield from _texts(item, str(name))
+            yield from texts(str(name), "a key")
+            yield from texts(item, str(name))
     elif isinstance(config, list):
         for item in config:
-            yield from _texts(item, key)
+            yield from texts(item, key)

@@ -16,7 +16,7 @@ from onebox.sweep.plan import Job, Jobs, write_plan
 def way(tmp_path, monkeypatch):
     """The course of jobs with so many seeds, of which some are wrong."""
     data = {}
-    checks = SimpleNamespace(data_fingerprints=data, is_running=lambda: False, died_at=None, end=lambda: None)
+    checks = SimpleNamespace(data_fingerprints=data, is_running=lambda: False, died_at=None, close=lambda: None)
     monkeypatch.setattr(course, "Checks", lambda jobs, build: checks)
 
     def make(seeds, wrong=(), rerun="failed", head=1):

@@ -12,7 +12,8 @@ from onebox.sweep.live import View
 def test_a_terminal_shows_each_running_job_and_how_many_are_done(tmp_path):
     (tmp_path / "metrics.csv").write_text("epoch,train/loss,val/acc\n0,2.5,0.25\n")
     out = io.StringIO()
-    with View(5, Console(file=out, force_terminal=True, width=100, color_system=None)) as view:
+    view = View(5, Console(file=out, force_terminal=True, width=100, color_system=None))
+    with view.bar:
         view.end(0, "seed=0", "done", 60, "val/acc 0.5")
         view.end(1, "seed=1", "failed", 1, "killed")
         view.start(2, "seed=2", 1, tmp_path, 10)
@@ -26,7 +27,8 @@ def test_a_terminal_shows_each_running_job_and_how_many_are_done(tmp_path):
 
 def test_without_a_terminal_a_job_that_starts_or_ends_is_one_line(tmp_path):
     out = io.StringIO()
-    with View(3, Console(file=out, width=40)) as view:
+    view = View(3, Console(file=out, width=40))
+    with view.bar:
         view.start(0, "seed=0", 1, tmp_path, 10)
         view.refresh()
         view.end(0, "seed=0", "retried", 9, "killed by SIGKILL")

@@ -116,6 +116,4 @@ def progress(items: Iterable[Item], *, total: int, description: str) -> Iterator
     from rich.progress import track  # slow to import, and the processes that parse need none
 
     console = Console(stderr=True)
-    if console.is_terminal:
-        items = track(items, total=total, description=description, console=console, transient=True)
-    yield from items
+    yield from track(items, description, total, console=console, transient=True, disable=not console.is_terminal)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from onebox.errors import BadInput, check
-from onebox.trust import PACKAGES
+from onebox.trust import PACKAGES, texts
 
 COPIES = "_ONEBOX_OWN_CODE"  # environment variable of the jobs of a sweep: name -> its copy, as JSON
 SUFFIXES = (".py", ".yaml", ".yml")
@@ -113,15 +113,8 @@ def files_of(place: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in sorted(files) if name.endswith(SUFFIXES) and not {*MARKS} & {*files})
 
 
-def _targets(node: Any) -> Iterator[str]:
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            if key == "_target_" and isinstance(value, str):
-                yield value
-            yield from _targets(value)
-    elif isinstance(node, list):
-        for item in node:
-            yield from _targets(item)
+def _targets(config: Any) -> Iterator[str]:
+    return (value for key, value in texts(config) if key == "_target_")
 
 
 @functools.cache

@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 
@@ -23,8 +23,6 @@ STALE = "done, but stale"
 class Course:
     """Says which jobs are to be run, as soon as it is known of each.
 
-    As a context manager it ends the process of the checks when the block ends.
-
     Args:
         jobs: all of them, of which some may not be composed yet.
         rerun: one of `onebox.sweep.job.RERUN`.
@@ -42,12 +40,10 @@ class Course:
         self._becomes: dict[str, str] = {}  # fingerprint -> what is counted
         self._checks: Checks | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
+        """End the process of the checks."""
         if self._checks is not None:
-            self._checks.end()
+            self._checks.close()
 
     def to_run(self) -> Iterator[Job | None]:
         """The jobs that are to be run, each when the plan on disk has it; None when one was composed, or is waited for.

@@ -80,7 +80,7 @@ class Launch:
             KeyboardInterrupt: Ctrl-C; what ran has stopped at a checkpoint.
             Preempted: SIGTERM or SIGHUP; likewise.
         """
-        with self._signals_noted(), self._view:
+        with self._signals_noted(), self._view.bar:
             try:
                 while self._pending or self._running or self._ending or self._source is not None:
                     self._obey_signals()

@@ -3,8 +3,6 @@
 import contextlib
 from collections import Counter
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -17,11 +15,15 @@ COLOURS = {"done": "green", "pruned": "blue", "failed": "red", "stopped": "yello
 
 
 class View:
-    """Says how far a sweep of `total` jobs is."""
+    """Says how far a sweep of `total` jobs is.
+
+    Attributes:
+        bar: what a terminal shows, as a context manager; elsewhere nothing.
+    """
 
     def __init__(self, total: int, console: Console | None = None) -> None:
         self._console = console or Console()
-        self._bar = Progress(
+        self.bar = Progress(
             TextColumn(
                 "{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
             ),
@@ -35,18 +37,9 @@ class View:
             disable=not self._console.is_terminal,
         )
         self.total = total
-        self._jobs = self._bar.add_task("all", total=total, unit="jobs")
+        self._jobs = self.bar.add_task("all", total=total, unit="jobs")
         self._running: dict[int, tuple[TaskID, Path]] = {}
         self._ended: Counter[str] = Counter()
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
 
     def say(self, text: str, style: str = "") -> None:
         """Print one line that stays."""
@@ -56,17 +49,17 @@ class View:
         """A job starts, or is started again; its progress is read from metrics.csv in its `folder`."""
         if not self._console.is_terminal:
             self.say(f"#{number} {label}: started{f' (attempt {attempt})' if attempt > 1 else ''}")
-        bar = self._bar.add_task(printable(f"#{number} {label}"), total=max_epochs, unit="epochs")
+        bar = self.bar.add_task(printable(f"#{number} {label}"), total=max_epochs, unit="epochs")
         self._running[number] = bar, folder
 
     def end(self, number: int, label: str, status: str, seconds: float, detail: str = "") -> None:
         """An attempt at a job is over; `status` is one of `COLOURS`, `detail` its result, or why it has none."""
         if number in self._running:
-            self._bar.remove_task(self._running.pop(number)[0])
+            self.bar.remove_task(self._running.pop(number)[0])
         if status == "retried":
             return self.say(f"#{number} {label}: {detail}; will be retried", COLOURS[status])
         self._ended[status] += 1
-        self._bar.advance(self._jobs)
+        self.bar.advance(self._jobs)
         line = f"#{number} {label}: {status} after {duration(seconds)}{detail and f', {detail}'}"
         if not self._console.is_terminal and self._ended.total() < self.total:
             line += f" ({self._ended.total()}/{self.total})"
@@ -76,4 +69,4 @@ class View:
         """Read how far the running jobs are."""
         for bar, folder in self._running.values() if self._console.is_terminal else ():
             with contextlib.suppress(OSError):  # there is no metrics.csv before the first epoch has ended
-                self._bar.update(bar, completed=read_bytes(folder / "metrics.csv", MAX_LONG).count(b"\n") - 1)
+                self.bar.update(bar, completed=read_bytes(folder / "metrics.csv", MAX_LONG).count(b"\n") - 1)

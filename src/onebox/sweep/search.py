@@ -5,7 +5,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,7 +172,7 @@ class Search(Sweeper):
         compose = Composer(self._loader, self._config)
         jobs = compose_jobs(combined, compose)
         self._own_code = {name: place for job in jobs for name, place in job.own_code.items()}
-        with Checks(jobs, self.build) as checks:
+        with closing(Checks(jobs, self.build)) as checks:
             checks.refuse_problems()
         return compose_jobs([tuple(fixed)], compose)[0].fingerprint
 

@@ -4,7 +4,7 @@ import importlib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -77,7 +77,7 @@ class GridSweeper(Sweeper):
         jobs = self._plan(arguments)
         source = source_fingerprint()
         write = partial(write_plan, folder, objective=objectives(self.config), source=source)
-        with Course(jobs, self.config.rerun, self._build, write) as course:
+        with closing(Course(jobs, self.config.rerun, self._build, write)) as course:
             if self.config.sweep.plan == "only":
                 self._show(course, folder)
                 return []

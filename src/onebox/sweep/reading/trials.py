@@ -17,9 +17,8 @@ from optuna.importance import get_param_importances
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from optuna.visualization import plot_parallel_coordinate
-from rich.console import Console
-from rich.progress import track
 
+from onebox.data.processes import progress
 from onebox.errors import check, is_finite
 from onebox.files import replacing
 from onebox.runs.reading.find import logged_tag
@@ -54,8 +53,7 @@ def write_study(sweep: Sweep, file: Path, *, force: bool) -> int:
     with TemporaryDirectory() as folder, replacing(file) as temporary:
         storage = optuna.storages.RDBStorage(f"sqlite:///{folder}/study.db")
         trials = make_trials(sweep, with_epochs=len(sweep.mode) == 1)
-        console = Console(stderr=True)  # a thousand jobs take minutes
-        shown = track(trials, "writing the study", console=console, transient=True, disable=not console.is_terminal)
+        shown = progress(trials, total=len(trials), description="writing the study")  # a thousand jobs take minutes
         _study(sweep, shown, storage=storage, study_name=sweep.folder.resolve().name)
         storage.engine.dispose()
         shutil.copyfile(f"{folder}/study.db", temporary)
