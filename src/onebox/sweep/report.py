@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 PAUSE_S = 10.0  # between two looks at what has ended
 SHARE = 20  # the page is written in at most this part of the time
-LAST = 19  # niceness: the jobs go first
+NICENESS = 5  # the jobs go first; of 19 and a busy machine nothing would be left for it
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def _keep_page(folder: Path, is_over: threading.Event) -> None:
 
 
 def _write_page(folder: Path) -> None:
-    os.nice(LAST)
+    os.nice(NICENESS)
     with suppress(Exception):  # the end tries again, and says what is wrong
         from onebox.sweep.reading.page import write_page
         from onebox.sweep.reading.table import read_sweep
