@@ -89,7 +89,7 @@ BAD = {
     "data=folder data.rot=x": "no key data.rot, did you mean data.root",
     "data.rot=x": "data.rot=x: the run's config.yaml has no such key",
     "data.root=/nowhere": "/nowhere",
-    "data.select=some": "data.select must be single or largest, not some",
+    "data.select=some": "data.select must be single, largest, or of splits such as {train: largest}, not some",
     "trainer.precision=9": "Precision 9 is invalid",
     "image_size=9": "image_size=9: a run is evaluated as it is",
     "voc_root=/data": "voc_root=/data: a run is evaluated as it is",

@@ -257,6 +257,7 @@ def test_the_baseline_recipe_learns_the_embedded_data_above_the_floor(run):
         (["trainer.limit_val_batches=0"], "limit_val_batches=0; set monitor=train/loss"),
         (["trainer.max_epochs=0", "trainer.log_every_n_steps=0"], "max_epochs must be .*log_every_n_steps must be"),
         (["data.select=biggest"], "select must be"),
+        (["data.select={trian:largest}"], "select must be"),
         (["data.box_origin=2"], "box_origin must"),
         (["data.cache=tape"], "cache must be disk, ram or none"),
         (["data.on_error=shrug"], "on_error must be raise or skip"),

@@ -140,6 +140,20 @@ def test_selection_keeps_what_it_says(folder_data, tree):
     assert folder_data(splits, none, "data.select=largest", "data.limit=2").indexes["train"].ids == ("hard", "one")
 
 
+@pytest.mark.parametrize("draw", ["data.fold=1", "data.holdout={val:0.2,test:0.2}"])
+def test_images_with_several_objects_can_be_for_training_alone(folder_data, tree, draw):
+    for number in range(20):
+        tree.add(f"single{number}", DOG)
+    for number in range(5):
+        tree.add(f"several{number}", DOG, CAT)
+    drawn = ["data.splits={train:['*'],val:[],test:[]}", "data.folds=4", draw]
+    plain = folder_data(*drawn).indexes
+    more = folder_data(*drawn, "data.select={train:largest}").indexes
+    assert {*more["train"].ids} == {*plain["train"].ids} | {f"several{number}" for number in range(5)}
+    for split in ("val", "test"):
+        assert more[split].ids == plain[split].ids and len(plain[split])
+
+
 def test_the_background_class_shifts_the_labels(folder_data, tree):
     for number in range(4):
         tree.add(f"{number}", DOG)

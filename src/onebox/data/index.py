@@ -250,7 +250,7 @@ def _usable_images(
 def draw_splits(
     listed: Listed, rows: dict[str, Ints], splits: Splits, selection: Selection, label_of: Mapping[str, int]
 ) -> None:
-    """Change the `rows` of each split to what `splits` draws from those that training can use.
+    """Change the `rows` of each split to what `splits` draws from those that `selection`, that of the test, can use.
 
     That is known as far as it is without opening their images.
 

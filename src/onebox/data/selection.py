@@ -13,6 +13,8 @@ from onebox.errors import BadInput, check, is_integer, is_number
 
 SPLITS = ("train", "val", "test")
 
+Select = Literal["single", "largest"]
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -102,7 +104,8 @@ class Selection:
     """Which images and objects are used.
 
     Attributes:
-        select: `single` keeps images with exactly one object, `largest` takes each image's object of largest area.
+        select: `single` keeps images with exactly one object, `largest` takes each image's object of largest area. A
+            mapping says so for the splits that it names; the others are `single`.
         include_difficult: whether objects marked difficult count at all.
         ids: keep only these images; None keeps all.
         limit: keep at most this many images of each split, or of those that a mapping names; None keeps all.
@@ -110,14 +113,17 @@ class Selection:
             box, class or size is wrong): `raise` an error, or `skip` it and say so.
     """
 
-    select: Literal["single", "largest"]
+    select: Select | Mapping[str, Select]
     include_difficult: bool
     ids: Sequence[str] | None
     limit: int | Mapping[str, int] | None
     on_error: Literal["raise", "skip"]
 
     def __post_init__(self) -> None:
-        check(self.select in ("single", "largest"), f"data.select must be single or largest, not {self.select}")
+        selects = self.select if isinstance(self.select, Mapping) else {"train": self.select}
+        is_right = all(word in ("single", "largest") for word in selects.values()) and {*selects} <= {*SPLITS}
+        told = f"data.select must be single, largest, or of splits such as {{train: largest}}, not {self.select}"
+        check(is_right, told)
         check(not isinstance(self.ids, str | int), f"data.ids must be a list, such as ['000028'], not {self.ids}")
         limits = self.limit if isinstance(self.limit, Mapping) else {"train": self.limit}
         is_right = all(number is None or is_integer(number, 1) for number in limits.values()) and {*limits} <= {*SPLITS}
@@ -126,8 +132,10 @@ class Selection:
         check(self.on_error in ("raise", "skip"), f"data.on_error must be raise or skip, not {self.on_error}")
 
     def of(self, split: str) -> "Selection":
-        """The same for one split, whose `limit` is a number or None."""
-        return replace(self, limit=self.limit.get(split)) if isinstance(self.limit, Mapping) else self
+        """The same for one split: its `select` is a word, its `limit` a number or None."""
+        select = self.select.get(split, "single") if isinstance(self.select, Mapping) else self.select
+        limit = self.limit.get(split) if isinstance(self.limit, Mapping) else self.limit
+        return replace(self, select=select, limit=limit)
 
 
 def check_disjoint(splits: Mapping[str, Iterable[str]]) -> None:
