@@ -3,8 +3,8 @@
 import copy
 import pickle
 import re
-from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,9 +80,9 @@ class Composer:
         self._loader, self._sweep_config = loader, sweep_config
         sweep: Any = OmegaConf.to_container(sweep_config.hydra.sweep, resolve=False)
         self._is_hydras = "hydra" in str(sweep["dir"])  # the folder needs Hydra's own part of the config
-        self._parser = OverridesParser.create(config_loader=loader)
-        self._parsed: dict[str, Override] = {}
-        self._composed: OrderedDict[tuple[str, ...], _Composed] = OrderedDict()  # the last used last
+        parser = OverridesParser.create(config_loader=loader)
+        self._parse: Callable[[str], Override] = cache(lambda text: parser.parse_overrides([text])[0])
+        self._compose = lru_cache(MAX_COMPOSED)(self._compose_anew)
         self._seedless: dict[frozenset[str], str] = {}
 
     def __call__(self, overrides: Sequence[str]) -> Job:
@@ -134,17 +134,7 @@ class Composer:
         parsed = [self._parse(text) for text in overrides]
         values = [override for override in parsed if self._is_value(override) and not self._is_hydras]
         rest = tuple(text for text, override in zip(overrides, parsed, strict=True) if override not in values)
-        if rest not in self._composed:
-            self._composed[rest] = self._compose(rest)
-        self._composed.move_to_end(rest)
-        if len(self._composed) > MAX_COMPOSED:
-            self._composed.popitem(last=False)
-        return self._composed[rest], values
-
-    def _parse(self, text: str) -> Override:
-        if text not in self._parsed:
-            (self._parsed[text],) = self._parser.parse_overrides([text])
-        return self._parsed[text]
+        return self._compose(rest), values
 
     def _is_value(self, override: Override) -> bool:
         """Whether an override only changes a value that is there, and has no part in what is composed."""
@@ -152,7 +142,7 @@ class Composer:
         key = override.key_or_group
         return is_change and key.partition(".")[0] != "hydra" and not self._loader.repository.group_exists(key)
 
-    def _compose(self, overrides: Sequence[str]) -> "_Composed":
+    def _compose_anew(self, overrides: tuple[str, ...]) -> "_Composed":
         full = self._loader.load_sweep_config(self._sweep_config, list(overrides))
         check_job(full)
         sweep: Any = OmegaConf.to_container(full.hydra.sweep, resolve=False)
