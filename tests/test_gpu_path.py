@@ -104,6 +104,7 @@ def test_a_step_never_waits_for_the_gpu(composed):
     "overrides",
     [
         ["model/loc_head=edges", "model/cls_head=box_pool", "loss/loc=giou"],
+        ["model/loc_head=cells", "model/box_coder=cells", "loss/loc=cells", "model/cls_head=box_pool"],
         ["model/loc_head=attention_pool", "model/cls_head=attention_pool", "model/box_coder=ltrb", "loss/loc=diou"],
         ["model/loc_head=per_class_box", "model/box_coder=xywh", "loss/loc=smooth_l1", "loss/weighting=dwa"],
         ["model/loc_head=dense", "model/box_coder=cxcywh_sigmoid", "loss/loc=ciou", "loss/weighting=uncertainty"],

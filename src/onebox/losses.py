@@ -5,8 +5,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import generalized_box_iou_loss
 
 from onebox.errors import check, is_number
+from onebox.model.cells import WIDTHS, CellsCoder
 from onebox.model.localizer import Prediction, Target
 
 TERMS = ("loc", "cls")
@@ -27,6 +29,8 @@ class LocLoss(nn.Module):
 
     def forward(self, preds: Prediction, targets: Target) -> Tensor:
         if self.space == "codes":
+            told = "loss.loc: model.box_coder gives a code for each cell, of which loss/loc=cells is the loss"
+            check(preds.loc.shape == targets.loc.shape, told)
             return self.criterion(preds.loc, targets.loc)
         return self.criterion(preds.boxes, targets.boxes)
 
@@ -59,6 +63,36 @@ class BinsCrossEntropy(nn.Module):
             preds.ndim == 3, "loss.loc: a cross-entropy of bins needs a box coder with bins; set model/box_coder=bins"
         )
         return -(targets * preds.clamp(min=1e-12).log()).sum(-1).mean()
+
+
+class CellsLoss(nn.Module):
+    """What a box costs in expectation when a cell of a `CellsCoder` is drawn by its share.
+
+    A box costs its L1 distance and `giou` times 1 - GIoU (arXiv:1902.09630). The expectation is smallest where the
+    cells with large shares have boxes that are right, so one of two objects is chosen, where the loss of a mean box
+    would have it between them. Coarse boxes cost `coarse` times as much, and the shares learn nothing from that.
+
+    Raises:
+        BadInput: the codes are others.
+    """
+
+    def __init__(self, *, giou: float, coarse: float) -> None:
+        super().__init__()
+        check(is_number(giou, 0), f"loss.loc.giou must be a number >= 0, not {giou}")
+        check(is_number(coarse, 0), f"loss.loc.coarse must be a number >= 0, not {coarse}")
+        self.giou, self.coarse = giou, coarse
+
+    def forward(self, preds: Prediction, targets: Target) -> Tensor:
+        fits = preds.loc.ndim == 3 and preds.loc.shape[2] == CellsCoder.num_outputs
+        check(fits, "loss.loc: a loss of cells needs their codes; set model/loc_head=cells and model/box_coder=cells")
+        boxes, shares, coarse = preds.loc.split(WIDTHS, dim=-1)
+        shares, true = shares.squeeze(-1), targets.boxes[:, None].expand_as(boxes)
+        costs = shares * self._cost(boxes, true) + self.coarse * shares.detach() * self._cost(coarse, true)
+        return costs.sum(1).mean()
+
+    def _cost(self, boxes: Tensor, true: Tensor) -> Tensor:
+        """[B, N] of [B, N, 4]."""
+        return (boxes - true).abs().mean(-1) + self.giou * generalized_box_iou_loss(boxes, true)
 
 
 def balanced_cross_entropy(*, class_counts: Sequence[int], beta: float, label_smoothing: float) -> nn.CrossEntropyLoss:

@@ -117,7 +117,7 @@ def test_edges_are_the_same_where_bins_read_them(composed, head):
 
 
 @pytest.mark.parametrize("coder", ["xywh", "cxcywh_sigmoid", "xyxy", "ltrb"])
-@pytest.mark.parametrize("head", ["dense", "edges", "pyramid_edges"])
+@pytest.mark.parametrize("head", ["dense", "edges", "pyramid_edges", "cells"])
 def test_heads_that_give_boxes_go_with_every_coder(composed, coder, head):
     model = instantiate(composed(f"model/loc_head={head}", f"model/box_coder={coder}", "model.num_classes=3").model)
     images = torch.randint(0, 256, (2, 3, 100, 100), dtype=torch.uint8)
@@ -207,6 +207,10 @@ PER_CLASS = "model/loc_head=per_class_box"
         ([PER_CLASS, "model/loc_head@model.loc_head.head=edges"], "EdgesHead predicts one box"),
         ([PER_CLASS, "model/cls_head=box_pool"], "BoxPoolHead reads the predicted box"),
         (["model/loc_head=dense", "model/box_coder=bins"], "DenseHead gives boxes .* BinsCoder"),
+        ([PER_CLASS, "model/loc_head@model.loc_head.head=cells"], "CellsHead predicts one box"),
+        (["model/loc_head=cells", "model/box_coder=bins"], "CellsHead gives boxes .* BinsCoder"),
+        (["model/loc_head=cells", "model.loc_head.window=0"], "window must be a number >= 0.001, not 0"),
+        (["model/loc_head=edges", "model/box_coder=cells"], "EdgesHead gives one box.* set model/loc_head=cells"),
         (["model/box_coder=bins", "model.box_coder.bins=1"], "bins must be a number >= 2, not 1"),
         ([ATTENTION, "model.loc_head.channels=10"], "multiple of num_heads"),
         (["model/cls_head=mlp", "model.cls_head.hidden_features=0"], "hidden_features must be a number >= 1, not 0"),

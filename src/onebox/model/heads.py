@@ -32,7 +32,7 @@ class LinearHead(Head):
 
     def __init__(self, feature_shape: FeatureShape, out_features: int, *, dropout: float) -> None:
         super().__init__()
-        _check(dropout=dropout)
+        check_sizes(dropout=dropout)
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(feature_shape.pooled, out_features)
 
@@ -45,7 +45,7 @@ class MlpHead(Head):
 
     def __init__(self, feature_shape: FeatureShape, out_features: int, *, hidden_features: int, dropout: float) -> None:
         super().__init__()
-        _check(hidden_features=hidden_features, dropout=dropout)
+        check_sizes(hidden_features=hidden_features, dropout=dropout)
         self.layers = _mlp(feature_shape.pooled, hidden_features, out_features, dropout)
 
     def forward(self, features: Features) -> Tensor:
@@ -63,7 +63,7 @@ class BoxPoolHead(Head):
 
     def __init__(self, feature_shape: FeatureShape, out_features: int, *, dropout: float) -> None:
         super().__init__()
-        _check(dropout=dropout)
+        check_sizes(dropout=dropout)
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(feature_shape.pooled + feature_shape.maps[-1].channels, out_features)
 
@@ -87,7 +87,7 @@ class SpatialHead(Head):
         self, feature_shape: FeatureShape, out_features: int, *, channels: int, hidden_features: int, dropout: float
     ) -> None:
         super().__init__()
-        _check(channels=channels, hidden_features=hidden_features, dropout=dropout)
+        check_sizes(channels=channels, hidden_features=hidden_features, dropout=dropout)
         self.thin = nn.Sequential(Thin(feature_shape, channels, bias=True), nn.ReLU(), nn.Flatten())
         positions = feature_shape.maps[0].height * feature_shape.maps[0].width
         self.layers = _mlp(channels * positions, hidden_features, out_features, dropout)
@@ -109,7 +109,7 @@ class AttentionPoolHead(Head):
         self, feature_shape: FeatureShape, out_features: int, *, channels: int, num_heads: int, dropout: float
     ) -> None:
         super().__init__()
-        _check(channels=channels, num_heads=num_heads, dropout=dropout)
+        check_sizes(channels=channels, num_heads=num_heads, dropout=dropout)
         is_multiple = channels % num_heads == 0
         check(is_multiple, f"channels={channels} of an attention must be a multiple of num_heads={num_heads}")
         positions = feature_shape.maps[0].height * feature_shape.maps[0].width
@@ -137,7 +137,7 @@ class DenseHead(Head):
 
     def __init__(self, feature_shape: FeatureShape, out_features: int, *, channels: int, dropout: float) -> None:
         super().__init__()
-        _check(channels=channels, dropout=dropout)
+        check_sizes(channels=channels, dropout=dropout)
         self.trunk = _trunk(feature_shape, channels, dropout)
         self.score = nn.Conv2d(channels, 1, 1)
         self.distances = nn.Conv2d(channels, out_features, 1)
@@ -170,7 +170,7 @@ class EdgesHead(Head):
         self, feature_shape: FeatureShape, out_features: int, *, channels: int, upsample: int, dropout: float
     ) -> None:
         super().__init__()
-        _check(channels=channels, upsample=upsample, dropout=dropout)
+        check_sizes(channels=channels, upsample=upsample, dropout=dropout)
         self._read(_trunk(feature_shape, channels, dropout), channels, out_features, feature_shape, upsample)
 
     def _read(
@@ -215,7 +215,7 @@ class PyramidEdgesHead(EdgesHead):
         dropout: float,
     ) -> None:
         Head.__init__(self)
-        _check(channels=channels, blocks=blocks, fine_channels=fine_channels, upsample=upsample, dropout=dropout)
+        check_sizes(channels=channels, blocks=blocks, fine_channels=fine_channels, upsample=upsample, dropout=dropout)
         pyramid = Pyramid(feature_shape, channels, blocks, fine_channels)
         trunk = nn.Sequential(pyramid, nn.Dropout2d(dropout))
         self._read(trunk, pyramid.channels, out_features, feature_shape, upsample)
@@ -341,7 +341,8 @@ def _convolution(channels: int, *, dilation: int) -> tuple[nn.Module, nn.Module]
     return conv, nn.BatchNorm2d(channels)
 
 
-def _check(*, dropout: float, **counts: int) -> None:
+def check_sizes(*, dropout: float, **counts: int) -> None:
+    """Refuse a dropout outside [0, 1), and numbers of channels and the like below 1."""
     check(is_number(dropout, 0, 0.999), f"a head's dropout must be in [0, 1), not {dropout}")
     for name, count in counts.items():
         check(is_integer(count, 1), f"a head's {name} must be a number >= 1, not {count}")

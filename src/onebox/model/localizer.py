@@ -10,6 +10,7 @@ from onebox.boxes import mirror
 from onebox.errors import check
 from onebox.model.backbone import Backbone, Features
 from onebox.model.box_coder import BoxCoder
+from onebox.model.cells import CellsCoder, CellsHead
 from onebox.model.heads import MakeHead, PerClassBox
 
 
@@ -59,6 +60,11 @@ class Localizer(nn.Module):
             box_coder.num_outputs == 4 or not self.loc_head.gives_boxes,
             f"model.loc_head: {type(self.loc_head).__name__} gives boxes as they are, without the distributions that "
             f"{type(box_coder).__name__} reads; choose another model/box_coder, or model/loc_head=edges",
+        )
+        check(
+            isinstance(self.loc_head, CellsHead) or not isinstance(box_coder, CellsCoder),
+            f"model.loc_head: {type(self.loc_head).__name__} gives one box, and CellsCoder reads one for each cell; "
+            "set model/loc_head=cells, or another model/box_coder",
         )
         self.cls_head = cls_head(backbone.feature_shape, num_classes)
         check(
