@@ -58,6 +58,7 @@ HEADS = {  # each head for boxes with one for classes
     "edges": "attention_pool",
     "per_class_box": "linear",
     "pyramid_edges": "box_pool",
+    "cells": "box_pool",  # with a second look
 }
 ROUNDS = 7  # of turns
 TURN_S = 0.4  # seconds of one
@@ -188,7 +189,8 @@ def rows(folder: Path, backbones: Sequence[str], loc_heads: Sequence[str]) -> It
         heads = loc, HEADS[loc]
         groups = zip(("backbone", "loc_head", "cls_head"), (backbone, *heads), strict=True)
         parts = [f"model/{group}={name}" for group, name in groups]
-        run = network(*parts, "model.flip_average=true")
+        looks = ["model/box_coder=cells", "model.second_look=1.5"] if loc == "cells" else ["model.flip_average=true"]
+        run = network(*parts, *looks)
         images = list(noise(16, run.transform.resize.size))
         cells = []
         for name in ("model.onnx", "model.pt2"):

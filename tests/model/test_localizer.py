@@ -1,8 +1,10 @@
 import pytest
 import torch
 from hydra.utils import instantiate
+from torchvision.transforms.functional import InterpolationMode, resize
 
 from onebox.boxes import mirror
+from onebox.model.localizer import cut_out, widened
 
 
 def test_uint8_and_float_images_are_normalised_by_mean_and_std(composed):
@@ -61,8 +63,39 @@ def test_flip_averaging_shows_the_box_of_the_class_that_both_looks_together_find
     torch.testing.assert_close(preds.boxes, (boxes + mirror(others)) / 2)
 
 
+def test_what_is_cut_out_is_the_part_of_the_image_enlarged_and_widened_boxes_stay_inside():
+    images = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8)
+    cut = cut_out(images, torch.tensor([[0.25, 0.5, 0.75, 1.0], [0.0, 0.0, 1.0, 1.0]]))
+    part = resize(images[:1, :, 20:, 10:30].float() / 255, [40, 40], InterpolationMode.BILINEAR, antialias=False)
+    torch.testing.assert_close(cut[:1, :, 1:, 1:-1], part[:, :, 1:, 1:-1])  # beyond the edges of the part there is more
+    torch.testing.assert_close(cut[1:], images[1:] / 255)
+    boxes = torch.tensor([[0.4, 0.4, 0.6, 0.8], [0.5, 0.5, 0.5, 0.5], [0.6, 0.1, 1.3, 0.3], [1.2, 1.3, 1.4, 1.5]])
+    expected = [[0.35, 0.3, 0.65, 0.9], [0.375, 0.375, 0.625, 0.625], [0.5, 0.05, 1, 0.35], [0.875, 0.875, 1, 1]]
+    torch.testing.assert_close(widened(boxes, 1.5), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("overrides", [[], ["model/loc_head=cells", "model/box_coder=cells"]])
+@pytest.mark.parametrize("flip_average", ["true", "false"])
+def test_a_second_look_gives_the_box_in_what_the_first_one_found(composed, overrides, flip_average):
+    head = ["image_size=64", "model/cls_head=box_pool", f"model.flip_average={flip_average}", *overrides]
+    model = instantiate(composed("model.num_classes=5", "model.second_look=1.5", *head).model).eval()
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    preds = model(images)
+    model.second_look = None
+    first = model(images)
+    (x1, y1, x2, y2), rows = widened(first.boxes, 1.5).unbind(1), torch.arange(3)
+    second = model(cut_out(images, torch.stack((x1, y1, x2, y2), dim=1)))
+    torch.testing.assert_close(preds.boxes[rows, 0], x1 + second.boxes[:, 0] * (x2 - x1))
+    torch.testing.assert_close(preds.boxes[rows, 3], y1 + second.boxes[:, 3] * (y2 - y1))
+    torch.testing.assert_close(model.box_coder.decode(preds.loc), preds.boxes)
+    torch.testing.assert_close(preds.logits.exp(), (first.logits.softmax(1) + second.logits.softmax(1)) / 2)
+    model.second_look = 1.5
+    state = model.prefix(images, until=model.backbone.stages[0], mirrored=model.flip_average)
+    torch.testing.assert_close(model(state, after=model.backbone.stages[0]).boxes, first.boxes)
+
+
 @pytest.mark.parametrize("cls_head", ["linear", "box_pool"])
-@pytest.mark.parametrize("loc_head", ["linear", "spatial", "dense", "edges"])
+@pytest.mark.parametrize("loc_head", ["linear", "spatial", "dense", "edges", "cells"])
 def test_boxes_and_logits_are_float32_whatever_the_precision_of_the_trainer(composed, loc_head, cls_head):
     overrides = [f"model/loc_head={loc_head}", f"model/cls_head={cls_head}", "model.num_classes=3"]
     localizer = instantiate(composed(*overrides).model, _convert_="all").eval()

@@ -194,12 +194,18 @@ def test_a_program_of_torch_export_computes_the_same(trained, tmp_path):
     assert re.search(r"box \d\.\de-0[6-9]|box 0", said) and "every class the same" in said
 
 
-def test_bins_on_a_pyramid_and_a_class_read_within_the_box_are_exported_as_they_are(nursery, shapes_root, tmp_path):
-    network = ["model/backbone=small_cnn", "model.backbone.levels=[4,block3]", "model/loc_head=pyramid_edges"]
+@pytest.mark.parametrize(
+    "heads",
+    [
+        ["model/loc_head=pyramid_edges", "model/box_coder=bins", "loss/loc=l1_giou_bins", "model/cls_head=box_pool"],
+        ["model/loc_head=cells", "model/box_coder=cells", "loss/loc=cells", "model.second_look=1.5"],
+    ],
+)
+def test_what_a_pyramid_gives_is_exported_as_it_is(nursery, shapes_root, tmp_path, heads):
+    network = ["model/backbone=small_cnn", "model.backbone.levels=[4,block3]", *heads]
     data = [f"data.root={shapes_root}", "data.source=null", f"data.cache_dir={tmp_path / 'cache'}", "image_size=64"]
     small = ["trainer.max_epochs=1", "callbacks.pictures=null", f"hydra.run.dir={tmp_path / 'run'}"]
-    bins = ["model/box_coder=bins", "loss/loc=l1_giou_bins", "model/cls_head=box_pool"]
-    assert nursery.run(*network, *bins, *data, *small, log=tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    assert nursery.run(*network, *data, *small, log=tmp_path / "log") == 0, (tmp_path / "log").read_text()
     said = call("export", tmp_path / "run", "--out", tmp_path / "model.onnx")
     assert re.search(r"box \d\.\de-0[6-9]|box 0", said) and "every class the same" in said
 

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from onebox.runs.reading.reproduce import Recorded
 
 SCHEMA = 1
-TAKEN = ("data.", "trainer.", "threads=", "model.flip_average=")  # how overrides begin, beside a choice of data
+TAKEN = (
+    "data.",
+    "trainer.",
+    "threads=",
+    "model.flip_average=",
+    "model.second_look=",
+)  # how overrides begin, beside a choice of data
 EVALUATED = "evaluated"  # folder of what this command writes
 
 Split = Annotated[

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from onebox.boxes import mirror
-from onebox.errors import check
+from onebox.errors import check, is_number
 from onebox.model.backbone import Backbone, Features
 from onebox.model.box_coder import BoxCoder
 from onebox.model.cells import CellsCoder, CellsHead
 from onebox.model.heads import MakeHead, PerClassBox
+
+LEAST_LOOK = 0.25  # share of the image's side that a second look shows: smaller things would be nothing but pixels
 
 
 class Prediction(NamedTuple):
@@ -40,6 +42,9 @@ class Localizer(nn.Module):
         box_coder: what the localisation head's outputs mean.
         num_classes: K, with the background if it has a logit.
         flip_average: whether evaluation predicts the mirror image as well, and gives the mean.
+        second_look: if not None, evaluation cuts out the predicted box, widened so many times (at least `LEAST_LOOK` of
+            the image), and predicts what it shows: that gives the box, and both looks together the class. After
+            `prefix` there is no image to look at again, and no second look.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class Localizer(nn.Module):
         box_coder: BoxCoder,
         num_classes: int,
         flip_average: bool,
+        second_look: float | None = None,  # as in runs that were stored before it was there
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -73,7 +79,10 @@ class Localizer(nn.Module):
             "is chosen before the class is; choose another model/cls_head or model/loc_head",
         )
         self.box_coder = box_coder
+        is_widened = second_look is None or is_number(second_look, 1)
+        check(is_widened, f"model.second_look must be a number >= 1, or null, not {second_look}")
         self.flip_average = flip_average
+        self.second_look = second_look
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(list(backbone.input.mean)).reshape(-1, 1, 1), persistent=False)
@@ -89,15 +98,19 @@ class Localizer(nn.Module):
         `prefix` gave until there.
         """
         averages = self.flip_average and not self.training
-        if after is None:
-            assert isinstance(images, Tensor)
-            looks = (images, images.flip(-1)) if averages else (images,)
-            features = [self.backbone(self.normalise(look)) for look in looks]
-        else:
+        if after is not None:
             size = len(images) // (1 + averages)
             states = (images[:size], images[size:]) if averages else (images,)
             features = [self.backbone.suffix(tuple(part.float() for part in state), after=after) for state in states]
-        return self._predict(*features, labels=labels)
+            return self._predict(*features, labels=labels)
+        assert isinstance(images, Tensor)
+        first = self._look(images, labels)
+        if self.second_look is None or self.training:
+            return first
+        crops = widened(first.boxes, self.second_look)
+        second = self._look(cut_out(images, crops), labels)
+        boxes = crops[:, :2].repeat(1, 2) + second.boxes * (crops[:, 2:] - crops[:, :2]).repeat(1, 2)
+        return Prediction(self.box_coder.encode(boxes), boxes, _mean_logits(first.logits, second.logits))
 
     def prefix(self, images: Tensor, *, until: str, mirrored: bool) -> tuple[Tensor, ...]:
         """What `forward` with `after` takes: the backbone's first stages, and those for the mirror images if asked."""
@@ -114,6 +127,11 @@ class Localizer(nn.Module):
         """The target that belongs to true boxes ([B, 4] xyxy in [0, 1]) and labels ([B])."""
         return Target(self.box_coder.encode(boxes), boxes, labels)
 
+    def _look(self, images: Tensor, labels: Tensor | None) -> Prediction:
+        averages = self.flip_average and not self.training
+        looks = (images, images.flip(-1)) if averages else (images,)
+        return self._predict(*(self.backbone(self.normalise(look)) for look in looks), labels=labels)
+
     def _predict(self, features: Features, mirrored: Features | None = None, *, labels: Tensor | None) -> Prediction:
         """The heads' part of `forward`: for images, or the mean over them and their mirror images."""
         out, logits = self._outputs(features)
@@ -121,8 +139,7 @@ class Localizer(nn.Module):
             loc = self._codes(out, logits, labels)
             return Prediction(loc, self.box_coder.decode(loc), logits)
         other_out, other_logits = self._outputs(mirrored)
-        log_probabilities = torch.stack([logits.log_softmax(1), other_logits.log_softmax(1)])
-        logits = log_probabilities.logsumexp(0) - math.log(2)  # those that give the mean of the probabilities
+        logits = _mean_logits(logits, other_logits)
         boxes, others = (self.box_coder.decode(self._codes(item, logits, labels)) for item in (out, other_out))
         boxes = (boxes + mirror(others)) / 2
         return Prediction(self.box_coder.encode(boxes), boxes, logits)
@@ -144,3 +161,26 @@ class Localizer(nn.Module):
             chosen = logits.argmax(1) if labels is None else labels
             out = out.unflatten(1, (self.num_boxes, -1))[torch.arange(out.shape[0], device=out.device), chosen]
         return self._activated(out)
+
+
+def _mean_logits(logits: Tensor, others: Tensor) -> Tensor:
+    """Those that give the mean of the probabilities."""
+    return torch.stack([logits.log_softmax(1), others.log_softmax(1)]).logsumexp(0) - math.log(2)
+
+
+def widened(boxes: Tensor, factor: float) -> Tensor:
+    """[B, 4] boxes so many times as wide and high, each side at least `LEAST_LOOK`, as far as they lie in the image."""
+    boxes = boxes.clamp(0, 1)
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    halves = ((boxes[:, 2:] - boxes[:, :2]) * factor).clamp(min=LEAST_LOOK) / 2
+    return torch.cat((centres - halves, centres + halves), dim=1).clamp(0, 1)
+
+
+def cut_out(images: Tensor, boxes: Tensor) -> Tensor:
+    """What `images` ([B, 3, H, W], as in `Localizer.forward`) show within boxes, enlarged to H x W, in [0, 1]."""
+    pixels = images.float() / 255 if images.dtype == torch.uint8 else images
+    _, _, height, width = images.shape
+    (x1, y1, x2, y2), places = boxes[..., None].unbind(1), [(torch.arange(n) + 0.5) / n for n in (width, height)]
+    x, y = (low + (high - low) * at.to(low) for low, high, at in zip((x1, y1), (x2, y2), places, strict=True))
+    grid = torch.stack((x[:, None].expand(-1, height, -1), y[..., None].expand(-1, -1, width)), dim=-1)
+    return nn.functional.grid_sample(pixels, 2 * grid - 1, padding_mode="border", align_corners=False)
