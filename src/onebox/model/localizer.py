@@ -1,7 +1,7 @@
 """The network: backbone, localisation head, classification head, box coder. B = batch size, K = number of classes."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -56,9 +56,12 @@ class Localizer(nn.Module):
         box_coder: BoxCoder,
         num_classes: int,
         flip_average: bool,
-        second_look: float | None = None,  # as in runs that were stored before it was there
+        **later: Any,
     ) -> None:
         super().__init__()
+        second_look = later.pop("second_look", None)  # as in runs that were stored before it had a key
+        if later:
+            raise TypeError(f"Localizer has no argument {', '.join(sorted(later))}")
         self.backbone = backbone
         self.num_boxes = num_classes if isinstance(loc_head, PerClassBox) else 1
         self.loc_head = loc_head(backbone.feature_shape, box_coder.num_outputs * self.num_boxes)
