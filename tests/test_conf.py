@@ -20,9 +20,10 @@ GIVEN_AT_RUN_TIME = {"self", "transform", "feature_shape", "out_features", "opti
 
 
 def choose(file: str) -> list[str]:
-    """The overrides that choose a file of conf/ in its group."""
+    """The overrides that choose a file of conf/ in its group, and what goes with no other option of another one."""
     group, _, option = file.rpartition("/")
-    return [f"{group}={option}"] if group else []
+    needed = ["model/loc_head=cells"] if file == "model/box_coder/cells" else []
+    return [f"{group}={option}", *needed] if group else []
 
 
 def check_arguments(node):
