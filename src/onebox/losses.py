@@ -28,9 +28,10 @@ class LocLoss(nn.Module):
         self.space = space
 
     def forward(self, preds: Prediction, targets: Target) -> Tensor:
+        is_of_cells = preds.loc.ndim == 3 and preds.loc.shape[2] == CellsCoder.num_outputs and preds.loc.shape[1] != 4
+        told = "loss.loc: model/box_coder=cells gives a box for each cell, and only loss/loc=cells teaches all of them"
+        check(not is_of_cells, told)
         if self.space == "codes":
-            told = "loss.loc: model.box_coder gives a code for each cell, of which loss/loc=cells is the loss"
-            check(preds.loc.shape == targets.loc.shape, told)
             return self.criterion(preds.loc, targets.loc)
         return self.criterion(preds.boxes, targets.boxes)
 

@@ -76,7 +76,8 @@ def _l2(boxes, others):
 def test_codes_of_cells_and_other_losses_refuse_each_other(composed):
     boxes = BOXES[:1]
     targets = Target(torch.cat((boxes, torch.ones(1, 1), boxes), dim=1)[None], boxes, torch.tensor([0]))
-    with pytest.raises(BadInput, match="loss/loc=cells"):
-        LocLoss(criterion=torch.nn.L1Loss(), space="codes")(of_cells(BOXES, torch.tensor([0.5, 0.3, 0.2])), targets)
+    for space in ("codes", "boxes"):  # of the boxes, the scores would learn nothing
+        with pytest.raises(BadInput, match="loss/loc=cells"):
+            LocLoss(criterion=torch.nn.L1Loss(), space=space)(of_cells(BOXES, torch.tensor([0.5, 0.3, 0.2])), targets)
     with pytest.raises(BadInput, match="model/box_coder=cells"):
         CellsLoss(giou=0.2, coarse=0.5)(Prediction(boxes, boxes, boxes), Target(boxes, boxes, boxes))

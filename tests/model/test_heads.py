@@ -211,6 +211,7 @@ PER_CLASS = "model/loc_head=per_class_box"
         (["model/loc_head=cells", "model/box_coder=bins"], "CellsHead gives boxes .* BinsCoder"),
         (["model/loc_head=cells", "model.loc_head.window=0"], "window must be a number >= 0.001, not 0"),
         (["model/loc_head=edges", "model/box_coder=cells"], "EdgesHead gives one box.* set model/loc_head=cells"),
+        ([PER_CLASS, "model.second_look=2"], "second_look: each look could take the box of another class"),
         (["model.second_look=0.5"], "second_look must be a number >= 1, or null, not 0.5"),
         (["model/box_coder=bins", "model.box_coder.bins=1"], "bins must be a number >= 2, not 1"),
         ([ATTENTION, "model.loc_head.channels=10"], "multiple of num_heads"),

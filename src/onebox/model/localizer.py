@@ -84,6 +84,10 @@ class Localizer(nn.Module):
         self.box_coder = box_coder
         is_widened = second_look is None or is_number(second_look, 1)
         check(is_widened, f"model.second_look must be a number >= 1, or null, not {second_look}")
+        check(
+            second_look is None or self.num_boxes == 1,
+            "model.second_look: each look could take the box of another class of per_class_box; set it to null",
+        )
         self.flip_average = flip_average
         self.second_look = second_look
         self.mean: Tensor
