@@ -22,8 +22,8 @@ GIVEN_AT_RUN_TIME = {"self", "transform", "feature_shape", "out_features", "opti
 def choose(file: str) -> list[str]:
     """The overrides that choose a file of conf/ in its group, and what goes with no other option of another one."""
     group, _, option = file.rpartition("/")
-    needed = ["model/loc_head=cells"] if file == "model/box_coder/cells" else []
-    return [f"{group}={option}", *needed] if group else []
+    cells = ["model/loc_head=cells", "model/box_coder=cells", "loss/loc=cells"]
+    return (cells if f"{group}={option}" in cells[1:] else [f"{group}={option}"]) if group else []
 
 
 def check_arguments(node):

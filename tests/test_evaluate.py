@@ -59,6 +59,15 @@ def test_a_run_is_evaluated_again_and_on_other_images(run, shapes_root):
     assert val == pytest.approx({name: stored["best"][f"val/{name}"] for name in val}, abs=1e-6)
     assert evaluate(run, "largest", "data.select=largest")["images"] == 20 > found["images"]
 
+    moved = evaluate(run, "moved", "data.splits={train: [val], val: [], test: [test, train]}")
+    num_trained = evaluate(run, "train", "--split", "train")["images"]
+    assert (moved["images"], moved["trained_on"]) == (found["images"], num_trained)
+    assert moved["test"] == pytest.approx(found["test"], abs=1e-6)
+    with pytest.raises(BadInput, match=f"no image to evaluate .*{num_trained} dropped .the run was trained on it"):
+        evaluate(run, "trained", "data.splits={train: [val], val: [], test: [train]}")
+    every = evaluate(run, "every", "--split", "all")["images"]
+    assert evaluate(run, "of test", "--split", "all", "data.select={train: largest}")["images"] == every
+
     # Here the classes are read from the annotations, so they are sorted, and have other numbers.
     folder = ["data=folder", f"data.root={shapes_root}"]
     same = evaluate(run, "folder", *folder, "data.splits={train: [train], test: [test]}")

@@ -82,13 +82,14 @@ def assert_close(rows, others, *, rel):
     [
         ([*TINY, "model.flip_average=true"], "fc"),
         ([*TINY, "callbacks.freeze.unfreeze=[[1,fc],[0,blocks.9]]"], "blocks.6"),
+        ([*TINY, "model/loc_head=cells", "model/box_coder=cells", "loss/loc=cells"], "fc"),
         pytest.param(
             ["model/backbone=resnet18", "image_size=64", "callbacks.freeze.unfreeze=[[0,layer4]]", "optimizer.lr=1e-5"],
             "layer3",
             marks=pytest.mark.long,
         ),
     ],
-    ids=["all", "first stages", "first stages with norms"],
+    ids=["all", "first stages", "cells", "first stages with norms"],
 )
 def test_metrics_with_stored_features_are_those_of_the_images_within_float16(fit, caplog, overrides, until):
     """Float16 has 11 bits: 5e-4 of each feature, which three epochs of training carry on."""

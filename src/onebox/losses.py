@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchvision.ops import generalized_box_iou_loss
 
 from onebox.errors import check, is_number
+from onebox.model.box_coder import BoxCoder
 from onebox.model.cells import WIDTHS, CellsCoder
 from onebox.model.localizer import Prediction, Target
 
@@ -28,9 +29,6 @@ class LocLoss(nn.Module):
         self.space = space
 
     def forward(self, preds: Prediction, targets: Target) -> Tensor:
-        is_of_cells = preds.loc.ndim == 3 and preds.loc.shape[2] == CellsCoder.num_outputs and preds.loc.shape[1] != 4
-        told = "loss.loc: model/box_coder=cells gives a box for each cell, and only loss/loc=cells teaches all of them"
-        check(not is_of_cells, told)
         if self.space == "codes":
             return self.criterion(preds.loc, targets.loc)
         return self.criterion(preds.boxes, targets.boxes)
@@ -72,9 +70,6 @@ class CellsLoss(nn.Module):
     A box costs its L1 distance and `giou` times 1 - GIoU (arXiv:1902.09630). The expectation is smallest where the
     cells with large shares have boxes that are right, so one of two objects is chosen, where the loss of a mean box
     would have it between them. Coarse boxes cost `coarse` times as much, and the shares learn nothing from that.
-
-    Raises:
-        BadInput: the codes are others.
     """
 
     def __init__(self, *, giou: float, coarse: float) -> None:
@@ -84,8 +79,6 @@ class CellsLoss(nn.Module):
         self.giou, self.coarse = giou, coarse
 
     def forward(self, preds: Prediction, targets: Target) -> Tensor:
-        fits = preds.loc.ndim == 3 and preds.loc.shape[2] == CellsCoder.num_outputs
-        check(fits, "loss.loc: a loss of cells needs their codes; set model/loc_head=cells and model/box_coder=cells")
         boxes, shares, coarse = preds.loc.split(WIDTHS, dim=-1)
         shares, true = shares.squeeze(-1), targets.boxes[:, None].expand_as(boxes)
         costs = shares * self._cost(boxes, true) + self.coarse * shares.detach() * self._cost(coarse, true)
@@ -213,6 +206,14 @@ class WeightedLoss(nn.Module):
         self.terms = nn.ModuleDict({"loc": loc, "cls": cls})
         self.weights = {name: float(weights[name]) for name in TERMS}
         self.weighting = weighting
+
+    def check_fits(self, box_coder: BoxCoder) -> None:
+        """Refuse a loss of one box for codes of cells, whose scores would learn nothing from it, and the reverse."""
+        is_of_cells = any(isinstance(part, CellsLoss) for part in self.modules())
+        is_of_one = any(isinstance(part, LocLoss) for part in self.modules())
+        gives_cells = isinstance(box_coder, CellsCoder)
+        told = "loss.loc: model/box_coder=cells and loss/loc=cells go together; set both of them, or neither"
+        check(not (is_of_one if gives_cells else is_of_cells), told)
 
     def counts(self, targets: Target) -> dict[str, Tensor]:
         """For each term whose value is no mean over images what it is a mean over: the sum of their weights, scalar."""

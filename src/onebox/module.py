@@ -74,6 +74,7 @@ class LocalizationModule(LightningModule):
         log_every_n_steps: int,
     ) -> None:
         super().__init__()
+        loss.check_fits(localizer.box_coder)
         self.localizer = localizer
         self.loss = loss
         self.make_optimizer = optimizer

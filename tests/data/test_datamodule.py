@@ -1,4 +1,5 @@
 import pickle
+import shutil
 from multiprocessing.reduction import ForkingPickler
 
 import pytest
@@ -152,6 +153,22 @@ def test_images_with_several_objects_can_be_for_training_alone(folder_data, tree
     assert {*more["train"].ids} == {*plain["train"].ids} | {f"several{number}" for number in range(5)}
     for split in ("val", "test"):
         assert more[split].ids == plain[split].ids and len(plain[split])
+    with pytest.raises(BadInput, match="val and test are drawn from the same images"):
+        folder_data(*drawn, "data.select={val:largest}")
+
+
+def test_a_copy_of_a_measured_image_is_not_trained_on_for_its_other_annotations(folder_data, tree):
+    """Another tree may have the same photograph with more objects."""
+    for number in range(8):
+        tree.add(f"single{number}", DOG)
+        tree.add(f"copy{number}", DOG, CAT)
+        images = tree.folder / "JPEGImages"
+        shutil.copy(images / f"single{number}.jpg", images / f"copy{number}.jpg")
+    drawn = ["data.splits={train:['*'],val:[],test:[]}", "data.folds=4", "data.fold=0", "data.select={train:largest}"]
+    indexes = folder_data(*drawn).indexes
+    measured = {*indexes["val"].digests, *indexes["test"].digests}
+    assert len(measured) > 1 and not measured & {*indexes["train"].digests}
+    assert any(name.startswith("copy") for name in indexes["train"].ids)
 
 
 def test_the_background_class_shifts_the_labels(folder_data, tree):

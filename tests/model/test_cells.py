@@ -4,6 +4,7 @@ from hydra.utils import instantiate
 from torchvision.ops import generalized_box_iou_loss
 
 from onebox.boxes import paired_iou
+from onebox.build import build_data, build_module
 from onebox.errors import BadInput
 from onebox.losses import CellsLoss, LocLoss
 from onebox.model.backbone import Features, FeatureShape, MapShape
@@ -73,11 +74,18 @@ def _l2(boxes, others):
     return (boxes - others).square().mean()
 
 
-def test_codes_of_cells_and_other_losses_refuse_each_other(composed):
-    boxes = BOXES[:1]
-    targets = Target(torch.cat((boxes, torch.ones(1, 1), boxes), dim=1)[None], boxes, torch.tensor([0]))
-    for space in ("codes", "boxes"):  # of the boxes, the scores would learn nothing
-        with pytest.raises(BadInput, match="loss/loc=cells"):
-            LocLoss(criterion=torch.nn.L1Loss(), space=space)(of_cells(BOXES, torch.tensor([0.5, 0.3, 0.2])), targets)
-    with pytest.raises(BadInput, match="model/box_coder=cells"):
-        CellsLoss(giou=0.2, coarse=0.5)(Prediction(boxes, boxes, boxes), Target(boxes, boxes, boxes))
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["loss/loc=l1"],
+        ["loss/loc=giou"],  # of the one box that is meant: the scores would learn nothing
+        ["loss/loc=l1_giou"],
+        ["model/loc_head=edges", "model/box_coder=bins", "model.box_coder.bins=9"],  # as wide as codes of cells
+    ],
+)
+def test_codes_of_cells_and_other_losses_refuse_each_other(composed, overrides):
+    cfg = composed("model.num_classes=3", *CELLS, *overrides)
+    data = build_data(cfg)
+    data.class_names = ["bird", "cat", "dog"]
+    with pytest.raises(BadInput, match="loss/loc=cells go together"):
+        build_module(cfg, data)

@@ -18,13 +18,10 @@ if TYPE_CHECKING:
     from onebox.runs.reading.reproduce import Recorded
 
 SCHEMA = 1
-TAKEN = (
-    "data.",
-    "trainer.",
-    "threads=",
-    "model.flip_average=",
-    "model.second_look=",
-)  # how overrides begin, beside a choice of data
+# How overrides begin, beside a choice of data; and those of them that may draw the splits anew.
+TAKEN = ("data.", "trainer.", "threads=", "model.flip_average=", "model.second_look=")
+DRAWN = tuple(f"data.{key}" for key in ("select", "include_difficult", "ids", "fold", "split", "holdout", "only_train"))
+SEEN = "the run was trained on it"
 EVALUATED = "evaluated"  # folder of what this command writes
 
 Split = Annotated[
@@ -76,7 +73,9 @@ def evaluate(
     check(not folder.exists() or not any(folder.iterdir()), f"{folder}: holds files already; choose another --out")
     config, which = _config(recorded, folder, split, overrides or [])
     with told_as_bad_input(overrides or []), on_stderr() if json_ else contextlib.nullcontext():
-        document = _test(recorded, config, which, weights, folder, is_same=not overrides and which == "test")
+        trained_on = _trained_on(recorded, folder, overrides or []) if which != "train" else frozenset()
+        is_same = not overrides and which == "test"
+        document = _test(recorded, config, which, weights, folder, is_same=is_same, trained_on=trained_on)
     if json_:
         print_json(document)
     else:
@@ -109,6 +108,9 @@ def _config(recorded: "Recorded", folder: Path, split: str | None, overrides: Se
             cfg.data = OmegaConf.to_container(data, resolve=True)
     split = split or ("test" if not is_new or cfg.data.splits.get("test") else "all")
     cfg.data.only_train = split == "all" or cfg.data.only_train
+    for key, usual in (("select", "single"), ("limit", None)):
+        if split == "all" and OmegaConf.is_dict(cfg.data[key]):  # that of the test, not of training
+            cfg.data[key] = cfg.data[key].get("test", usual)
     cfg.callbacks, cfg.logger = {}, {}
     cfg.trainer.update(devices=1, num_nodes=1, strategy="auto")
     if overrides or split != "test":
@@ -116,9 +118,33 @@ def _config(recorded: "Recorded", folder: Path, split: str | None, overrides: Se
     return cfg, "train" if split == "all" else split
 
 
-def _test(recorded: "Recorded", cfg: Any, split: str, weights: Path, folder: Path, *, is_same: bool) -> dict[str, Any]:
-    """Test, and leave metrics.json and predictions.csv in `folder`."""
+def _trained_on(recorded: "Recorded", folder: Path, overrides: Sequence[str]) -> frozenset[bytes]:
+    """Digests of what the run was trained on, if overrides may draw its splits anew; empty otherwise."""
+    from omegaconf import OmegaConf
+
+    from onebox.build import read_data
+    from onebox.runs.reading.reproduce import config_again
+
+    as_drawn = [text for text in overrides if not text.startswith(DRAWN)]
+    if len(as_drawn) == len(overrides) or any(text.startswith("data=") for text in overrides):
+        return frozenset()
+    cfg = OmegaConf.create(config_again(recorded, folder.resolve(), steps=None, force=True, overrides=as_drawn))
+    return frozenset(read_data(cfg).indexes["train"].digests)
+
+
+def _test(
+    recorded: "Recorded",
+    cfg: Any,
+    split: str,
+    weights: Path,
+    folder: Path,
+    *,
+    is_same: bool,
+    trained_on: frozenset[bytes],
+) -> dict[str, Any]:
+    """Test on what the run was not trained on, and leave metrics.json and predictions.csv in `folder`."""
     import lightning.pytorch as L
+    import numpy as np
     import torch
 
     from onebox.build import Built, build_module, build_trainer, read_data
@@ -139,7 +165,8 @@ def _test(recorded: "Recorded", cfg: Any, split: str, weights: Path, folder: Pat
     differ = f"{recorded.folder}: the data have changed since ({', '.join(changed)}); name them, as in data.root=FOLDER"
     check(not changed, differ)
     unknown = _match_classes(data, read_checkpoint(weights)["onebox"]["class_names"])
-    data.test_on(data.indexes[split])
+    index = data.indexes[split]
+    data.test_on(index.where(np.array([digest not in trained_on for digest in index.digests], bool), SEEN))
     sizes = {name: len(data.indexes[name]) for name in ("train", "test")}
     check(all(sizes.values()), f"no image to evaluate ({split}: {data.indexes['test']}); choose another --split")
     module = build_module(cfg, data)
@@ -148,7 +175,8 @@ def _test(recorded: "Recorded", cfg: Any, split: str, weights: Path, folder: Pat
     facts = {"run": str(recorded.folder), "weights": weights.name, "split": split, "images": len(table)}
     intervals = dict(zip(table, bootstrap(table.to_numpy(float)).tolist(), strict=True))
     found = {**results._asdict(), "intervals": intervals, "per_class": module.test_per_class}
-    document = {"schema": SCHEMA, **facts, "unknown_classes": unknown, **found}
+    seen = data.indexes["test"].dropped.get(SEEN, 0)
+    document = {"schema": SCHEMA, **facts, "trained_on": seen, "unknown_classes": unknown, **found}
     write_json(folder / "metrics.json", document)
     return document
 
@@ -193,6 +221,8 @@ def _print(document: dict[str, Any], folder: Path) -> None:
         shares = [f"{row[metric]:.3f}" for metric in ("joint_acc", "acc", "iou", "loc_acc")]
         classes.add_row(printable(name), str(row["images"]), *shares)
     console.print(classes)
+    if document["trained_on"]:
+        print(f"left out: {document['trained_on']:,} images that the run was trained on")
     for name, count in document["unknown_classes"].items():
         print(printable(f"left out: {count:,} images of {name}, a class that the model does not know"))
     print(printable(f"metrics.json and predictions.csv are in {folder}"))

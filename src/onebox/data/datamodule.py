@@ -281,7 +281,7 @@ class VocDataModule(LightningDataModule):
             f"data.background_class=false, or give the class another name by data.rename={{{BACKGROUND}: other}}",
         )
         self.class_names = [BACKGROUND] * self._background_class + self._classes
-        draw_splits(self.listed, self._rows, self._splits, self._selection.of("test"), self._label_of)
+        draw_splits(self.listed, self._rows, self._splits, self._selection, self._label_of)
         self.indexes = {split: self._index(split) for split in SPLITS}
 
     def _read_lists(self) -> tuple[Listed, dict[str, Ints]]:

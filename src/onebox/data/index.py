@@ -14,7 +14,7 @@ from onebox.data.image import Picture
 from onebox.data.listed import Listed
 from onebox.data.selection import Selection, Splits
 from onebox.data.table import Ints, Table
-from onebox.errors import BadInput
+from onebox.errors import BadInput, check
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -250,15 +250,21 @@ def _usable_images(
 def draw_splits(
     listed: Listed, rows: dict[str, Ints], splits: Splits, selection: Selection, label_of: Mapping[str, int]
 ) -> None:
-    """Change the `rows` of each split to what `splits` draws from those that `selection`, that of the test, can use.
+    """Change the `rows` of each split to what `splits` draws from those that the test can use.
 
     That is known as far as it is without opening their images.
 
     Raises:
-        BadInput: there are too few.
+        BadInput: there are too few, or val and test are drawn from the same images and are to use others.
     """
     if splits.only_train:
         return
+    is_mixed = isinstance(selection.select, Mapping)  # training may use what is not drawn from
+    is_drawn = splits.fold is not None or not (splits.lists("val") and splits.lists("test"))
+    are_alike = selection.of("val").select == selection.of("test").select
+    told = "data.select: val and test are drawn from the same images; name both of them, or neither"
+    check(are_alike or not is_drawn, told)
+    selection = selection.of("test")
     some = rows["train"] if splits.fold is None else np.arange(len(listed))
     some = _wanted_rows(listed, some, selection)
     chosen = _choose(listed, some, selection, label_of)
@@ -269,6 +275,11 @@ def draw_splits(
     digests = [picture.digest for picture in listed.pictures(some[at].tolist()).values()]
     _, first, same = np.unique(digests, return_index=True, return_inverse=True)
     splits.cross_validate(rows, some[at], chosen.table.names[chosen.objects[at]], first[same])
+    if is_mixed:  # then a copy of a measured image, with other annotations, could be trained on
+        measured = {digests[place] for place in np.flatnonzero(~np.isin(some[at], rows["train"])).tolist()}
+        pictures = listed.pictures(rows["train"].tolist())
+        copies = [row for row, picture in pictures.items() if picture.digest in measured]
+        rows["train"] = np.setdiff1d(rows["train"], copies)
 
 
 def annotation_problems(table: Table, *, label_of: Mapping[str, int] | None) -> dict[int, str]:
