@@ -65,7 +65,7 @@ def test_a_run_uses_the_classes_of_its_project_and_they_are_part_of_its_source_a
 
 def test_help_and_completion_know_its_options_in_a_folder_of_it_too(project):
     for at in (".", "my_project"):
-        assert "model/loc_head: attention_pool, dense, edges, linear, mine, mlp" in project.run("--help", at=at)
+        assert "model/loc_head: attention_pool, cells, dense, edges, linear, mine, mlp" in project.run("--help", at=at)
         line = {"COMP_LINE": "onebox-train model/loc_head=mi", "COMP_POINT": "30"}
         assert "model/loc_head=mine" in project.run("-sc", "query=bash", at=at, **line)
 
