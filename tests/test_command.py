@@ -40,7 +40,10 @@ def fast(shapes_root: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [
-        (["--help"], ["onebox-train experiment=baseline", "model/box_coder: bins, cells, cxcywh_sigmoid, ltrb, xywh, xyxy"]),
+        (
+            ["--help"],
+            ["onebox-train experiment=baseline", "model/box_coder: bins, cells, cxcywh_sigmoid, ltrb, xywh, xyxy"],
+        ),
         (["--cfg", "job"], ["max_epochs: "]),
         (["experiment=baseline", "--cfg", "job", "--resolve"], ["max_epochs: "]),
         (["-sc", "query=bash"], ["model/box_coder=cxcywh_sigmoid"]),  # what a shell asks, with the line typed so far

@@ -83,7 +83,10 @@ def assert_close(rows, others, *, rel):
         ([*TINY, "model.flip_average=true"], "fc"),
         ([*TINY, "callbacks.freeze.unfreeze=[[1,fc],[0,blocks.9]]"], "blocks.6"),
         # At the usual rate, training carries the difference to 0.4 % of the loss; at this one it is that of the features.
-        (["image_size=64", "model/loc_head=cells", "model/box_coder=cells", "loss/loc=cells", "optimizer.lr=1e-5"], "fc"),
+        (
+            ["image_size=64", "model/loc_head=cells", "model/box_coder=cells", "loss/loc=cells", "optimizer.lr=1e-5"],
+            "fc",
+        ),
         pytest.param(
             ["model/backbone=resnet18", "image_size=64", "callbacks.freeze.unfreeze=[[0,layer4]]", "optimizer.lr=1e-5"],
             "layer3",
