@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+
+from onebox.runs.predictions import BOXES
 
 ROOT = Path(__file__).parent.parent
 
@@ -59,6 +63,42 @@ def test_the_networks_whose_use_is_measured_predict(bench):
 
     boxes, probabilities = use.network("model/backbone=small_cnn").run(use.noise(2, 100))
     assert boxes.shape == (2, 4) and probabilities.shape == (2, 20)
+
+
+def test_folds_are_put_together_and_their_interval_holds_images_and_seeds(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import folds
+
+    right = {(0, 0): "1101", (0, 1): "1100", (1, 0): "1111", (1, 1): "0111", (2, 0): "1111"}  # of (seed, fold)
+    for (seed, fold), names in right.items():
+        run = tmp_path / "runs" / f"{seed}{fold}"
+        run.mkdir(parents=True)
+        (run / "config.yaml").write_text(f"seed: {seed}\ndata: {{fold: {fold}, views_seed: 0}}\n")
+        (run / "metrics.json").write_text(json.dumps({"floor": dict.fromkeys(folds.METRICS, 0.25)}))
+        box = dict.fromkeys(BOXES, 0) | {
+            f"{which}_{edge}": 9 for which in ("true", "predicted") for edge in ("x2", "y2")
+        }
+        texts = {"path": "", "true_label": "cat", "top1": "cat"}
+        numbers = {"width": 10, "height": 10, **box, "iou": 1, "probability": 1, "top1_probability": 1}
+        rows = [
+            {"id": f"{fold}{n}", "predicted_label": "cat" if is_right == "1" else "dog", **texts, **numbers}
+            for n, is_right in enumerate(names)
+        ]
+        pd.DataFrame(rows).to_csv(run / "predictions.csv", index=False)
+    repeats, floor = folds.read_repeats(tmp_path / "runs")
+    assert {name: table["acc"].mean() for name, table in repeats.items()} == {
+        "seed 0": 5 / 8,
+        "seed 1": 7 / 8,
+        "seed 2": 1,
+    }
+    assert floor["acc"] == 0.25
+    monkeypatch.setattr(sys, "argv", ["folds", str(tmp_path / "runs")])
+    folds.main()
+    printed = capsys.readouterr().out
+    assert "8 images" in printed and "left out: seed 2, which has 4 images" in printed
+    values = np.stack([repeats[name][["acc"]] for name in ("seed 0", "seed 1")])
+    (low, high), (low_of_images, high_of_images) = folds.bootstrap(values)[0], folds.bootstrap(values.mean(0)[None])[0]
+    assert low < low_of_images < 0.75 < high_of_images < high
 
 
 @pytest.mark.long(minutes=2)
