@@ -198,7 +198,10 @@ def test_a_program_of_torch_export_computes_the_same(trained, tmp_path):
     "heads",
     [
         ["model/loc_head=pyramid_edges", "model/box_coder=bins", "loss/loc=l1_giou_bins", "model/cls_head=box_pool"],
-        ["model/loc_head=cells", "model/box_coder=cells", "loss/loc=cells", "model.second_look=1.5"],
+        [
+            *("model/loc_head=cells", "model/box_coder=cells", "loss/loc=cells"),
+            *("model.second_look=1.5", "model.flip_average=true"),
+        ],
     ],
 )
 def test_what_a_pyramid_gives_is_exported_as_it_is(nursery, shapes_root, tmp_path, heads):
