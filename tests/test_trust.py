@@ -234,7 +234,7 @@ COMMANDS = {
     "evaluate": ["{run}", "{run} --split val --json", "{other}"],
     "reproduce": ["{run}", "{run} --steps 1", "{run} --checkout", "{other}", "{run} --trust os"],
     "check": ["{run}", "{run} --json", "{run} --data coco"],
-    "show": ["{run}", "{run} --html {out}.html", "folder data.root={run} --json"],
+    "show": ["{run}", "{run} --html {out}.html", "folder data.root={run} --json", "folder resume={run}"],
     "cache": ["data.cache_dir={run}", "data.cache_dir={run} --clear"],
     "convert": ["{run} {out} --to csv"],
     "download": [],  # reads no folder of others
@@ -259,7 +259,7 @@ def test_no_command_does_what_a_hostile_run_directory_asks_for(crowded, tmp_path
     folder, victim = crowded
     monkeypatch.chdir(tmp_path)
     names = {"run": folder, "other": folder.parent / "other", "outputs": folder.parent, "out": tmp_path / "out"}
-    group = ["data"] if command in ("check", "cache", "convert") else []
+    group = ["data"] if command in ("check", "show", "cache", "convert") else []
 
     def state():
         paths = [path for path in tmp_path.rglob("*") if "outputs/reproduced" not in str(path)]
@@ -270,6 +270,7 @@ def test_no_command_does_what_a_hostile_run_directory_asks_for(crowded, tmp_path
     assert isinstance(done.exception, SystemExit | BadInput | None), done.exception
     assert not victim.exists() and state() == before
     told = done.output + str(done.exception)
+    assert "No such command" not in told
     assert "s3cret" not in told and "\x1b" not in done.output, told
 
 
@@ -281,6 +282,17 @@ def test_load_run_and_resume_build_nothing_that_is_not_allowed(hostile, tmp_path
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and "names os.mkdir" in done.stderr, done.stderr
     assert not victim.exists()
+
+
+def test_data_show_builds_nothing_of_a_resumed_run_that_is_not_allowed(hostile, tmp_path, monkeypatch, shapes_root):
+    folder, victim = hostile
+    attack = f"+augment.x={{_target_: onebox.data.resize.torch.os.mkdir, path: {victim}}}"
+    (folder / ".hydra" / "overrides.yaml").write_text(json.dumps([attack]))
+    monkeypatch.chdir(tmp_path)
+    shown = ["data", "show", "shapes", f"resume={folder}", f"data.root={shapes_root}", "data.source=null"]
+    done = CliRunner().invoke(app, shown)
+    assert not victim.exists()
+    assert isinstance(done.exception, BadInput) and "names onebox.data.resize.torch.os.mkdir" in str(done.exception)
 
 
 @pytest.mark.long

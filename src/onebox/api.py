@@ -33,7 +33,7 @@ from onebox.errors import (
 from onebox.hydra_setup import register_plugins
 from onebox.overrides import as_text, check_place, read_arguments
 from onebox.runs.fingerprint import without_hydra
-from onebox.trust import stored_arguments, stored_in
+from onebox.trust import check_stored, stored_arguments, stored_in
 from onebox.validation import told_as_bad_input, validate
 
 if TYPE_CHECKING:
@@ -78,7 +78,9 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
                 config = hydra.compose("train", overrides=typed, return_hydra_config=True)
                 is_single = config.hydra.mode is not RunMode.MULTIRUN
                 check(is_single, "a sweep is started by onebox-train; in Python, loop over onebox.train")
-                _, cfg = single_run(config)
+                folder, cfg = single_run(config)
+                for path in stored_in:  # before a command builds a part of it
+                    check_stored(OmegaConf.to_container(cfg, resolve=True), folder, path, cfg.trust)
                 with warnings.catch_warnings(action="ignore"):  # what libraries say when they are first imported
                     validate(cfg)
         finally:
