@@ -145,7 +145,7 @@ class Mistakes:
 
 
 def find_mistakes(run_dir: Path, upright: bool | None) -> Mistakes | None:
-    """What predictions.csv says; None where there is none, or it lacks a column, or numbers in it are none.
+    """What predictions.csv says; None where there is none, or numbers in it are none.
 
     Args:
         run_dir: of the run.
@@ -153,12 +153,9 @@ def find_mistakes(run_dir: Path, upright: bool | None) -> Mistakes | None:
     """
     if not (run_dir / PREDICTIONS).is_file():
         return None
-    try:
-        with (run_dir / PREDICTIONS).open(encoding="utf-8", newline="") as file:
-            every = [_shot(row) for row in csv.DictReader(file)]
-    except (KeyError, ValueError, TypeError, ArithmeticError, csv.Error):  # of another version, or edited
-        return None
-    if not every or not all(math.isfinite(shot.loss) for shot in every):
+    with (run_dir / PREDICTIONS).open(encoding="utf-8", newline="") as file:
+        every = [_shot(row) for row in csv.DictReader(file)]
+    if not all(math.isfinite(shot.loss) for shot in every):
         return None
     counts = Counter((shot.true, shot.predicted) for shot in every)
     true, either = (Counter(names) for names in zip(*((shot.true, shot.predicted) for shot in every), strict=True))
@@ -201,7 +198,6 @@ def _shot(row: dict[str, str]) -> Shot:
         )
         boxes.append((x1, y1, max(0.0, x2 - x1), max(0.0, y2 - y1)))
     top = [(row[f"top{n}"], float(row[f"top{n}_probability"])) for n in range(1, 6) if row.get(f"top{n}")]
-    top = top or [(row["predicted_label"], float(row["probability"]))]
     rest = min(top[-1][1], max(0.0, 1 - sum(share for _, share in top)))
     return Shot(
         id=row["id"],

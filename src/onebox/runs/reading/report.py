@@ -3,7 +3,6 @@
 import base64
 import csv
 import math
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -83,24 +82,17 @@ def read_metrics(run_dir: Path) -> dict[str, Any]:
 def write_report(run_dir: Path, *, upright: bool | None = None) -> Path:
     """Write `report.html`, one file that needs no network, from what lies in a run directory.
 
-    Only run.json must be there; what else is missing is left out or said to be missing.
-
     Args:
-        run_dir: of the run.
-        upright: how the test images are read, see `read_image`; None: not at all, as in a directory of somebody else.
-
-    Raises:
-        FileNotFoundError: `run_dir` has no run.json.
+        run_dir: of a run that has just written its results, and is not closed yet.
+        upright: how the test images are read, see `read_image`; None: not at all.
     """
     run = read_json(run_dir / "run.json")
     started = datetime.fromisoformat(run["started"])
-    if run["status"] == "running":  # until its report is there
-        run["seconds"] = (datetime.now(UTC) - started).total_seconds()
-    metrics = read_metrics(run_dir) if (run_dir / "metrics.json").exists() else {}
-    config_path = run_dir / "config.yaml"
-    config = config_path.read_text(encoding="utf-8") if config_path.exists() else ""
+    run["seconds"] = (datetime.now(UTC) - started).total_seconds()  # so far
+    metrics = read_metrics(run_dir)
+    config = (run_dir / "config.yaml").read_text(encoding="utf-8")
     epochs = read_epochs(run_dir / "metrics.csv")
-    best, floor = metrics.get("best", {}), metrics.get("floor", {})
+    best, floor = metrics["best"], metrics["floor"]
     found = find_mistakes(run_dir, upright)
     html = render(
         "onebox.runs.reading",
@@ -113,7 +105,7 @@ def write_report(run_dir: Path, *, upright: bool | None = None) -> Path:
         began=BEGAN,
         started=started,
         command=repeat_command(run),
-        commands=further_commands(run_dir, run),
+        commands=further_commands(run_dir),
         config=config,
         monitor=OmegaConf.select(OmegaConf.create(config), "monitor"),
         metrics=METRICS,
@@ -135,11 +127,10 @@ def write_report(run_dir: Path, *, upright: bool | None = None) -> Path:
 
 
 def _results(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """What the template is told of metrics.json, of which any section may be missing."""
-    final, best, test, floor = (metrics.get(key, {}) for key in ("final", "best", "test", "floor"))
-    per_class = sorted(metrics.get("per_class", {}).items(), key=lambda item: (-item[1]["images"], item[0]))
+    """What the template is told of metrics.json; without a test its sections but `final` and `best` are empty."""
+    final, best, test, floor, judged = (metrics[key] for key in ("final", "best", "test", "floor", "against_floor"))
+    per_class = sorted(metrics["per_class"].items(), key=lambda item: (-item[1]["images"], item[0]))
     images = sum(values["images"] for _, values in per_class)
-    judged = metrics.get("against_floor", {})  # an older run has none
     return {
         "final": final,
         "best": best,
@@ -159,13 +150,9 @@ def _results(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _picture(run_dir: Path) -> str | None:
-    """The URI of what BoxPictures has drawn, of an earlier version's file, or of what the page has already."""
-    for path, kind in ((run_dir / PICTURE, "jpeg"), (run_dir / "predictions.png", "png")):
-        if path.is_file():
-            return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-    page = run_dir / "report.html"
-    found = re.search(r"data:image/jpeg;base64,[\w+/=]+", page.read_text(encoding="utf-8")) if page.is_file() else None
-    return found[0] if found else None
+    """The URI of what BoxPictures has drawn."""
+    path = run_dir / PICTURE
+    return f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}" if path.is_file() else None
 
 
 def read_epochs(path: Path) -> list[Values]:
@@ -183,13 +170,11 @@ def repeat_command(run: Mapping[str, Any]) -> str:
     return shlex.join(["onebox-train", *overrides, *alone])
 
 
-def further_commands(run_dir: Path, run: Mapping[str, Any]) -> dict[str, str]:
+def further_commands(run_dir: Path) -> dict[str, str]:
     """What can be done with a run, and the shell command that does it."""
     folder = shlex.quote(str(run_dir))
-    is_whole = run["status"] in ("running", "completed")  # it is running until its report is there
     return {
         "Repeat it and compare every number": f"onebox reproduce {folder}",
-        **({} if is_whole else {"Resume it": f"onebox-train resume={folder}"}),
         "Train longer": f"onebox-train extend={folder} trainer.max_epochs=NUMBER",
         "Predict other images": f"onebox predict {folder} IMAGES --out predicted --pictures",
         "Test it on other data": f"onebox evaluate {folder} data=OPTION",
@@ -214,12 +199,7 @@ def balance_line(balance: Mapping[str, Any]) -> str:
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share of `count`, in [0, 1] (Wilson 1927): of 0 and 1 too, it has a width.
-
-    Without a count it is the share itself.
-    """
-    if not count:
-        return share, share
+    """The 95 % interval of a share of `count` > 0, in [0, 1] (Wilson 1927): of 0 and 1 too, it has a width."""
     z2 = 1.96**2 / count
     middle, half = share + z2 / 2, math.sqrt(z2 * (share * (1 - share) + z2 / 4))
     return max(0.0, middle - half) / (1 + z2), min(1.0, (middle + half) / (1 + z2))
