@@ -319,11 +319,10 @@ def build_trainer(
 def _silence_empty_hooks(trainer: Any, module: LocalizationModule | None) -> None:
     """Keep Lightning from calling, in each step, the hooks that do nothing: what cannot be called it passes over.
 
-    Without a profiler it would also make a generator for each hook. On the objects, not their classes, so that a hook
-    of a researcher's own class may call its parent's.
+    Nor is a generator made for each hook, as there is no profiler. On the objects, not their classes, so that a hook of
+    a researcher's own class may call its parent's.
     """
     from lightning.pytorch import Callback, LightningModule
-    from lightning.pytorch.profilers import PassThroughProfiler
 
     nothing = contextlib.nullcontext()
     parts = [(part, Callback) for part in trainer.callbacks] + ([(module, LightningModule)] if module else [])
@@ -331,9 +330,7 @@ def _silence_empty_hooks(trainer: Any, module: LocalizationModule | None) -> Non
         for hook in STEP_HOOKS:
             if getattr(type(part), hook) is getattr(base, hook):
                 setattr(part, hook, None)
-    profiler: Any = trainer.profiler
-    if isinstance(trainer.profiler, PassThroughProfiler):
-        profiler.profile = lambda action_name: nothing
+    trainer.profiler.profile = lambda action_name: nothing
 
 
 def _waits_in_vain(cfg: DictConfig, module: LocalizationModule) -> bool:

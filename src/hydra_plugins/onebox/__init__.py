@@ -11,7 +11,6 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from onebox.errors import BadInput
 from onebox.project import config_folder
 
 
@@ -79,10 +78,8 @@ class OptunaSweeper(Sweeper):
     """See `onebox.sweep.search`, which is imported when a search begins, as it takes Optuna with it."""
 
     def __init__(self, **settings: Any) -> None:
-        try:
-            from onebox.sweep.search import Search
-        except ImportError as error:
-            raise BadInput(f"a search needs Optuna: pip install 'onebox[optuna]' ({error})") from error
+        from onebox.sweep.search import Search
+
         self._search = Search(build=_build, **settings)
 
     def setup(self, **context: Any) -> None:

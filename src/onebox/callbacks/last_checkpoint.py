@@ -52,13 +52,6 @@ class LastCheckpoint(Checkpoint):
         self._trained: dict[str, Any] = {}  # weights of the last epoch, where averages take their place at the end
         self._loaded: dict[str, Any] = {"position": (0, 0), "first_step": 0, "done": False, "monitored": {}}
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what Lightning cannot resume exactly."""
-        check(
-            trainer.max_steps == -1,
-            "trainer.max_steps cannot be resumed; set trainer.max_epochs or callbacks.checkpoint_last=null",
-        )
-
     def on_load_checkpoint(self, trainer: Any, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take back what `on_save_checkpoint` added."""
         self._loaded = checkpoint["fit"] | {"position": tuple(checkpoint["fit"]["position"])}

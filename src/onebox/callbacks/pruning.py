@@ -37,7 +37,7 @@ class Pruning(Checkpoint):  # as Lightning calls these when the module has logge
                 values[epoch] = trainer.callback_metrics[self._tag].item()
             is_hopeless = epoch in values and self._is_hopeless(values)
         is_over = trainer.should_stop or epoch + 1 == trainer.max_epochs  # nothing would be saved
-        is_early = epoch + 1 < (trainer.min_epochs or 0) or trainer.global_step < (trainer.min_steps or 0)
+        is_early = epoch + 1 < (trainer.min_epochs or 0)
         if trainer.strategy.broadcast(is_hopeless) and not is_over and not is_early:
             self._reason = f"after epoch {epoch + 1} of {trainer.max_epochs}"
             trainer.should_stop = True

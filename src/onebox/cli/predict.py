@@ -90,6 +90,7 @@ def predict(
       onebox predict RUN photos --format voc --out pseudo --min-probability .9   labels to train on
       find /photos -name '*.jpg' | onebox predict model.onnx - --format jsonl > found.jsonl
     """
+    from onebox.data.processes import progress
     from onebox.runs.reading.predict import common_folder, detect_files, image_files
 
     check(out is not None or not (pictures or format_ in TREES), "name the folder to write to: --out FOLDER")
@@ -107,7 +108,9 @@ def predict(
             _writing(out, format_, folder, model, pictures=pictures) as put,
         ):
             found = detect_files(model, paths, keep_shown=pictures)
-            for decoded, detection in _with_bar(found, len(paths), shown=out is not None or not sys.stdout.isatty()):
+            if out is not None or not sys.stdout.isatty():  # where the detections themselves are not seen to come
+                found = progress(found, total=len(paths), description="predicting")
+            for decoded, detection in found:
                 if isinstance(decoded.image, BadInput):
                     say(decoded.image)
                     unread += 1
@@ -140,22 +143,6 @@ def _opened(name: str, trust: Sequence[str], outputs: Path) -> Iterator["Model"]
         yield model
     finally:
         torch.set_num_threads(threads)
-
-
-def _with_bar(items: Iterator[Any], total: int, *, shown: bool) -> Iterator[Any]:
-    """The same items, with a bar of their rate and the time left on a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:.0f} images/s" if task.speed else "")
-
-    console = Console(stderr=True)
-    columns = BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not shown or not console.is_terminal) as bar:
-        yield from bar.track(items, total=total)
 
 
 @contextlib.contextmanager

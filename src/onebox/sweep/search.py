@@ -80,9 +80,11 @@ class Search(Sweeper):
         check(is_number_of_trials, f"{name}.n_trials must be a number >= 1, not {self.n_trials}")
         check(n_jobs is None or is_integer(n_jobs, 1), f"{name}.n_jobs must be null or a number >= 1, not {n_jobs}")
         check(is_number(rate, 0, 1), f"{name}.max_failure_rate must be in [0, 1], not {rate}")
-        needs = "cmaes" if str(self.sampler._target_).endswith(".CmaEsSampler") else "optuna"
-        is_there = importlib.util.find_spec(needs) is not None
-        check(is_there, f"{self.sampler._target_} needs the package {needs}: pip install 'onebox[optuna]'")
+        needs_cmaes = str(self.sampler._target_).endswith(".CmaEsSampler")
+        check(
+            not needs_cmaes or importlib.util.find_spec("cmaes") is not None,
+            f"{self.sampler._target_} needs the package cmaes: pip install 'onebox[optuna]'",
+        )
         self._constraints = [Constraint.parse(text) for text in ([texts] if isinstance(texts, str) else texts)]
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
