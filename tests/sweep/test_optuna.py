@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sqlite3
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -256,15 +255,6 @@ def test_another_search_in_the_folder_is_refused(search, tmp_path, other):
     with pytest.raises(BadInput, match="already holds a search"):
         search(by_rate, other, n_trials=2)
     assert states(tmp_path / "sweep") == ["COMPLETE"]
-
-
-def test_without_optuna_one_line_says_what_to_install(monkeypatch):
-    from hydra_plugins.onebox import OptunaSweeper
-
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    monkeypatch.delitem(sys.modules, "onebox.sweep.search", raising=False)
-    with pytest.raises(BadInput, match=r"pip install 'onebox\[optuna\]'"):
-        OptunaSweeper()
 
 
 def records(folder: Path) -> dict[str, Any]:
