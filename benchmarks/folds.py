@@ -23,10 +23,10 @@ METRICS = ("acc", "iou", "loc_acc", "joint_acc", "loc_l1")
 RESAMPLES = 2000
 
 
-def read_repeats(folder: Path) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
-    """The metrics of each image of each repeat, and those of the floor, mean over the runs."""
+def read_repeats(folder: Path) -> tuple[dict[str, pd.DataFrame], dict[str, dict[str, float]]]:
+    """The metrics of each image of each repeat, and those of its floor, mean over its folds."""
     parts: dict[str, list[pd.DataFrame]] = {}
-    floors = []
+    floors: dict[str, list[dict[str, float]]] = {}
     for path in sorted(folder.glob("*/predictions.csv")):
         metrics = read_json(path.parent / "metrics.json")
         config = OmegaConf.load(Path(metrics.get("run", path.parent)) / "config.yaml")  # `run`: of `onebox evaluate`
@@ -36,9 +36,9 @@ def read_repeats(folder: Path) -> tuple[dict[str, pd.DataFrame], dict[str, float
         repeat = f"seed {config.seed}" + (f", views {views}" if views else "")
         predictions = read_predictions(path.parent)
         parts.setdefault(repeat, []).append(per_image(predictions)[list(METRICS)].set_index(predictions["id"]))
-        floors.append(metrics["floor"])
+        floors.setdefault(repeat, []).append(metrics["floor"])
     repeats = {name: pd.concat(parts[name], verify_integrity=True).sort_index() for name in sorted(parts)}
-    return repeats, {name: float(np.mean([floor[name] for floor in floors])) for name in METRICS}
+    return repeats, {name: pd.DataFrame(floors[name]).mean().to_dict() for name in repeats}
 
 
 def bootstrap(values: np.ndarray) -> np.ndarray:
@@ -56,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     for folder in parser.parse_args().folders:
-        repeats, floor = read_repeats(folder)
+        repeats, floors = read_repeats(folder)
         whole = {name: table for name, table in repeats.items() if len(table) == max(map(len, repeats.values()))}
         values = np.stack([table[list(METRICS)].to_numpy() for table in whole.values()])
         table = Table(title=f"{folder.name}: {values.shape[1]:,} images")
@@ -66,7 +66,8 @@ def main() -> None:
             means = values[:, :, number].mean(1).tolist()
             half = interval(means)
             spread = "" if half is None else f"{half:.3f}"
-            cells = [f"{floor[name]:.3f}", *(f"{mean:.3f}" for mean in means), f"{np.mean(means):.3f}"]
+            floor = np.mean([floors[repeat][name] for repeat in whole])
+            cells = [f"{floor:.3f}", *(f"{mean:.3f}" for mean in means), f"{np.mean(means):.3f}"]
             table.add_row(name, *cells, spread, f"{low:.3f} to {high:.3f}")
         Console().print(table)
         for name in sorted(repeats.keys() - whole.keys()):
