@@ -57,6 +57,8 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     for folder in parser.parse_args().folders:
         repeats, floors = read_repeats(folder)
+        if not repeats:
+            parser.error(f"{folder}: holds no tested run with a data.fold")
         whole = {name: table for name, table in repeats.items() if len(table) == max(map(len, repeats.values()))}
         values = np.stack([table[list(METRICS)].to_numpy() for table in whole.values()])
         table = Table(title=f"{folder.name}: {values.shape[1]:,} images")
