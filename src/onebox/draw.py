@@ -16,19 +16,13 @@ GAP = 12  # px around the tiles of a grid
 
 
 class Mark(NamedTuple):
-    """A box to draw, with its label.
+    """A box to draw, with its label."""
 
-    Attributes:
-        box: x1, y1, x2, y2 in [0, 1]; what lies outside is clipped, NaN or an empty box shows only the label.
-        text: the label, shortened when it is wider than the picture.
-        colour: "#RRGGBB", light, as text on it is dark.
-        below: whether the label is below the box, not above it.
-    """
-
+    # x1, y1, x2, y2 in [0, 1]; what lies outside is clipped, NaN or an empty box shows only the label
     box: Sequence[float]
-    text: str
-    colour: str
-    below: bool = False
+    text: str  # the label, shortened when it is wider than the picture
+    colour: str  # "#RRGGBB", light, as text on it is dark
+    below: bool = False  # whether the label is below the box, not above it
 
 
 def draw_marks(image: NDArray[np.uint8], marks: Sequence[Mark], *, width: int, frame: str | None = None) -> Image.Image:

@@ -144,17 +144,11 @@ def _frozen_stages(trainer: Trainer, module: LocalizationModule, data: VocDataMo
 
 @dataclass(frozen=True)
 class Frozen:
-    """A part of a network that does not change.
+    """A part of a network that does not change."""
 
-    Attributes:
-        name: for people.
-        follows_from: plain data that its output follows from, such as a hash of its weights.
-        compute: [B, 3, H, W] uint8 images to tensors [B, ...].
-    """
-
-    name: str
-    follows_from: Mapping[str, Any]
-    compute: Callable[[Tensor], Sequence[Tensor]]
+    name: str  # for people
+    follows_from: Mapping[str, Any]  # plain data that its output follows from, such as a hash of its weights
+    compute: Callable[[Tensor], Sequence[Tensor]]  # [B, 3, H, W] uint8 images to tensors [B, ...]
 
 
 class FeatureDataset(Dataset[Batch]):

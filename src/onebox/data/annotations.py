@@ -23,25 +23,20 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Conventions:
-    """What the numbers of annotations mean, and what becomes of a box that is wrong.
+    """What the numbers of annotations mean, and what becomes of a box that is wrong."""
 
-    Attributes:
-        box_origin: the first pixel is number 1, as in VOC, or 0.
-        box_end: whether xmax and ymax are the last pixel inside the box (`inclusive`) or the edge behind it
-            (`exclusive`); None: inclusive when pixels count from 1, as in VOC, else exclusive.
-        box_units: `pixels`; `relative`, where the image is 1 wide and high; or `percent`. The last two count from 0.
-        boxes: a box that is outside of its image or has no area: `refuse` makes its image a bad sample, `clip` cuts it
-            at the image's edge, `drop` leaves it out. What has no area after clipping is left out as well.
-        exif: `ignore` the turn that an image's EXIF data ask for, as VOC does; `apply` it; or `refuse` such images.
-        rename: name of a class in the annotations -> its name here.
-    """
-
-    box_origin: Literal[0, 1] = 1
+    box_origin: Literal[0, 1] = 1  # the first pixel is number 1, as in VOC, or 0
+    # whether xmax and ymax are the last pixel inside the box (`inclusive`) or the edge behind it (`exclusive`); None:
+    # inclusive when pixels count from 1, as in VOC, else exclusive
     box_end: Literal["inclusive", "exclusive"] | None = None
+    # `pixels`; `relative`, where the image is 1 wide and high; or `percent`. The last two count from 0
     box_units: Literal["pixels", "relative", "percent"] = "pixels"
+    # a box that is outside of its image or has no area: `refuse` makes its image a bad sample, `clip` cuts it at the
+    # image's edge, `drop` leaves it out. What has no area after clipping is left out as well
     boxes: Literal["refuse", "clip", "drop"] = "refuse"
+    # `ignore` the turn that an image's EXIF data ask for, as VOC does; `apply` it; or `refuse` such images
     exif: Literal["ignore", "apply", "refuse"] = "ignore"
-    rename: Mapping[str, str] | None = None
+    rename: Mapping[str, str] | None = None  # name of a class in the annotations -> its name here
 
     def __post_init__(self) -> None:
         for key, choices in {
@@ -77,19 +72,13 @@ def is_inside(edges: Floats, sides: Ints) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True, eq=False)
 class Understood:
-    """Annotations after the conventions.
+    """Annotations after the conventions."""
 
-    Attributes:
-        table: its corners are edges in px, its names the renamed ones; what is wrong or was left out is not in it.
-        slips: what -> [N] how many objects of each image it happened to.
-        wrong: (row, what is wrong and what to do) of every box that is refused, in the order of the rows.
-        notes: (what looks odd and what to do, [N] at how many objects of each image).
-    """
-
-    table: Table
-    slips: Mapping[str, Ints]
+    table: Table  # its corners are edges in px, its names the renamed ones; what is wrong or was left out is not in it
+    slips: Mapping[str, Ints]  # what -> [N] how many objects of each image it happened to
+    # (row, what is wrong and what to do) of every box that is refused, in the order of the rows
     wrong: Sequence[tuple[int, str]]
-    notes: Sequence[tuple[str, Ints]]
+    notes: Sequence[tuple[str, Ints]]  # (what looks odd and what to do, [N] at how many objects of each image)
 
 
 def understand(table: Table, conventions: Conventions) -> Understood:

@@ -23,19 +23,12 @@ Boxes = NDArray[np.float32]  # [B, 4], xyxy in [0, 1]
 
 
 class Augmented(NamedTuple):
-    """A batch after its random changes.
+    """A batch after its random changes."""
 
-    Attributes:
-        images: [B, S, S, 3].
-        boxes: [B, 4].
-        redrawn: how many images lost the box at first and kept it in a later draw.
-        fallback: how many lost it in every draw, and stayed as they are.
-    """
-
-    images: Images
-    boxes: Boxes
-    redrawn: int
-    fallback: int
+    images: Images  # [B, S, S, 3]
+    boxes: Boxes  # [B, 4]
+    redrawn: int  # how many images lost the box at first and kept it in a later draw
+    fallback: int  # how many lost it in every draw, and stayed as they are
 
 
 class Transform(Protocol):

@@ -218,25 +218,15 @@ def _reserve(file: IO[bytes], start: int, end: int) -> None:
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of a cache folder.
+    """One file of a cache folder."""
 
-    Attributes:
-        path: the file.
-        kind: `index`, `pixels` or `features`.
-        data: folder of the images or the tree, and of features what made them.
-        images: how many.
-        size: height and width of the images, px; empty for an index.
-        num_bytes: size of the file.
-        last_use: when it was last opened (an index: written).
-    """
-
-    path: Path
-    kind: str
-    data: str
-    images: int
-    size: tuple[int, ...]
-    num_bytes: int
-    last_use: datetime
+    path: Path  # the file
+    kind: str  # `index`, `pixels` or `features`
+    data: str  # folder of the images or the tree, and of features what made them
+    images: int  # how many
+    size: tuple[int, ...]  # height and width of the images, px; empty for an index
+    num_bytes: int  # size of the file
+    last_use: datetime  # when it was last opened (an index: written)
 
 
 def entries(cache_dir: Path) -> list[Entry]:

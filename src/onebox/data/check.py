@@ -36,40 +36,24 @@ MOST = 0.5  # of the objects: when more have a name of VOC's classes, the others
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong.
+    """One thing that is wrong."""
 
-    Attributes:
-        level: `error`: training stops at it, or what it measures is false; `warning`: training does without.
-        kind: what sort of thing it is.
-        file: what to look at, relative to the checked folder.
-        message: what is wrong.
-        remedy: what to do.
-    """
-
-    level: Level
-    kind: str
-    file: Path
-    message: str
-    remedy: str
+    level: Level  # `error`: training stops at it, or what it measures is false; `warning`: training does without
+    kind: str  # what sort of thing it is
+    file: Path  # what to look at, relative to the checked folder
+    message: str  # what is wrong
+    remedy: str  # what to do
 
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """What a check found.
+    """What a check found."""
 
-    Attributes:
-        root: the checked folder.
-        listed: each image once, in the order of trees and ids.
-        lists: `TREE/LIST` -> which of the images it names.
-        pixels: [N] a hash of an image's pixels; None where it cannot be decoded.
-        problems: errors first.
-    """
-
-    root: Path
-    listed: Listed
-    lists: Mapping[str, Ints]
-    pixels: Sequence[bytes | None]
-    problems: Sequence[Problem]
+    root: Path  # the checked folder
+    listed: Listed  # each image once, in the order of trees and ids
+    lists: Mapping[str, Ints]  # `TREE/LIST` -> which of the images it names
+    pixels: Sequence[bytes | None]  # [N] a hash of an image's pixels; None where it cannot be decoded
+    problems: Sequence[Problem]  # errors first
 
     @property
     def has_errors(self) -> bool:

@@ -29,24 +29,16 @@ Cache = Literal["disk", "ram", "none"]
 
 @dataclass(frozen=True)
 class Batch:
-    """What the model is given.
+    """What the model is given."""
 
-    Attributes:
-        images: [B, 3, H, W] uint8, channels-last in memory; None where `state` takes their place.
-        boxes: [B, 4] float32, xyxy in [0, 1].
-        labels: [B] int64.
-        ids: B names of images.
-        shares: what augmentation did to keep boxes, as shares of these images in [0, 1]; empty where it draws nothing.
-        state: [B, ...] float16 each, what a frozen part of the network gives for the images.
-        strokes: [B, 16] float32, what is still to be painted (`BatchedTransform.paint`); None where nothing is.
-    """
-
-    images: Tensor | None
-    boxes: Tensor
-    labels: Tensor
-    ids: tuple[str, ...]
+    images: Tensor | None  # [B, 3, H, W] uint8, channels-last in memory; None where `state` takes their place
+    boxes: Tensor  # [B, 4] float32, xyxy in [0, 1]
+    labels: Tensor  # [B] int64
+    ids: tuple[str, ...]  # B names of images
+    # what augmentation did to keep boxes, as shares of these images in [0, 1]; empty where it draws nothing
     shares: Mapping[str, float] = field(default_factory=dict)
-    state: tuple[Tensor, ...] = ()
+    state: tuple[Tensor, ...] = ()  # [B, ...] float16 each, what a frozen part of the network gives for the images
+    # [B, 16] float32, what is still to be painted (`BatchedTransform.paint`); None where nothing is
     strokes: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":

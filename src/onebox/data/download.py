@@ -25,21 +25,13 @@ SPARE = 1.05  # unpacked files take up whole blocks
 
 @dataclass(frozen=True, kw_only=True)
 class Archive:
-    """One official tar file.
+    """One official tar file."""
 
-    Attributes:
-        name: file name.
-        urls: mirrors, the best first.
-        checksum: `md5:...` or `sha256:...` of the file.
-        size: bytes of the file.
-        unpacks_to: `TREE/PATH` of a file that the archive brings; once it is there, the archive is not needed.
-    """
-
-    name: str
-    urls: Sequence[str]
-    checksum: str
-    size: int
-    unpacks_to: str
+    name: str  # file name
+    urls: Sequence[str]  # mirrors, the best first
+    checksum: str  # `md5:...` or `sha256:...` of the file
+    size: int  # bytes of the file
+    unpacks_to: str  # `TREE/PATH` of a file that the archive brings; once it is there, the archive is not needed
 
     def __post_init__(self) -> None:
         check(
@@ -60,20 +52,13 @@ class VocDownload:
     Archives lie beside VOCdevkit; one that was put there by hand is taken without asking the network. A tree
     appears under its name only when it is complete, whenever the process is killed, and files that are there are never
     changed. Several processes may call this at once; one fetches, the others wait.
-
-    Attributes:
-        archives: by any name; several may make up one tree.
-        timeout_s: a connection that gives no byte for this long is given up, seconds.
-        rounds: how often all mirrors are tried in turn.
-        pause_s: between two rounds, seconds.
-        keep_archives: whether the archives that were fetched stay after they are unpacked.
     """
 
-    archives: Mapping[str, Archive]
-    timeout_s: float
-    rounds: int
-    pause_s: float
-    keep_archives: bool
+    archives: Mapping[str, Archive]  # by any name; several may make up one tree
+    timeout_s: float  # a connection that gives no byte for this long is given up, seconds
+    rounds: int  # how often all mirrors are tried in turn
+    pause_s: float  # between two rounds, seconds
+    keep_archives: bool  # whether the archives that were fetched stay after they are unpacked
 
     def __call__(self, root: str, *, download: bool) -> None:
         """Have every tree below `root`.

@@ -45,35 +45,21 @@ class Skipped:
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """One object for each of N images.
+    """One object for each of N images."""
 
-    Attributes:
-        rows: [N] which of the listed images they are.
-        ids: N names of images.
-        image_paths: N files.
-        digests: N hashes of the files' content.
-        lengths: [N] int64, of the files in bytes.
-        sizes: [N, 2] int64, height and width of the image in px.
-        boxes: [N, 4] float32, xyxy in [0, 1].
-        labels: [N] int64.
-        left_out: reason -> which listed images are not in the index for it.
-        skipped: those with the reason "bad sample".
-        slips: what -> to how many objects of the listed images it happened.
-        notes: what looks odd -> in how many of them, pictures or objects.
-    """
-
-    rows: Ints
-    ids: tuple[str, ...]
-    image_paths: tuple[str, ...]
-    digests: tuple[bytes, ...]
-    lengths: Ints
-    sizes: Tensor
-    boxes: Tensor
-    labels: Tensor
-    left_out: Mapping[str, Ints]
-    skipped: tuple[Skipped, ...]
+    rows: Ints  # [N] which of the listed images they are
+    ids: tuple[str, ...]  # N names of images
+    image_paths: tuple[str, ...]  # N files
+    digests: tuple[bytes, ...]  # N hashes of the files' content
+    lengths: Ints  # [N] int64, of the files in bytes
+    sizes: Tensor  # [N, 2] int64, height and width of the image in px
+    boxes: Tensor  # [N, 4] float32, xyxy in [0, 1]
+    labels: Tensor  # [N] int64
+    left_out: Mapping[str, Ints]  # reason -> which listed images are not in the index for it
+    skipped: tuple[Skipped, ...]  # those with the reason "bad sample"
+    # what -> to how many objects of the listed images it happened
     slips: Mapping[str, int] = field(default_factory=dict)
-    notes: Mapping[str, int] = field(default_factory=dict)
+    notes: Mapping[str, int] = field(default_factory=dict)  # what looks odd -> in how many of them, pictures or objects
 
     def __len__(self) -> int:
         return len(self.ids)

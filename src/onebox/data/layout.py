@@ -122,21 +122,14 @@ def walk(folder: Path, suffixes: Collection[str]) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a tree's files are, and where they lie.
+    """What a tree's files are, and where they lie."""
 
-    Attributes:
-        form: of the annotations: `voc`, `coco`, `yolo` or `csv`.
-        images: the folder of the images, below the tree's; None looks for one of the usual names.
-        annotations: the folder of the annotations, or for COCO and CSV perhaps one file; None as before.
-        names: for YOLO, the file of the class names, below the tree's; None looks for one.
-        columns: for CSV, what is in which column; see `onebox.data.csv_file`.
-    """
-
-    form: Literal["voc", "coco", "yolo", "csv"] = "voc"
-    images: str | None = None
+    form: Literal["voc", "coco", "yolo", "csv"] = "voc"  # of the annotations: `voc`, `coco`, `yolo` or `csv`
+    images: str | None = None  # the folder of the images, below the tree's; None looks for one of the usual names
+    # the folder of the annotations, or for COCO and CSV perhaps one file; None as before
     annotations: str | None = None
-    names: str | None = None
-    columns: Mapping[str, str | int] | None = None
+    names: str | None = None  # for YOLO, the file of the class names, below the tree's; None looks for one
+    columns: Mapping[str, str | int] | None = None  # for CSV, what is in which column; see `onebox.data.csv_file`
 
     def image_folder(self, folder: Path) -> Path:
         """Where the images of a tree are: the folder that is given, one of a usual name, or the tree's own."""
@@ -172,17 +165,13 @@ class OtherForm(BadInput):
 
 
 class Labelled(NamedTuple):
-    """One image as it is written in another form.
+    """One image as it is written in another form."""
 
-    Attributes:
-        name: its id with the suffix of its file.
-        width, height: of the image in px.
-        objects: class, difficult, and xmin ymin xmax ymax as edges in px; None without an annotation.
-    """
-
-    name: str
+    name: str  # its id with the suffix of its file
+    # width, height: of the image in px
     width: int
     height: int
+    # class, difficult, and xmin ymin xmax ymax as edges in px; None without an annotation
     objects: Sequence[RawObject] | None
 
     @property

@@ -20,21 +20,13 @@ Key = tuple[int, int]  # (epoch or number of the view, row of the index)
 
 @dataclass(frozen=True)
 class Loading:
-    """How batches are made.
+    """How batches are made."""
 
-    Attributes:
-        batch_size: images of a training step, on each device.
-        eval_batch_size: images of a validation or test step, on each device.
-        num_workers: loader processes; 0 loads in the main process, which is fastest with the cache.
-        drop_last: whether an incomplete last training batch is left out.
-        features_memory_mb: stored features of a split that take no more than this are held in memory.
-    """
-
-    batch_size: int
-    eval_batch_size: int
-    num_workers: int
-    drop_last: bool
-    features_memory_mb: float = 0
+    batch_size: int  # images of a training step, on each device
+    eval_batch_size: int  # images of a validation or test step, on each device
+    num_workers: int  # loader processes; 0 loads in the main process, which is fastest with the cache
+    drop_last: bool  # whether an incomplete last training batch is left out
+    features_memory_mb: float = 0  # stored features of a split that take no more than this are held in memory
 
     def __post_init__(self) -> None:
         for key, least, most in (("batch_size", 1, MOST), ("eval_batch_size", 1, MOST), ("num_workers", 0, 1024)):
@@ -120,25 +112,17 @@ class EpochSampler(Sampler[Key]):
 
     With several replicas each takes every `num_replicas`-th key. The last ones start again from the front, so that
     all replicas have the same number.
-
-    Attributes:
-        num_rows: how many images there are.
-        shuffle: whether each epoch has an order of its own; if not, it is that of the rows.
-        seed: seed of the order.
-        rank: which replica this is.
-        num_replicas: how many there are.
-        start: (epoch, number of keys): this epoch is begun after so many of its keys.
-        views: None for keys (epoch, row). V for keys (view, row), where the view of each image, from 0 to V - 1, is
-            drawn such that it comes in each once in V epochs.
     """
 
-    num_rows: int
+    num_rows: int  # how many images there are
     _: KW_ONLY
-    shuffle: bool
-    seed: int
-    rank: int = 0
-    num_replicas: int = 1
-    start: tuple[int, int] = (0, 0)
+    shuffle: bool  # whether each epoch has an order of its own; if not, it is that of the rows
+    seed: int  # seed of the order
+    rank: int = 0  # which replica this is
+    num_replicas: int = 1  # how many there are
+    start: tuple[int, int] = (0, 0)  # (epoch, number of keys): this epoch is begun after so many of its keys
+    # None for keys (epoch, row). V for keys (view, row), where the view of each image, from 0 to V - 1, is drawn such
+    # that it comes in each once in V epochs
     views: int | None = None
 
     def __post_init__(self) -> None:

@@ -18,27 +18,21 @@ Select = Literal["single", "largest"]
 
 @dataclass(frozen=True)
 class Splits:
-    """Which images are for training, validation and test.
+    """Which images are for training, validation and test."""
 
-    Attributes:
-        splits: for train, val and test the lists that make it up, as `TREE/LIST` (`VOC2007/train`) or `LIST` when
-            root itself is the tree; the list `*` is every image of the tree.
-        holdout: for val and test, the share of the usable training images in [0, 1] that a draw takes away for it when
-            `splits` names no list for it; at least one where one can be spared.
-        only_train: put the images of all lists into the training split (overfitting checks); val and test are empty.
-        split_seed: seed of that draw.
-        fold: for cross-validation, which of `folds` parts of all usable images is the test, from 0; `holdout.val` of
-            the others is for validation. Each part has its share of every class, and images with the same content are
-            in one part. None keeps to the lists.
-        folds: how many parts there are.
-    """
-
+    # for train, val and test the lists that make it up, as `TREE/LIST` (`VOC2007/train`) or `LIST` when root itself is
+    # the tree; the list `*` is every image of the tree
     splits: Mapping[str, Sequence[str]]
+    # for val and test, the share of the usable training images in [0, 1] that a draw takes away for it when `splits`
+    # names no list for it; at least one where one can be spared
     holdout: Mapping[str, float]
-    only_train: bool
-    split_seed: int
+    only_train: bool  # put the images of all lists into the training split (overfitting checks); val and test are empty
+    split_seed: int  # seed of that draw
+    # for cross-validation, which of `folds` parts of all usable images is the test, from 0; `holdout.val` of the others
+    # is for validation. Each part has its share of every class, and images with the same content are in one part. None
+    # keeps to the lists
     fold: int | None = None
-    folds: int = 5
+    folds: int = 5  # how many parts there are
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.splits) - set(SPLITS))
@@ -101,22 +95,17 @@ class Splits:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which images and objects are used.
+    """Which images and objects are used."""
 
-    Attributes:
-        select: `single` keeps images with exactly one object, `largest` takes each image's object of largest area. A
-            mapping says so for the splits that it names; the others are `single`.
-        include_difficult: whether objects marked difficult count at all.
-        ids: keep only these images; None keeps all.
-        limit: keep at most this many images of each split, or of those that a mapping names; None keeps all.
-        on_error: what is done with a listed image that cannot be used (a file is missing, unreadable or cut off; a
-            box, class or size is wrong): `raise` an error, or `skip` it and say so.
-    """
-
+    # `single` keeps images with exactly one object, `largest` takes each image's object of largest area. A mapping says
+    # so for the splits that it names; the others are `single`
     select: Select | Mapping[str, Select]
-    include_difficult: bool
-    ids: Sequence[str] | None
+    include_difficult: bool  # whether objects marked difficult count at all
+    ids: Sequence[str] | None  # keep only these images; None keeps all
+    # keep at most this many images of each split, or of those that a mapping names; None keeps all
     limit: int | Mapping[str, int] | None
+    # what is done with a listed image that cannot be used (a file is missing, unreadable or cut off; a box, class or
+    # size is wrong): `raise` an error, or `skip` it and say so
     on_error: Literal["raise", "skip"]
 
     def __post_init__(self) -> None:

@@ -37,25 +37,15 @@ Object = tuple[str, tuple[int, int, int, int]]  # class, box (x1, y1, x2, y2) in
 
 @dataclass(frozen=True, kw_only=True)
 class ShapesSource:
-    """Draws the data set as a VOC tree: the `source` of a data module, which needs no network.
+    """Draws the data set as a VOC tree: the `source` of a data module, which needs no network."""
 
-    Attributes:
-        num_train: images in `train.txt`; `trainval.txt` lists these and those of `val.txt`.
-        num_val: images in `val.txt`.
-        num_test: images in `test.txt`.
-        multi_object_fraction: probability in [0, 1] that an image has two or three objects instead of one.
-        min_side: shortest image side, px, at least 32.
-        max_side: longest image side, px.
-        seed: of everything random, at least 0.
-    """
-
-    num_train: int
-    num_val: int
-    num_test: int
-    multi_object_fraction: float
-    min_side: int
-    max_side: int
-    seed: int
+    num_train: int  # images in `train.txt`; `trainval.txt` lists these and those of `val.txt`
+    num_val: int  # images in `val.txt`
+    num_test: int  # images in `test.txt`
+    multi_object_fraction: float  # probability in [0, 1] that an image has two or three objects instead of one
+    min_side: int  # shortest image side, px, at least 32
+    max_side: int  # longest image side, px
+    seed: int  # of everything random, at least 0
 
     def __call__(self, root: str | Path, *, download: bool = False) -> None:
         """Write the tree at `root`, unless it is there already.

@@ -31,27 +31,17 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """One row an annotation file, whatever it says; nothing is judged here.
+    """One row an annotation file, whatever it says; nothing is judged here."""
 
-    Attributes:
-        ids: [N] str, of the XML files in their tree.
-        stamps: [N, 3] of each XML file: size in bytes, and when content and state (rights, links) changed, in ns.
-        sizes: [N, 2] height and width in px as annotated; 0 where the file does not say, or `problems` has the row.
-        first: [N + 1] the objects of row i are first[i] to first[i + 1].
-        names: [M] str, the object's class.
-        difficult: [M] bool, whether the object is marked so.
-        corners: [M, 4] float64, xmin ymin xmax ymax as the file has them; NaN for an object without numbers.
-        problems: row -> what is wrong with the XML file.
-    """
-
-    ids: NDArray[np.str_]
-    stamps: Ints
-    sizes: Ints
-    first: Ints
-    names: NDArray[np.str_]
-    difficult: NDArray[np.bool_]
+    ids: NDArray[np.str_]  # [N] str, of the XML files in their tree
+    stamps: Ints  # [N, 3] of each XML file: size in bytes, and when content and state (rights, links) changed, in ns
+    sizes: Ints  # [N, 2] height and width in px as annotated; 0 where the file does not say, or `problems` has the row
+    first: Ints  # [N + 1] the objects of row i are first[i] to first[i + 1]
+    names: NDArray[np.str_]  # [M] str, the object's class
+    difficult: NDArray[np.bool_]  # [M] bool, whether the object is marked so
+    # [M, 4] float64, xmin ymin xmax ymax as the file has them; NaN for an object without numbers
     corners: NDArray[np.float64]
-    problems: Mapping[int, str]
+    problems: Mapping[int, str]  # row -> what is wrong with the XML file
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -14,28 +14,18 @@ from onebox.errors import BadInput, check, is_integer, is_number
 class LaunchOptions:
     """How jobs are run.
 
-    Attributes:
-        n_jobs: how many jobs run at once.
-        threads_per_job: CPU threads of each job; None for its share of the cores.
-        gpus_per_job: devices of each job; 1/k when k jobs share one; None assigns none.
-        devices: the devices to share out; None for all that are visible.
-        timeout_s: an attempt that takes longer is stopped and has failed, s; None for no limit.
-        grace_s: from the request to stop until the process is killed, s.
-        on_error: `continue` with the other jobs, or `stop` them.
-        max_retries: how often a job that failed is tried again; not for bad input, which stays bad.
-
     Raises:
         BadInput: one of them cannot be used.
     """
 
-    n_jobs: int
-    threads_per_job: int | None
-    gpus_per_job: float | None
-    devices: Sequence[str | int] | None
-    timeout_s: float | None
-    grace_s: float
-    on_error: Literal["continue", "stop"]
-    max_retries: int
+    n_jobs: int  # how many jobs run at once
+    threads_per_job: int | None  # CPU threads of each job; None for its share of the cores
+    gpus_per_job: float | None  # devices of each job; 1/k when k jobs share one; None assigns none
+    devices: Sequence[str | int] | None  # the devices to share out; None for all that are visible
+    timeout_s: float | None  # an attempt that takes longer is stopped and has failed, s; None for no limit
+    grace_s: float  # from the request to stop until the process is killed, s
+    on_error: Literal["continue", "stop"]  # `continue` with the other jobs, or `stop` them
+    max_retries: int  # how often a job that failed is tried again; not for bad input, which stays bad
 
     def __post_init__(self) -> None:
         gpus = self.gpus_per_job

@@ -17,24 +17,16 @@ _GLOBAL = ("debug", "sweep", "experiment")  # composed last, the first of these 
 
 @dataclass(frozen=True)
 class Change:
-    """One difference.
+    """One difference."""
 
-    Attributes:
-        key: a dotted key (`optimizer.lr`) or a group (`loss/loc`).
-        is_choice: whether it is a group.
-        values: of each run; `MISSING` where the config has no such key.
-        origin: `override` if it was typed for at least one of the runs; `default` if for none, so that it moved with
-            the code; `follows` if another difference brought it along.
-        matters: whether it can change a result.
-        follows: what it brought along.
-    """
-
-    key: str
-    is_choice: bool
-    values: Values
+    key: str  # a dotted key (`optimizer.lr`) or a group (`loss/loc`)
+    is_choice: bool  # whether it is a group
+    values: Values  # of each run; `MISSING` where the config has no such key
+    # `override` if it was typed for at least one of the runs; `default` if for none, so that it moved with the code;
+    # `follows` if another difference brought it along
     origin: Origin
-    matters: bool
-    follows: tuple["Change", ...] = ()
+    matters: bool  # whether it can change a result
+    follows: tuple["Change", ...] = ()  # what it brought along
 
 
 def compare(runs: Sequence[Run]) -> list[Change]:

@@ -103,20 +103,14 @@ class GraphResize(nn.Module):
 
 
 class Report(NamedTuple):
-    """How a file compares with the network that it was made of, on some images.
+    """How a file compares with the network that it was made of, on some images."""
 
-    Attributes:
-        box, probability: the largest difference of any.
-        other_labels: of how many images the class is another.
-        images: how many were compared.
-        resized: with a resize of its own, the largest difference of a box from the run with that of training.
-    """
-
+    # box, probability: the largest difference of any
     box: float
     probability: float
-    other_labels: int
-    images: int
-    resized: float = 0.0
+    other_labels: int  # of how many images the class is another
+    images: int  # how many were compared
+    resized: float = 0.0  # with a resize of its own, the largest difference of a box from the run with that of training
 
     @property
     def is_same(self) -> bool:

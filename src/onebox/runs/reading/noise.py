@@ -22,17 +22,11 @@ _T95 = (
 
 @dataclass(frozen=True)
 class Band:
-    """What one config gives over its seeds.
+    """What one config gives over its seeds."""
 
-    Attributes:
-        seeds: how many.
-        mean: of the metric.
-        sd: standard deviation of one run; None with a single seed.
-    """
-
-    seeds: int
-    mean: float
-    sd: float | None
+    seeds: int  # how many
+    mean: float  # of the metric
+    sd: float | None  # standard deviation of one run; None with a single seed
 
 
 def t95(degrees: float) -> float:

@@ -29,19 +29,12 @@ SHOWN_PX = 640  # width of an image that is kept to draw on
 
 
 class Detection(NamedTuple):
-    """What is in an image.
+    """What is in an image."""
 
-    Attributes:
-        box_px: [4] float32, xyxy in pixels of the image that was given, inside it.
-        label: name of the class.
-        probability: of that class.
-        probabilities: [K] float32, of all classes.
-    """
-
-    box_px: NDArray[np.float32]
-    label: str
-    probability: float
-    probabilities: NDArray[np.float32]
+    box_px: NDArray[np.float32]  # [4] float32, xyxy in pixels of the image that was given, inside it
+    label: str  # name of the class
+    probability: float  # of that class
+    probabilities: NDArray[np.float32]  # [K] float32, of all classes
 
 
 class Model(Protocol):
@@ -59,22 +52,15 @@ class Model(Protocol):
 
 
 class Decoded(NamedTuple):
-    """An image file, ready for the network.
+    """An image file, ready for the network."""
 
-    Attributes:
-        path: the file.
-        image: [S, S, 3], or what is wrong with the file and what to do.
-        width, height: in px, as a person sees the image: turned as its EXIF data ask.
-        is_turned: whether a viewer that knows no EXIF data shows it in another way, or cannot open it.
-        shown: the image in a width of at most `SHOWN_PX`, when it was asked for.
-    """
-
-    path: Path
-    image: Image | BadInput
+    path: Path  # the file
+    image: Image | BadInput  # [S, S, 3], or what is wrong with the file and what to do
+    # width, height: in px, as a person sees the image: turned as its EXIF data ask
     width: int = 0
     height: int = 0
-    is_turned: bool = False
-    shown: Image | None = None
+    is_turned: bool = False  # whether a viewer that knows no EXIF data shows it in another way, or cannot open it
+    shown: Image | None = None  # the image in a width of at most `SHOWN_PX`, when it was asked for
 
 
 def detect(model: Model, images: Sequence[Image]) -> list[Detection]:

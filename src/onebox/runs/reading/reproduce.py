@@ -30,21 +30,13 @@ RENAMED = {  # classes of callbacks that older runs know by another name
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a run directory says of its run.
+    """What a run directory says of its run."""
 
-    Attributes:
-        folder: the run directory.
-        record: run.json.
-        config: config.yaml, as plain data.
-        metrics: metrics.json; None when the run did not get that far.
-        trace: trace.csv, indexed by step; None without one, as in a run of an older version.
-    """
-
-    folder: Path
-    record: dict[str, Any]
-    config: dict[str, Any]
-    metrics: dict[str, Any] | None
-    trace: pd.DataFrame | None
+    folder: Path  # the run directory
+    record: dict[str, Any]  # run.json
+    config: dict[str, Any]  # config.yaml, as plain data
+    metrics: dict[str, Any] | None  # metrics.json; None when the run did not get that far
+    trace: pd.DataFrame | None  # trace.csv, indexed by step; None without one, as in a run of an older version
 
     @classmethod
     def read(cls, folder: Path) -> "Recorded":

@@ -135,24 +135,16 @@ def choose_metrics(wanted: Sequence[str], every: Sequence[Run], found: Sequence[
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """A table to be printed.
+    """A table to be printed."""
 
-    Attributes:
-        columns: name -> all values, for programs. Beside a metric there may be `TAG_interval` and `floor/NAME`; rows
-            are printed in bold where `best` is true.
-        shown: the columns for people, in order; the first one stands again where the others go on below.
-        metrics: those of them that are metrics.
-        title: stands above it on a terminal.
-        notes: lines that stand below it.
-        facts: what JSON says beside the rows.
-    """
-
+    # name -> all values, for programs. Beside a metric there may be `TAG_interval` and `floor/NAME`; rows are printed
+    # in bold where `best` is true
     columns: Mapping[str, Sequence[Any]]
-    shown: Sequence[str]
-    metrics: Sequence[str]
-    title: str = ""
-    notes: Sequence[Line] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    shown: Sequence[str]  # the columns for people, in order; the first one stands again where the others go on below
+    metrics: Sequence[str]  # those of them that are metrics
+    title: str = ""  # stands above it on a terminal
+    notes: Sequence[Line] = ()  # lines that stand below it
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what JSON says beside the rows
 
     def print(self, *, csv: str | None = None, markdown: bool = False, as_json: bool = False) -> None:
         """Print it: on a terminal for people, into a pipe as tab-separated values, or as is asked for.

@@ -19,20 +19,13 @@ WIDTH, HEIGHT = 3.3, 2.0  # of a panel in inches: the column of a paper
 
 @dataclass(frozen=True)
 class Strip:
-    """A varied key.
+    """A varied key."""
 
-    Attributes:
-        key: its name; empty where nothing but the seed is varied.
-        values: of each job that is drawn, by its number: a text, or a number on a scale.
-        order: the texts as they stand on the axis; empty for a scale.
-        is_log: whether the scale is one of logarithms.
-        means: metric -> text -> mean over the jobs, half of its 95 % interval, number of jobs.
-    """
-
-    key: str
-    values: Mapping[Any, Any]
-    order: list[str]
-    is_log: bool
+    key: str  # its name; empty where nothing but the seed is varied
+    values: Mapping[Any, Any]  # of each job that is drawn, by its number: a text, or a number on a scale
+    order: list[str]  # the texts as they stand on the axis; empty for a scale
+    is_log: bool  # whether the scale is one of logarithms
+    # metric -> text -> mean over the jobs, half of its 95 % interval, number of jobs
     means: dict[str, dict[str, tuple[float, float | None, int]]]
 
 

@@ -17,30 +17,22 @@ WAITED_FOR = ("pending", "submitted", "running")  # statuses of jobs that have n
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """All jobs of a sweep.
+    """All jobs of a sweep."""
 
-    Attributes:
-        folder: where they lie.
-        mode: each tag that it optimises -> `max` or `min`; the first one sorts the table.
-        varied: keys and groups that differ between the jobs, without the seed.
-        alike: those of them that have a column of their own, as most jobs set them; the others are in `what`.
-        every: all jobs as runs, those without a run directory too.
-        jobs: a row for each, in the order of the plan, then by start. `status` is that of run.json, `stale` for a run
-            that completed under other code or data, `pending` for one that is only planned, `submitted` for one that a
-            scheduler has; `note` says why it failed or is stale; `group` is equal for jobs that differ by the seed
-            alone; `seconds` are of all attempts. The others are `fingerprint`, `seed`, `run`, each varied key, `what`
-            where there are unlike jobs, each metric and `floor/NAME` of what has a result. The index is a job's number,
-            which selecting jobs does not change.
-        orphans: numbers of those that the plan no longer has.
-    """
-
-    folder: Path
-    mode: Mapping[str, str]
-    varied: Sequence[str]
+    folder: Path  # where they lie
+    mode: Mapping[str, str]  # each tag that it optimises -> `max` or `min`; the first one sorts the table
+    varied: Sequence[str]  # keys and groups that differ between the jobs, without the seed
+    # those of them that have a column of their own, as most jobs set them; the others are in `what`
     alike: Sequence[str]
-    every: Sequence[Run]
+    every: Sequence[Run]  # all jobs as runs, those without a run directory too
+    # a row for each, in the order of the plan, then by start. `status` is that of run.json, `stale` for a run that
+    # completed under other code or data, `pending` for one that is only planned, `submitted` for one that a scheduler
+    # has; `note` says why it failed or is stale; `group` is equal for jobs that differ by the seed alone; `seconds` are
+    # of all attempts. The others are `fingerprint`, `seed`, `run`, each varied key, `what` where there are unlike jobs,
+    # each metric and `floor/NAME` of what has a result. The index is a job's number, which selecting jobs does not
+    # change
     jobs: pd.DataFrame
-    orphans: Sequence[int]
+    orphans: Sequence[int]  # numbers of those that the plan no longer has
 
     @property
     def runs(self) -> list[Run]:
