@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,59 +94,8 @@ class Shot:
         return 3 * row + column
 
 
-@dataclass(frozen=True)
-class Group:
-    """Images with something in common: how many, and means over them; `half` is of the IoU's 95 % interval."""
-
-    name: str
-    images: int
-    iou: float
-    half: float | None
-    loc_acc: float
-    joint_acc: float
-
-
-@dataclass(frozen=True)
-class Bin:
-    """Images of which the predicted class was given a probability in [low, high): its mean, and how many are right."""
-
-    low: float
-    high: float
-    images: int
-    probability: float
-    acc: float
-
-
-@dataclass(frozen=True)
-class Mistakes:
-    """All of it, ready for the template.
-
-    Attributes:
-        shots: those with a place in the gallery, the worst first.
-        num_images: of the split.
-        classes: the most frequent first; `matrix` has a row for each, of how often each of them was predicted.
-        pairs: true class, predicted class, images: of all wrong ones the most frequent, where `matrix` is too large.
-        dots: for some images the object's side, IoU, kind and id.
-        calibration_error: mean of |acc - probability| over the images' bins (Guo et al. 2017, equation 3).
-    """
-
-    shots: list[Shot]
-    num_images: int
-    classes: list[str]
-    matrix: list[list[int]]
-    pairs: list[tuple[str, str, int]]
-    dots: list[tuple[float, float, str, str]]
-    by_size: list[Group]
-    by_border: list[Group]
-    ninths: list[Group]
-    bins: list[Bin]
-    calibration_error: float
-    mean_probability: float
-    acc: float
-
-
-def find_mistakes(run_dir: Path, upright: bool | None) -> Mistakes | None:
-    """What predictions.csv says; None where there is none, or numbers in it are none.
+def find_mistakes(run_dir: Path, upright: bool | None) -> dict[str, Any] | None:
+    """What predictions.csv says, as the template takes it; None where there is none, or numbers in it are none.
 
     Args:
         run_dir: of the run.
@@ -171,21 +121,22 @@ def find_mistakes(run_dir: Path, upright: bool | None) -> Mistakes | None:
     if upright is not None:
         with ThreadPoolExecutor(num_cores()) as pool:
             list(pool.map(functools.partial(_add_picture, upright=upright), shots))
-    return Mistakes(
-        shots=shots,
-        num_images=len(every),
-        classes=classes,
-        matrix=[[counts[one, other] for other in classes] for one in classes] if is_small else [],
-        pairs=[] if is_small else wrong[:MAX_PAIRS],
-        dots=[(s.side, s.iou, s.kind, s.id) for s in every[:: math.ceil(len(every) / MAX_DOTS)]],
-        by_size=_groups(every, _size_names(), lambda shot: bisect_right(SIZES, shot.side) - 1),
-        by_border=_groups(every, ["inside", "at border"], lambda shot: shot.at_border),
-        ninths=_groups(every, places, lambda shot: shot.ninth),
-        bins=bins,
-        calibration_error=sum(one.images * abs(one.acc - one.probability) for one in bins) / len(every),
-        mean_probability=float(probabilities.mean()),
-        acc=float(right.mean()),
-    )
+    return {
+        "shots": shots,  # those with a place in the gallery, the worst first
+        "num_images": len(every),
+        "classes": classes,  # the most frequent first; `matrix` has a row for each: how often each of them was predicted
+        "matrix": [[counts[one, other] for other in classes] for one in classes] if is_small else [],
+        "pairs": [] if is_small else wrong[:MAX_PAIRS],
+        "dots": [(s.side, s.iou, s.kind, s.id) for s in every[:: math.ceil(len(every) / MAX_DOTS)]],
+        "by_size": _groups(every, _size_names(), lambda shot: bisect_right(SIZES, shot.side) - 1),
+        "by_border": _groups(every, ["inside", "at border"], lambda shot: shot.at_border),
+        "ninths": _groups(every, places, lambda shot: shot.ninth),
+        "bins": bins,
+        # Guo et al. 2017, equation 3.
+        "calibration_error": sum(one["images"] * abs(one["acc"] - one["probability"]) for one in bins) / len(every),
+        "mean_probability": float(probabilities.mean()),
+        "acc": float(right.mean()),
+    }
 
 
 def _shot(row: dict[str, str]) -> Shot:
@@ -242,7 +193,7 @@ def _size_names() -> list[str]:
     return [f"{100 * start:.0f}\N{EN DASH}{end}\N{NO-BREAK SPACE}%" for start, end in zip(SIZES, ends, strict=True)]
 
 
-def _groups(every: Sequence[Shot], names: Sequence[str], number: Callable[[Shot], int]) -> list[Group]:
+def _groups(every: Sequence[Shot], names: Sequence[str], number: Callable[[Shot], int]) -> list[dict[str, Any]]:
     """A group for each name, in their order; `number` says which one an image belongs to."""
     members: list[list[Shot]] = [[] for _ in names]
     for shot in every:
@@ -250,22 +201,24 @@ def _groups(every: Sequence[Shot], names: Sequence[str], number: Callable[[Shot]
     return [_group(name, some) for name, some in zip(names, members, strict=True)]
 
 
-def _group(name: str, some: Sequence[Shot]) -> Group:
+def _group(name: str, some: Sequence[Shot]) -> dict[str, Any]:
+    """How many images have something in common, and means over them; `half` is of the IoU's 95 % interval."""
     n = len(some)
     iou, loc, right = (
         np.array(values, dtype=float)
         for values in ([s.iou for s in some], [s.iou >= 0.5 for s in some], [s.kind == "right" for s in some])
     )
     if not n:
-        return Group(name, 0, math.nan, None, math.nan, math.nan)
+        return {"name": name, "images": 0}
     half = 1.96 * float(iou.std(ddof=1)) / math.sqrt(n) if n > 1 else None
-    return Group(name, n, float(iou.mean()), half, float(loc.mean()), float(right.mean()))
+    means = {"iou": float(iou.mean()), "loc_acc": float(loc.mean()), "joint_acc": float(right.mean())}
+    return {"name": name, "images": n, "half": half, **means}
 
 
-def _bins(right: NDArray[np.bool_], probabilities: NDArray[np.float64]) -> Iterator[Bin]:
-    """Those that hold an image."""
+def _bins(right: NDArray[np.bool_], probabilities: NDArray[np.float64]) -> Iterator[dict[str, float]]:
+    """For the tenths of the predicted class's probability that hold an image: its mean, and how many are right."""
     places = np.minimum((probabilities * NUM_BINS).astype(int), NUM_BINS - 1)
     for place in np.unique(places).tolist():
         is_in = places == place
-        means = float(probabilities[is_in].mean()), float(right[is_in].mean())
-        yield Bin(place / NUM_BINS, (place + 1) / NUM_BINS, int(is_in.sum()), *means)
+        means = {"probability": float(probabilities[is_in].mean()), "acc": float(right[is_in].mean())}
+        yield {"low": place / NUM_BINS, "high": (place + 1) / NUM_BINS, "images": int(is_in.sum()), **means}
