@@ -5,7 +5,6 @@ import csv
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,33 +37,6 @@ MAX_HOVERED_EPOCHS = 60  # more points would make the file large, and lie too cl
 TOP, BOTTOM, LEFT, RIGHT = 10, 170, 38, 8  # a chart's upper and lower end, left and right margin, px
 
 Values = Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Chart:
-    """One metric over epochs, ready to be drawn by the template.
-
-    Attributes:
-        name, title: of the metric.
-        width: px.
-        x_range, y_range: first and last of the plotting area, px; y_range from its lower end.
-        curves: for each split that has any, its points as (x px, y px, epoch from 1, value).
-        x_ticks, y_ticks: as (px, text).
-        best_x, floor_y: place of the best epoch and of the floor, px.
-        not_numbers: how many values were NaN or infinite, and are not among the points.
-    """
-
-    name: str
-    title: str
-    width: int
-    x_range: tuple[int, int]
-    y_range: tuple[int, int]
-    curves: dict[str, list[tuple[float, float, int, float]]]
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
-    best_x: float | None
-    floor_y: float | None
-    not_numbers: int
 
 
 def read_metrics(run_dir: Path) -> dict[str, Any]:
@@ -213,13 +185,16 @@ def error_shares(values: Values) -> Values:
 
 def draw_charts(
     titles: Mapping[str, str], epochs: Sequence[Values], best: Values, floor: Values, width: int
-) -> list[Chart]:
+) -> list[dict[str, Any]]:
     """A chart of `width` px for each name of `titles` that any epoch logged."""
     charts = [_chart(name, title, epochs, best, floor.get(name), width) for name, title in titles.items()]
-    return [chart for chart in charts if chart.curves or chart.not_numbers]
+    return [chart for chart in charts if chart["curves"] or chart["not_numbers"]]
 
 
-def _chart(name: str, title: str, epochs: Sequence[Values], best: Values, floor: float | None, width: int) -> Chart:
+def _chart(
+    name: str, title: str, epochs: Sequence[Values], best: Values, floor: float | None, width: int
+) -> dict[str, Any]:
+    """What the template draws of a metric: places in px, ranges from the left and from the lower end."""
     # Only the ticks are matplotlib's: a chart that the template draws follows the page's colours, light and dark.
     from matplotlib.ticker import MaxNLocator
 
@@ -252,16 +227,16 @@ def _chart(name: str, title: str, epochs: Sequence[Values], best: Values, floor:
     curves: dict[str, list[tuple[float, float, int, float]]] = {}
     for split, epoch, value in shown:
         curves.setdefault(split, []).append((x(epoch), y(value), int(epoch) + 1, value))
-    return Chart(
-        name=name,
-        title=title,
-        width=width,
-        x_range=(LEFT, width - RIGHT),
-        y_range=(BOTTOM, TOP),
-        curves=curves,
-        x_ticks=[(x(tick - 1), f"{tick:g}") for tick in x_ticks],
-        y_ticks=[(y(tick), f"{tick:.{decimals}f}") for tick in y_ticks],
-        best_x=x(best["epoch"]) if best else None,
-        floor_y=None if floor is None else y(floor),
-        not_numbers=len(logged) - len(shown),
-    )
+    return {
+        "name": name,
+        "title": title,
+        "width": width,
+        "x_range": (LEFT, width - RIGHT),
+        "y_range": (BOTTOM, TOP),
+        "curves": curves,  # split -> (x, y, epoch from 1, value)
+        "x_ticks": [(x(tick - 1), f"{tick:g}") for tick in x_ticks],
+        "y_ticks": [(y(tick), f"{tick:.{decimals}f}") for tick in y_ticks],
+        "best_x": x(best["epoch"]) if best else None,
+        "floor_y": None if floor is None else y(floor),
+        "not_numbers": len(logged) - len(shown),  # NaN or infinite, not among the points
+    }
