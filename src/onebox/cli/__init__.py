@@ -99,11 +99,7 @@ def download(
         # Only this part: the rest of cfg.data would import torch.
         source = instantiate(cfg.data.source, _convert_="all")
         folder = cfg.data.root
-    try:
-        source(folder, download=True)
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C; the same command keeps the archives that are complete", file=sys.stderr)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    source(folder, download=True)
     print(printable(f"{name} is in {Path(folder).resolve()}"))
 
 
@@ -164,24 +160,20 @@ def check(
         raise BadInput(f"name one folder or an option of data, not {' '.join(roots) or 'neither'} (see --help)")
     voc = [str(name) for name in _compose("data=voc2007").data.classes]
     cfg = _compose(f"data={data or 'folder'}", *overrides).data
-    try:
-        survey = check_data(
-            Path(roots[0] if roots else str(cfg.root)).expanduser(),
-            conventions=_part(Conventions, cfg),
-            classes=_class_names(classes, voc) or (list(map(str, cfg.classes)) if data and cfg.classes else None),
-            voc_classes=voc,
-            has_background=cfg.background_class,
-            splits={split: list(lists) for split, lists in cfg.splits.items()} if data else None,
-            layout=_part(Layout, cfg),
-        )
-        if montage is not None:
-            from onebox.files import replacing
+    survey = check_data(
+        Path(roots[0] if roots else str(cfg.root)).expanduser(),
+        conventions=_part(Conventions, cfg),
+        classes=_class_names(classes, voc) or (list(map(str, cfg.classes)) if data and cfg.classes else None),
+        voc_classes=voc,
+        has_background=cfg.background_class,
+        splits={split: list(lists) for split, lists in cfg.splits.items()} if data else None,
+        layout=_part(Layout, cfg),
+    )
+    if montage is not None:
+        from onebox.files import replacing
 
-            with replacing(montage) as temporary:
-                check_report.montage(survey).save(temporary, "PNG")
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+        with replacing(montage) as temporary:
+            check_report.montage(survey).save(temporary, "PNG")
     if json_:
         print_json(check_report.as_json(survey))
     else:
@@ -233,20 +225,16 @@ def convert(
     from onebox.overrides import as_text
 
     cfg = _compose(f"data={data}", as_text("data.root", str(root)), *(overrides or [])).data
-    try:
-        lists, said = convert_data(
-            root.expanduser(),
-            out.expanduser(),
-            to,
-            layout=_part(Layout, cfg),
-            conventions=_part(Conventions, cfg),
-            classes=list(map(str, cfg.classes)) if cfg.classes else None,
-            skip=cfg.on_error == "skip",
-            cache_dir=Path(cfg.cache_dir),
-        )
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C; nothing is written", file=sys.stderr)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    lists, said = convert_data(
+        root.expanduser(),
+        out.expanduser(),
+        to,
+        layout=_part(Layout, cfg),
+        conventions=_part(Conventions, cfg),
+        classes=list(map(str, cfg.classes)) if cfg.classes else None,
+        skip=cfg.on_error == "skip",
+        cache_dir=Path(cfg.cache_dir),
+    )
     for text in said:
         print(printable(text))
     counts = ", ".join(f"{printable(name)} {len(images):,}" for name, images in lists.items())
@@ -335,6 +323,10 @@ def main() -> None:
     except Preempted as error:
         say(error)
         sys.exit(EXIT_PREEMPTED)
+    except SystemExit as end:  # which Typer makes of a KeyboardInterrupt
+        if end.code == EXIT_INTERRUPTED:
+            say("stopped by Ctrl-C")
+        raise
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from onebox.cli.reproduce import Outputs, Trust
-from onebox.errors import EXIT_FAULT, EXIT_INTERRUPTED, BadInput, check, printable, say
+from onebox.errors import EXIT_FAULT, BadInput, check, printable, say
 
 if TYPE_CHECKING:
     from onebox.runs.reading.predict import Decoded, Detection, Model
@@ -102,23 +102,19 @@ def predict(
     check(bool(paths), "no image is named; give files, folders or patterns")
     unread = 0
     folder = common_folder(paths)
-    try:
-        with (
-            _opened(run, trust or [], outputs) as model,
-            _writing(out, format_, folder, model, pictures=pictures) as put,
-        ):
-            found = detect_files(model, paths, keep_shown=pictures)
-            if out is not None or not sys.stdout.isatty():  # where the detections themselves are not seen to come
-                found = progress(found, total=len(paths), description="predicting")
-            for decoded, detection in found:
-                if isinstance(decoded.image, BadInput):
-                    say(decoded.image)
-                    unread += 1
-                elif detection is not None and detection.probability >= min_probability:
-                    put(decoded, detection)
-    except KeyboardInterrupt:
-        say("stopped by Ctrl-C" + "; nothing is written" * (out is not None))
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    with (
+        _opened(run, trust or [], outputs) as model,
+        _writing(out, format_, folder, model, pictures=pictures) as put,
+    ):
+        found = detect_files(model, paths, keep_shown=pictures)
+        if out is not None or not sys.stdout.isatty():  # where the detections themselves are not seen to come
+            found = progress(found, total=len(paths), description="predicting")
+        for decoded, detection in found:
+            if isinstance(decoded.image, BadInput):
+                say(decoded.image)
+                unread += 1
+            elif detection is not None and detection.probability >= min_probability:
+                put(decoded, detection)
     if out is not None:
         print(printable(f"{len(paths) - unread:,} of {len(paths):,} images predicted; see {out}"))
     raise typer.Exit(EXIT_FAULT if unread else 0)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from onebox.errors import EXIT_FAULT, EXIT_INTERRUPTED, BadInput, check, printable, say
+from onebox.errors import EXIT_FAULT, BadInput, check, printable, say
 
 Place = Annotated[
     Path | None,
@@ -62,13 +62,9 @@ def prune(
     print(printable(f"{_size(sum(sizes.values()))} of checkpoints of {len(sizes)} runs in {folder}{rest}"))
     if dry_run or not sizes:
         return
-    try:
-        if sys.stdin.isatty() and not yes and input("Remove them? [y/N] ").strip().lower() not in ("y", "yes"):
-            print("nothing was removed")
-            return
-    except (KeyboardInterrupt, EOFError):
-        say("nothing was removed")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    if sys.stdin.isatty() and not yes and input("Remove them? [y/N] ").strip().lower() not in ("y", "yes"):
+        print("nothing was removed")
+        return
     freed = 0
     for run, size in sizes.items():
         try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onebox.errors import EXIT_INTERRUPTED, BadInput, Preempted, check, own_complaint, print_json, printable
+from onebox.errors import BadInput, Preempted, check, own_complaint, print_json, printable
 
 if TYPE_CHECKING:
     from onebox.runs.reading.reproduce import Recorded
@@ -169,9 +169,6 @@ def _is_stopped(recorded: "Recorded", config: dict[str, Any]) -> bool:
         if "as asked" not in str(stop):
             raise
         return True
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
     except (HydraException, OmegaConfBaseException) as error:
         raise BadInput(str(own_complaint(error))) from error
     finally:

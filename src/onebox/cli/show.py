@@ -2,14 +2,13 @@
 
 import logging
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from onebox.cli.reproduce import Json, on_stderr
-from onebox.errors import EXIT_INTERRUPTED, check, print_json, printable
+from onebox.errors import check, print_json, printable
 
 Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page to open in a browser.")]
 
@@ -53,12 +52,8 @@ def show(
     from onebox.validation import told_as_bad_input
 
     command = shlex.join(["onebox", "data", "show", data, *given, *(["--html", str(html)] if html else [])])
-    try:
-        with told_as_bad_input(given), on_stderr():
-            found = _facts([*given, *chosen, *skip], html, name=data, command=command)
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    with told_as_bad_input(given), on_stderr():
+        found = _facts([*given, *chosen, *skip], html, name=data, command=command)
     if json_:
         print_json(found)
         return

@@ -3,12 +3,11 @@
 import time
 from collections.abc import Callable
 
-import typer
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from onebox.errors import EXIT_INTERRUPTED, printable, say
+from onebox.errors import printable, say
 from onebox.runs.reading.table import Listing
 from onebox.sweep.reading.sweep import WAITED_FOR, Sweep
 
@@ -18,10 +17,7 @@ PAUSE_S = 2.0
 def follow(read: Callable[[], Sweep], listing: Callable[[Sweep], Listing], *, on_terminal: bool) -> Listing:
     """The table when all jobs have ended; until then it is drawn on the terminal again and again.
 
-    Elsewhere a line on standard error says of each job what has become of it.
-
-    Raises:
-        Exit: Ctrl-C, which disturbs no job.
+    Elsewhere a line on standard error says of each job what has become of it. Ctrl-C disturbs no job.
     """
     console = Console(highlight=False, quiet=not on_terminal)
     before: dict[int, str] = {}
@@ -43,4 +39,4 @@ def follow(read: Callable[[], Sweep], listing: Callable[[Sweep], Listing], *, on
     except KeyboardInterrupt:
         if on_terminal:
             found.show(console)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+        raise
