@@ -38,7 +38,8 @@ def enter() -> Path | None:
         return root
     if not _is_trusted(root):
         if root not in _refused and not COMPLETION & {*os.environ}:
-            say(f"{root}: a project that you have not made, so its conf/ and code are not used; {how_to_trust(root)}")
+            instead = f"if you trust them: onebox new --trust {shlex.quote(str(root))}"
+            say(f"{root}: a project that you have not made, so its conf/ and code are not used; {instead}")
         _refused.add(root)
         return None
     check(not _entered, f"{root}: this process has the modules of {', '.join(map(str, _entered))}; use another process")
@@ -87,11 +88,6 @@ def trust_project(root: Path) -> None:
         raise BadInput(f"{listed}: {error.strerror}; set XDG_CONFIG_HOME to a folder that can be written") from error
     (root / MARK).unlink(missing_ok=True)
     _append(root / MARK, token + "\n")
-
-
-def how_to_trust(root: Path) -> str:
-    """What to type where it is to be used."""
-    return f"if you trust them: onebox new --trust {shlex.quote(str(root))}"
 
 
 def _names(root: Path) -> set[str]:

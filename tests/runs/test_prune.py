@@ -99,7 +99,7 @@ def test_only_what_a_run_wrote_itself_is_removed(stored, tmp_path):
 
 
 def test_a_run_that_another_process_has_begun_meanwhile_keeps_them(stored, monkeypatch):
-    code = "import sys; from pathlib import Path; from onebox.runs.record import claim_after_others as c; c(Path(sys.argv[1])); print(1, flush=True); sys.stdin.read()"  # fmt: skip
+    code = "import sys; from pathlib import Path; from onebox.runs.record import take_directory as take; take(Path(sys.argv[1]), wait=True); print(1, flush=True); sys.stdin.read()"  # fmt: skip
     with subprocess.Popen([sys.executable, "-c", code, stored / "a/0"], stdin=-1, stdout=-1) as holder:
         holder.stdout.readline()
         assert "2.0 MB freed" in command(stored, "a", "--keep", "best:1", "--yes", fails=1)

@@ -266,7 +266,7 @@ def test_a_job_that_says_running_died_if_no_process_holds_it(sweep):
     assert read_sweep(sweep).jobs["status"][0] == "died"
     assert read_run(sweep / "0").record["status"] == "died"  # so does onebox runs
     assert re.search(r"died killed, .* \(#0 optimizer.lr=0.01 seed=0\)", shown(sweep))
-    code = "import sys; from pathlib import Path; from onebox.runs.record import claim_after_others as c; c(Path(sys.argv[1])); print(1, flush=True); sys.stdin.read()"  # fmt: skip
+    code = "import sys; from pathlib import Path; from onebox.runs.record import take_directory as take; take(Path(sys.argv[1]), wait=True); print(1, flush=True); sys.stdin.read()"  # fmt: skip
     holder = subprocess.Popen([sys.executable, "-c", code, str(sweep / "0")], stdin=-1, stdout=-1)
     try:
         holder.stdout.readline()

@@ -91,7 +91,7 @@ def predict(
       find /photos -name '*.jpg' | onebox predict model.onnx - --format jsonl > found.jsonl
     """
     from onebox.data.processes import progress
-    from onebox.runs.reading.predict import common_folder, detect_files, image_files
+    from onebox.runs.reading.predict import detect_files, image_files
 
     check(out is not None or not (pictures or format_ in TREES), "name the folder to write to: --out FOLDER")
     is_new = out is None or not out.exists() or not any(out.iterdir())
@@ -101,7 +101,7 @@ def predict(
     paths = image_files(names)
     check(bool(paths), "no image is named; give files, folders or patterns")
     unread = 0
-    folder = common_folder(paths)
+    folder = Path(os.path.commonpath([path.absolute().parent for path in paths]))
     with (
         _opened(run, trust or [], outputs) as model,
         _writing(out, format_, folder, model, pictures=pictures) as put,

@@ -122,11 +122,6 @@ def join(tables: Sequence[Table]) -> Table:
     )
 
 
-def table_path(tree: Tree, cache_dir: Path) -> Path:
-    """The file that keeps a tree's table."""
-    return _path_in(cache_dir, tree.folder, tree.read)
-
-
 def _path_in(cache_dir: Path, source: Path, read: Callable[[Any], object]) -> Path:
     options = getattr(read, "keywords", "")  # of a partial
     key = os.fsencode(source.resolve()) + str(options).encode()
@@ -143,7 +138,7 @@ def read_table(tree: Tree, cache_dir: Path | None) -> Table:
     files = [tree.annotations.paths[name] for name in ids]
     stamps = np.array([_stamp(file) for file in files], dtype=np.int64).reshape(-1, 3)
     return _kept(
-        cache_dir and table_path(tree, cache_dir),
+        cache_dir and _path_in(cache_dir, tree.folder, tree.read),
         tree.folder,
         lambda table: table.ids.tolist() == ids and np.array_equal(table.stamps, stamps),
         lambda table: _read_changed(table, ids, files, stamps, tree.read),

@@ -76,12 +76,7 @@ def claim(folder: Path, *, fingerprint: str, resume: str) -> dict[str, Any] | No
         check(status not in ENDED and resume != "never", f"{holds} ({status}); {instead}")
         other = f"of another config (fingerprint {theirs}, not {fingerprint})"
         check(theirs == fingerprint, f"{holds}, {other}; {instead}")
-    return _take(folder, wait=False)
-
-
-def claim_after_others(folder: Path) -> dict[str, Any] | None:
-    """Take a run directory whatever is in it, waiting while another process has it; returns what run.json says."""
-    return _take(folder, wait=True)
+    return take_directory(folder, wait=False)
 
 
 def release(folder: Path) -> None:
@@ -141,7 +136,7 @@ def remove_checkpoints(folder: Path) -> None:
     Raises:
         BadInput: another process is running it, or it is no run.
     """
-    check(_take(folder, wait=False) is not None, f"{folder}: is no run any more")
+    check(take_directory(folder, wait=False) is not None, f"{folder}: is no run any more")
     try:
         # First, so that a kill in between leaves no run of which nothing says where its checkpoints are.
         removed = {"checkpoints_removed": _text(datetime.now(UTC))}
@@ -158,7 +153,8 @@ def why_no_checkpoint(facts: Mapping[str, Any]) -> str:
     return when and f"its checkpoints were removed by onebox prune on {when[:10]}"
 
 
-def _take(folder: Path, *, wait: bool) -> dict[str, Any] | None:
+def take_directory(folder: Path, *, wait: bool) -> dict[str, Any] | None:
+    """Take a run directory whatever is in it; `wait` while another process has it. Returns what run.json says."""
     if folder.absolute() not in _held:
         folder.mkdir(parents=True, exist_ok=True)
         # A pipe, which would wait for its reader, fails at once.

@@ -12,7 +12,7 @@ from onebox.errors import BadInput, check, is_finite
 from onebox.files import read_json
 from onebox.runs.fingerprint import changed_parts
 from onebox.runs.own_code import hashes, now, own_code_of, with_own_code
-from onebox.runs.record import ENDED, claim_after_others, release
+from onebox.runs.record import ENDED, release, take_directory
 from onebox.trust import stored_file
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def take(
         BadInput: it failed and is not to be tried again.
         Done: it need not run.
     """
-    facts = claim_after_others(folder)
+    facts = take_directory(folder, wait=True)
     doubtful = rerun == "stale" and facts is not None and facts.get("status") in (*ENDED, "failed")
     stale = doubtful and is_stale(facts or {}, source, data)
     what = next_step(facts, rerun=rerun, stale=stale)

@@ -124,7 +124,7 @@ def find_mistakes(run_dir: Path, upright: bool | None) -> dict[str, Any] | None:
     return {
         "shots": shots,  # those with a place in the gallery, the worst first
         "num_images": len(every),
-        "classes": classes,  # the most frequent first; `matrix` has a row for each: how often each of them was predicted
+        "classes": classes,  # the most frequent first; `matrix` has a row for each, of how often each was predicted
         "matrix": [[counts[one, other] for other in classes] for one in classes] if is_small else [],
         "pairs": [] if is_small else wrong[:MAX_PAIRS],
         "dots": [(s.side, s.iou, s.kind, s.id) for s in every[:: math.ceil(len(every) / MAX_DOTS)]],

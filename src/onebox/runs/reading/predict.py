@@ -5,7 +5,6 @@ Works without torch, as an exported network does.
 
 import contextlib
 import io
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -164,8 +163,3 @@ def _detections(model: Model, squares: Sequence[Image], sizes: Sequence[tuple[in
         Detection(box * np.array([width, height] * 2, np.float32), model.class_names[number], float(p[number]), p)
         for box, p, number, (width, height) in zip(boxes, probabilities, best.tolist(), sizes, strict=True)
     ]
-
-
-def common_folder(paths: Sequence[Path]) -> Path:
-    """The folder below which all files are."""
-    return Path(os.path.commonpath([path.absolute().parent for path in paths]))
