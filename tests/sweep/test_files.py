@@ -55,7 +55,7 @@ def test_the_ends_of_what_tpe_searches_can_be_built(sweeper, monkeypatch):
         built.extend(build(dict(job.config), known) for job in jobs)
         return Mock()
 
-    search = sweeper("sweep=tpe")._search
+    search = sweeper("sweep=tpe")._sweeper
     monkeypatch.setattr("onebox.sweep.search.Checks", build_all)
     space, fixed = search._space([])
     assert set(space) == {"optimizer.lr", "optimizer.weight_decay", "loss.weights.loc", "model.cls_head.dropout"}
@@ -75,4 +75,4 @@ def test_a_file_combines_with_an_experiment_and_other_axes(sweeper):
 def test_the_command_line_wins_over_a_file(sweeper):
     found = sweeper("sweep=seeds", "name=mine", "seed=5,6")
     assert [job.config["seed"] for job in all_jobs(found)] == [5, 6]
-    assert found._sweeper.config.name == "mine"
+    assert found._sweeper._config.name == "mine"

@@ -64,9 +64,9 @@ def search(sweeper, tmp_path, monkeypatch):
         amount = [] if n_trials is None else [f"hydra.sweeper.n_trials={n_trials}"]
         found = sweeper(f"sweep={sweep}", "name=tpe", *TWO, *amount, f"hydra.sweep.dir={tmp_path / name}", *overrides)
         launcher = FakeLauncher(objective)
-        found._search._launcher = launcher
+        found._sweeper._launcher = launcher
         if isinstance(objective, Trained):
-            objective.search = found._search
+            objective.search = found._sweeper
         with contextlib.suppress(KeyboardInterrupt):
             found.sweep(found.arguments)
         return launcher.jobs
@@ -158,7 +158,7 @@ def test_every_argument_of_a_sampler_and_a_pruner_is_in_yaml(sweeper):
     gone = {"consider_prior", "prior_weight", "consider_magic_clip", "consider_endpoints", "gamma", "weights"}
     gone |= {"warn_independent_sampling", "x0", "sigma0", "restart_strategy", "inc_popsize", "constraints_func"}
     for option in ("tpe", "cmaes", "random", "nsgaii", "optuna_grid"):
-        found = sweeper("sweep=search", f"hydra/sweeper={option}")._search
+        found = sweeper("sweep=search", f"hydra/sweeper={option}")._sweeper
         for part in (found.sampler, *found.pruners.values()):
             known = inspect.signature(get_object(part._target_)).parameters.keys()
             assert known - gone - {"search_space"} <= part.keys() <= known | {"_target_"}, option

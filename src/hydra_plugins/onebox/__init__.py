@@ -24,7 +24,6 @@ class ProjectConfigs(SearchPathPlugin):
     """Lets Hydra find the conf/ of a project of one's own, behind that of onebox."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Called once for each search path."""
         if (folder := config_folder()) is not None:
             search_path.append("project", f"file://{folder}")
 
@@ -35,14 +34,12 @@ class GridSweeper(Sweeper):
     def __init__(self, **settings: Any) -> None:
         from onebox.sweep.sweeper import GridSweeper
 
-        self._sweeper = GridSweeper(build=_build, **settings)
+        self._sweeper: Any = GridSweeper(build=_build, **settings)
 
     def setup(self, **context: Any) -> None:
-        """See Hydra's Sweeper."""
         self._sweeper.setup(**context)
 
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
-        """See `onebox.sweep.sweeper.GridSweeper.sweep`."""
         return self._sweeper.sweep(arguments)
 
 
@@ -55,14 +52,12 @@ class HermeticLauncher(Launcher):
         self._options = LaunchOptions(**options)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called once by Hydra; the server begins to import what jobs need."""
         from onebox.sweep.process import start_server
 
         self._context, self._task_function, self._config = hydra_context, task_function, config
         start_server()
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run jobs and wait for them."""
         from onebox.sweep.launcher import launch
 
         return launch(self._options, self._context, self._task_function, self._config, job_overrides, initial_job_idx)
@@ -74,18 +69,10 @@ class HermeticLauncher(Launcher):
         return launch(self._options, self._context, self._task_function, self._config, job_overrides, **composed)
 
 
-class OptunaSweeper(Sweeper):
+class OptunaSweeper(GridSweeper):
     """See `onebox.sweep.search`, which is imported when a search begins, as it takes Optuna with it."""
 
     def __init__(self, **settings: Any) -> None:
         from onebox.sweep.search import Search
 
-        self._search = Search(build=_build, **settings)
-
-    def setup(self, **context: Any) -> None:
-        """See Hydra's Sweeper."""
-        self._search.setup(**context)
-
-    def sweep(self, arguments: list[str]) -> None:
-        """See `Search.sweep`."""
-        self._search.sweep(arguments)
+        self._sweeper: Any = Search(build=_build, **settings)

@@ -88,7 +88,6 @@ class Search(Sweeper):
         self._constraints = [Constraint.parse(text) for text in ([texts] if isinstance(texts, str) else texts)]
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """See Hydra's Sweeper."""
         self._config, self._loader = config, hydra_context.config_loader
         chosen = config.hydra.runtime.choices["hydra/sweeper"]
         loader: Any = self._loader  # Hydra's interface does not show where it reads files

@@ -55,8 +55,7 @@ class GridSweeper(Sweeper):
         self._params, self._build = dict(params or {}), build
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """See Hydra's Sweeper."""
-        self.config, self.hydra_context = config, hydra_context
+        self._config, self._context = config, hydra_context
         self._launcher, self._waits = instantiate_launcher(hydra_context, task_function, config)
         self._takes_jobs_as_they_come = hasattr(self._launcher, "launch_composed")
 
@@ -67,27 +66,26 @@ class GridSweeper(Sweeper):
             BadInput: a job cannot be composed, and none was started; or all failed for a mistake in their config.
             SweepFailed: some jobs failed.
         """
-        assert self.config is not None
-        folder = Path(self.config.hydra.sweep.dir)
-        check_place(folder, self.config.get("name"))
+        folder = Path(self._config.hydra.sweep.dir)
+        check_place(folder, self._config.get("name"))
         with suppress(FileNotFoundError):
             is_ours = b"onebox.train.ClaimDirectory" in read_bytes(folder / "multirun.yaml")
             check(is_ours, f"{folder}: its multirun.yaml is of no sweep of onebox; choose another hydra.sweep.dir")
         start_server()  # imports, while the jobs are composed
         jobs = self._plan(arguments)
         source = source_fingerprint()
-        write = partial(write_plan, folder, objective=objectives(self.config), source=source)
-        with closing(Course(jobs, self.config.rerun, self._build, write)) as course:
-            if self.config.sweep.plan == "only":
+        write = partial(write_plan, folder, objective=objectives(self._config), source=source)
+        with closing(Course(jobs, self._config.rerun, self._build, write)) as course:
+            if self._config.sweep.plan == "only":
                 self._show(course, folder)
                 return []
             folder.mkdir(parents=True, exist_ok=True)
             with replacing(folder / "multirun.yaml") as temporary:
-                OmegaConf.save(self.config, temporary)
+                OmegaConf.save(self._config, temporary)
             os.environ[PLANNED_SOURCE] = source
             with reported(folder):
                 try:
-                    with code_of_now(folder, wanted=self.config.sweep.snapshot) as keep:
+                    with code_of_now(folder, wanted=self._config.sweep.snapshot) as keep:
                         returns = self._launch(course, keep)
                 finally:
                     os.environ.pop(PLANNED_SOURCE, None)
@@ -98,7 +96,6 @@ class GridSweeper(Sweeper):
 
     def _launch(self, course: Course, keep: Callable[[Mapping[str, Path]], None]) -> list[JobReturn]:
         """Run what is to be run, whose own code is to be kept first; what all jobs came to."""
-        assert self.config is not None
 
         def kept(job: Job | None) -> Job | None:
             keep(job.own_code if job else {})
@@ -111,7 +108,7 @@ class GridSweeper(Sweeper):
             new = [job for job in jobs if job is not None]
             if not self._waits:
                 if new:
-                    submit(self._launcher, new, Path(self.config.hydra.sweep.dir))
+                    submit(self._launcher, new, Path(self._config.hydra.sweep.dir))
                 return list(course.kept.values())
             overrides = [list(job.overrides) for job in new]
             found = self._launcher.launch(overrides, initial_job_idx=0) if overrides else []
@@ -119,9 +116,7 @@ class GridSweeper(Sweeper):
 
     def _plan(self, arguments: list[str]) -> Jobs:
         """The jobs that the sweep asks for, composed as far as that goes while the first cannot start yet."""
-        config, context = self.config, self.hydra_context
-        assert config is not None
-        assert context is not None
+        config, context = self._config, self._context
         check(config.rerun in RERUN, f"rerun must be one of {', '.join(RERUN)}, not {config.rerun}")
         settings: Any = OmegaConf.to_container(config.sweep, resolve=True)
         # What only says which jobs there are is no part of any of them.
@@ -147,7 +142,6 @@ class GridSweeper(Sweeper):
 
     def _show(self, course: Course, folder: Path) -> None:
         """Print what would run, and how long that may take; nothing is written."""
-        assert self.config is not None
         jobs = course.jobs.composed
         waiting = {job.fingerprint for job in jobs if course.step(job) != "keep"}
         course.say()
@@ -158,7 +152,7 @@ class GridSweeper(Sweeper):
         Console().print(table)
         runs = [run for job in jobs if job.fingerprint not in waiting and (run := read_run(job.folder))]
         seconds = [spent for run in runs if (spent := run.record.get("seconds")) is not None]
-        at_once = self.config.hydra.launcher.get("n_jobs") or 1
+        at_once = self._config.hydra.launcher.get("n_jobs") or 1
         if seconds and waiting:
             left = duration(mean(seconds) * len(waiting) / at_once)
             print(f"about {left} for {len(waiting):,} jobs, {at_once} at once, at the pace of those that are done")
