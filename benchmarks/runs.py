@@ -27,11 +27,11 @@ TAGS = ("loss", "loss_loc", "loss_cls", "acc", "iou", "loc_acc", "loc_acc70", "j
 
 def make_runs(folder: Path, count: int) -> None:
     """Run directories with records as large as real ones: 16 kB of run.json, 12 kB of metrics.json."""
-    from onebox.cli import _compose  # a real config
+    from onebox.cli.reproduce import composed  # a real config
     from onebox.runs.fingerprint import run_facts
     from onebox.runs.provenance import provenance
 
-    cfg = _compose("run_dir=x", "name=bench")
+    cfg = composed("run_dir=x", "name=bench")
     choices = {
         "data": "shapes",
         "model": "default",

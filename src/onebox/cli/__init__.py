@@ -33,9 +33,6 @@ from onebox.streams import command_line
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the config, as onebox-train takes them.")
-]
 EPILOG = (
     "Exit codes: 0 success, 1 an error in onebox, 2 bad input, 130 stopped by Ctrl-C. ONEBOX_DEBUG=1 shows tracebacks."
 )
@@ -67,7 +64,7 @@ def download(
         Literal["voc2007", "voc2012", "voc0712"],
         typer.Argument(help="What to fetch: 0.9, 2.0 or 2.9 GB.", show_default=False),
     ],
-    overrides: Overrides = None,
+    overrides: reproduce.Changes = None,
     root: Annotated[
         Path | None,
         typer.Option(
@@ -92,7 +89,7 @@ def download(
 
     from onebox.validation import told_as_bad_input
 
-    cfg = _compose(f"data={name}", *(overrides or []))
+    cfg = reproduce.composed(f"data={name}", *(overrides or []))
     with told_as_bad_input():
         if root is not None:
             cfg.voc_root = str(root)
@@ -158,8 +155,8 @@ def check(
     roots = [text for text in arguments or [] if text not in overrides]
     if len(roots) > 1 or (not roots and data is None):
         raise BadInput(f"name one folder or an option of data, not {' '.join(roots) or 'neither'} (see --help)")
-    voc = [str(name) for name in _compose("data=voc2007").data.classes]
-    cfg = _compose(f"data={data or 'folder'}", *overrides).data
+    voc = [str(name) for name in reproduce.composed("data=voc2007").data.classes]
+    cfg = reproduce.composed(f"data={data or 'folder'}", *overrides).data
     survey = check_data(
         Path(roots[0] if roots else str(cfg.root)).expanduser(),
         conventions=_part(Conventions, cfg),
@@ -203,7 +200,7 @@ def convert(
     root: Annotated[Path, typer.Argument(help="A folder of images and annotations.", show_default=False)],
     to: Annotated[Literal["voc", "coco", "yolo", "csv"], typer.Option(help="The new form.", show_default=False)],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="The new folder.", show_default=False)],
-    overrides: Overrides = None,
+    overrides: reproduce.Changes = None,
     data: Annotated[
         str, typer.Option(metavar="OPTION", help="How ROOT is read: folder, coco, yolo or csv.")
     ] = "folder",
@@ -224,7 +221,7 @@ def convert(
     from onebox.data.layout import Layout
     from onebox.overrides import as_text
 
-    cfg = _compose(f"data={data}", as_text("data.root", str(root)), *(overrides or [])).data
+    cfg = reproduce.composed(f"data={data}", as_text("data.root", str(root)), *(overrides or [])).data
     lists, said = convert_data(
         root.expanduser(),
         out.expanduser(),
@@ -243,7 +240,7 @@ def convert(
 
 @data_app.command(epilog=EPILOG)
 def cache(
-    overrides: Overrides = None,
+    overrides: reproduce.Changes = None,
     clear: Annotated[bool, typer.Option("--clear", help="Remove everything that no process is writing.")] = False,
 ) -> None:
     """Show what data.cache_dir holds, and with --clear remove it.
@@ -260,7 +257,7 @@ def cache(
     """
     from onebox.data import cache as caches
 
-    folder = Path(_compose(*(overrides or [])).data.cache_dir)
+    folder = Path(reproduce.composed(*(overrides or [])).data.cache_dir)
     if clear:
         freed, busy = caches.clear(folder)
         left = f"; left {busy} that other processes are writing" if busy else ""
@@ -277,19 +274,6 @@ def cache(
         size = _megabytes(entry.num_bytes)
         print(f"{entry.kind:8} {size:>10} {entry.images:>9,} {px:>9}  {used}  {printable(entry.data)}")
     print(printable(f"{_megabytes(sum(entry.num_bytes for entry in entries))} in {folder.resolve()}"))
-
-
-def _compose(*overrides: str) -> "DictConfig":
-    from hydra import compose, initialize_config_module
-
-    from onebox.hydra_setup import register_plugins
-    from onebox.overrides import as_meant
-    from onebox.validation import told_as_bad_input
-
-    register_plugins()
-    overrides = tuple(map(as_meant, overrides))
-    with told_as_bad_input(overrides), initialize_config_module("onebox.conf", version_base="1.3"):
-        return compose("train", overrides=list(overrides))
 
 
 def _part(kind: Any, cfg: "DictConfig") -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from onebox.cli.reproduce import Json, Outputs, Overrides, Run, Trust, on_stderr
+from onebox.cli.reproduce import Json, Outputs, Overrides, Run, Trust, composed, on_stderr
 from onebox.errors import check, print_json, printable
 
 if TYPE_CHECKING:
@@ -84,11 +84,8 @@ def evaluate(
 
 def _config(recorded: "Recorded", folder: Path, split: str | None, overrides: Sequence[str]) -> tuple[Any, str]:
     """The run's config with the data that are asked for and nothing that watches or logs; and the split."""
-    from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
 
-    from onebox.hydra_setup import register_plugins
-    from onebox.overrides import as_meant
     from onebox.runs.reading.reproduce import config_again
     from onebox.validation import told_as_bad_input
 
@@ -99,12 +96,10 @@ def _config(recorded: "Recorded", folder: Path, split: str | None, overrides: Se
     check(not wrong, f"{' '.join(wrong)}: a run is evaluated as it is; give data=OPTION, or {', '.join(TAKEN)}")
     cfg = OmegaConf.create(config_again(recorded, folder.resolve(), steps=None, force=True, overrides=others))
     if is_new:
-        register_plugins()
-        typed = [*map(as_meant, typed)]
-        with told_as_bad_input(typed), initialize_config_module("onebox.conf", version_base="1.3"):
-            data = compose("train", overrides=[*typed, f"seed={cfg.seed}"]).data
-            missing = ", ".join(f"data.{key}" for key in sorted(OmegaConf.missing_keys(data)))
-            check(not missing, f"{missing} must be given (KEY=VALUE)")
+        data = composed(*typed, f"seed={cfg.seed}").data
+        missing = ", ".join(f"data.{key}" for key in sorted(OmegaConf.missing_keys(data)))
+        check(not missing, f"{missing} must be given (KEY=VALUE)")
+        with told_as_bad_input(typed):
             cfg.data = OmegaConf.to_container(data, resolve=True)
     split = split or ("test" if not is_new or cfg.data.splits.get("test") else "all")
     cfg.data.only_train = split == "all" or cfg.data.only_train

@@ -54,23 +54,15 @@ def lr_find(
 
 def _compose(overrides: list[str], run_dir: Path) -> "DictConfig":
     """The config of an experiment without what watches, keeps or schedules."""
-    from hydra import compose, initialize_config_module
-    from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf, open_dict
 
-    from onebox.hydra_setup import register_plugins
-    from onebox.overrides import as_meant
-    from onebox.validation import told_as_bad_input, validate
+    from onebox.api import compose
+    from onebox.overrides import as_text
+    from onebox.validation import told_as_bad_input
 
-    register_plugins()
-    overrides = [*map(as_meant, overrides)]
-    with told_as_bad_input(overrides), initialize_config_module("onebox.conf", version_base="1.3"):
-        cfg = compose("train", overrides=[*overrides, f"run_dir='{run_dir}'"], return_hydra_config=True)
-        HydraConfig.instance().set_config(cfg)
-        with open_dict(cfg):
-            del cfg["hydra"]
+    cfg = compose([*overrides, as_text("hydra.run.dir", str(run_dir))])
+    with told_as_bad_input(overrides):
         OmegaConf.resolve(cfg)
-        validate(cfg)
     with open_dict(cfg):
         kept = ("freeze", "progress") if sys.stdout.isatty() else ("freeze",)
         cfg.callbacks = {name: part for name, part in (cfg.callbacks or {}).items() if name in kept}

@@ -16,6 +16,8 @@ import typer
 from onebox.errors import BadInput, Preempted, check, own_complaint, print_json, printable
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from onebox.runs.reading.reproduce import Recorded
 
 EXIT_DIVERGES = 1
@@ -26,6 +28,9 @@ EPILOG = "Exit codes: 0 identical (or within the tolerance), 1 it diverges, 2 ba
 
 Run = Annotated[
     str, typer.Argument(metavar="RUN", help="A run directory, latest, latest~1, or the first digits of a fingerprint.")
+]
+Changes = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the config, as onebox-train takes them.")
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -131,6 +136,20 @@ def _check(recorded: "Recorded", steps: int | None, folder: Path) -> None:
         f"{recorded.folder}: has no trace.csv (callbacks.trace=null, or an older version), so its steps cannot be "
         "compared; without --steps metrics and weights are",
     )
+
+
+def composed(*overrides: str) -> "DictConfig":
+    """The config of some overrides, not checked; what Hydra says against them is `BadInput`."""
+    from hydra import compose, initialize_config_module
+
+    from onebox.hydra_setup import register_plugins
+    from onebox.overrides import as_meant
+    from onebox.validation import told_as_bad_input
+
+    register_plugins()
+    typed = [*map(as_meant, overrides)]
+    with told_as_bad_input(typed), initialize_config_module("onebox.conf", version_base="1.3"):
+        return compose("train", overrides=typed)
 
 
 @contextlib.contextmanager

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from onebox.cli.reproduce import Json, Outputs
 from onebox.errors import BadInput, check, print_json, print_lines, printable
 
 if TYPE_CHECKING:
     from onebox.sweep.reading.sweep import Sweep
 
-Outputs = Annotated[Path, typer.Option(metavar="FOLDER", help="The folder in which runs are looked for.")]
 Metric = Annotated[
     list[str] | None,
     typer.Option(metavar="TAG", help="A metric such as test/iou, in place of the usual ones; may be repeated."),
@@ -28,7 +28,6 @@ Log = Annotated[
     typer.Option("--log", metavar="N", help="Print the log of one: its number in the table, or its fingerprint."),
 ]
 Folder = Annotated[str | None, typer.Option("--folder", metavar="N", help="Print the run directory of one.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 DIFF_EPILOG = (
     "Exit codes: 0 nothing that can change a result differs, nor do the metrics; 1 something does; 2 bad input."

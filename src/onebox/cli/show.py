@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from onebox.cli.reproduce import Json, on_stderr
+from onebox.cli.reproduce import Changes, Json, on_stderr
 from onebox.errors import check, print_json, printable
 
 Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page to open in a browser.")]
@@ -17,10 +17,7 @@ def show(
     data: Annotated[
         str, typer.Argument(metavar="DATA", help="An option of data, such as voc2007, or a folder.", show_default=False)
     ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Changes to the config, as onebox-train takes them."),
-    ] = None,
+    overrides: Changes = None,
     html: Html = None,
     json_: Json = False,
 ) -> None:
