@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from onebox.errors import check, printable, say
 from onebox.files import file_hash
 from onebox.overrides import is_group, read_arguments
-from onebox.runs.fingerprint import Ignored, flatten, same, with_new_names
+from onebox.runs.fingerprint import Ignored, flatten, key_of, same, with_new_names
 from onebox.runs.reading.find import Run, find_run, weights_file
 from onebox.sweep.plan import as_override
 from onebox.trust import check_stored, stored_in, stored_overrides
@@ -55,17 +55,17 @@ def with_run(arguments: Sequence[str]) -> list[str]:
     )
     places += [text for text in typed if text.startswith("hydra.searchpath=")]
     with told_as_bad_input(args.overrides):
-        swept = {*_swept(args.overrides, places), *(_key(text) for text in args.overrides if _is_swept(text))}
-        keys = {_key(text) for text in args.overrides} | swept
+        swept = {*_swept(args.overrides, places), *(key_of(text) for text in args.overrides if _is_swept(text))}
+        keys = {key_of(text) for text in args.overrides} | swept
     # A run that another one was extended to, without a change, is a run of its own.
     is_whole = how == "extend" or not (run.config.get("extend") or {}).get("fingerprint")
     not_taken = NOT_TAKEN | ({"extend"} if is_whole else set())
-    overrides = [text for text in run.record.get("overrides") or [] if not _is_set_by(_key(text), not_taken)]
+    overrides = [text for text in run.record.get("overrides") or [] if not _is_set_by(key_of(text), not_taken)]
     overrides = stored_overrides(run.path, overrides)
     _refuse_sweeps(overrides, path)
     with told_as_bad_input([*overrides, *args.overrides]), initialize_config_module("onebox.conf", version_base="1.3"):
         moved = _moved_defaults(run, overrides, places)
-        kept, moved = ([text for text in texts if not _is_set_by(_key(text), keys)] for texts in (overrides, moved))
+        kept, moved = ([text for text in texts if not _is_set_by(key_of(text), keys)] for texts in (overrides, moved))
         single = [text for text in args.overrides if not _is_swept(text)]
         cfg = compose("train", overrides=[*kept, *moved, *single, *places, f"run_dir={NEW}"])
         config: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -75,7 +75,7 @@ def with_run(arguments: Sequence[str]) -> list[str]:
         from onebox.runs.extension import extension  # takes torch with it
 
         begun = f"extend={as_override(extension(run, config, keys, swept))}"
-    left_out = [text for text in overrides if text not in kept and _key(text) not in keys]
+    left_out = [text for text in overrides if text not in kept and key_of(text) not in keys]
     if left_out:
         say(printable(f"{named[0]}: {', '.join(left_out)} of the run belongs to a group that is chosen anew; left out"))
     if moved:
@@ -98,10 +98,6 @@ def _with_weights(argument: str) -> str:
 
 def _is_swept(override: str) -> bool:
     return bool(OverridesParser.create().parse_override(override).is_sweep_override())
-
-
-def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0].partition("@")[0]
 
 
 def _is_set_by(key: str, keys: set[str]) -> bool:

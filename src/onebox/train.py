@@ -54,11 +54,7 @@ USER_ERRORS = (BadInput, HydraException, OmegaConfBaseException)
 # Hydra's plugins of engines, and what installs them.
 EXTRAS = {"hydra_joblib_launcher": "joblib", "hydra_ray_launcher": "ray", "hydra_submitit_launcher": "slurm"}
 SCHEMA = 1  # of metrics.json
-RESULT_TAGS = [
-    f"{split}/{name}"
-    for split in ("val", "best", "test")
-    for name in ("joint_acc", "acc", "iou", "loc_acc", "loc_l1", "loss")
-]
+BEST = ("joint_acc", "acc", "iou", "loc_acc", "loc_l1", "loss")  # shown in TensorBoard as `best/NAME`
 
 
 def main() -> None:
@@ -317,7 +313,7 @@ def _close(cfg: DictConfig, run: RunRecord, built: Built, results: Tested) -> Va
     loggers = built.trainer.loggers
     rows = next(logger.rows for logger in loggers if isinstance(logger, EpochCsvLogger))
     best = best_row(rows, cfg.monitor, cfg.monitor_mode)
-    shown = {tag: best[name] for tag in RESULT_TAGS if (name := tag.replace("best/", "val/")) != tag and name in best}
+    shown = {f"best/{name}": best[tag] for name in BEST if (tag := f"val/{name}") in best}
     table = result_table(results.test, results.floor, per_class := built.module.test_per_class)
     tell(built.trainer, {"results": table, **changed(cfg, HydraConfig.get())})
     for logger in loggers:

@@ -179,6 +179,11 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
+def key_of(override: str) -> str:
+    """The key or group that an override names."""
+    return override.partition("=")[0].lstrip("+~").partition("@")[0]
+
+
 def _without_neutral(
     config: Mapping[str, Any], neutral: Mapping[str, Any], path: Path, ignored: Ignored
 ) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from onebox.errors import Preempted
+from onebox.runs.fingerprint import key_of
 from onebox.runs.record import read_record
 
 MAX_NAME = 120  # characters
@@ -39,10 +40,7 @@ def session(cfg: DictConfig, facts: Mapping[str, Any], varied: Collection[str]) 
         return
     from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 
-    for path in [
-        *folder.glob(f"events.out.tfevents.*{START}"),
-        *folder.glob(f"events.out.tfevents.*{END}"),
-    ]:  # TensorBoard believes the first of several
+    for path in folder.glob(f"events.out.tfevents.*{START}*"):  # TensorBoard believes the first of several
         path.unlink()
     _write_start(folder, _shown(cfg, facts, varied))
     status = api_pb2.STATUS_FAILURE
@@ -94,11 +92,7 @@ def complete(job: Path, config: Mapping[str, Any], facts: Mapping[str, Any], var
 
 def overridden(jobs: Iterable[Sequence[str]]) -> list[str]:
     """The keys that some jobs override by hand."""
-    return list(
-        dict.fromkeys(
-            text.partition("=")[0].lstrip("+~") for job in jobs for text in job if not text.startswith("like.run=")
-        )
-    )
+    return list(dict.fromkeys(key_of(text) for job in jobs for text in job if not text.startswith("like.run=")))
 
 
 def _shown(cfg: DictConfig, facts: Mapping[str, Any], varied: Collection[str]) -> dict[str, bool | float | str]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from onebox.runs.fingerprint import Ignored, flatten, same
+from onebox.runs.fingerprint import Ignored, flatten, key_of, same
 from onebox.runs.reading.find import MISSING, Run
 
 Origin = Literal["override", "default", "follows"]
@@ -40,7 +40,7 @@ def compare(runs: Sequence[Run]) -> list[Change]:
     alike = {name for name, section in first.items() if all(config.get(name) is section for config in configs)}
     flats = [dict(flatten({k: v for k, v in config.items() if k not in alike})) for config in configs]
     keys, choices = _varied_keys(flats), _varied_choices(runs)
-    given = {_key(text) for run in runs for text in run.record.get("overrides", ())}
+    given = {key_of(text) for run in runs for text in run.record.get("overrides", ())}
     typed = {name for name in [*keys, *choices] if _is_typed(name, given)}
     owners = {name: _owner(name, keys, choices, runs) for name in [*keys, *choices] if name not in typed}
     ignored = [Ignored(config, config.get("fingerprint_ignore", ())) for config in configs]
@@ -125,11 +125,6 @@ def _is_function(causes: Values, effects: Values) -> bool:
     seen: dict[str, str] = {}
     pairs = zip(map(repr, causes), map(repr, effects), strict=True)
     return all(seen.setdefault(cause, effect) == effect for cause, effect in pairs)
-
-
-def _key(override: str) -> str:
-    """The key or group that an override names."""
-    return override.partition("=")[0].lstrip("+~").partition("@")[0]
 
 
 def _is_typed(name: str, given: set[str]) -> bool:
