@@ -232,7 +232,6 @@ class FeatureDataset(Dataset[Batch]):
         return len(self.index)
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
-        """The batch of these (view, row) keys."""
         views, rows = np.array(keys).T
         columns = {name: self._gather(name, views, rows) for name in self._views[0]}
         state = tuple(torch.from_numpy(column) for name, column in columns.items() if name.startswith(STATE))

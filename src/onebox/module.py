@@ -293,7 +293,6 @@ class RunningResults(nn.Module):
         return {"loss_sums": dict(self._loss_sums), "num_images": self._num_images, **sums}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a `state`."""
         self._loss_sums, self._num_images = dict(state["loss_sums"]), state["num_images"]
         self.metrics.sums, self.metrics.count = state["sums"], state["count"]
 

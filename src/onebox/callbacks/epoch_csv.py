@@ -32,7 +32,6 @@ class EpochCsvLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add to the row of `metrics["epoch"]`."""
         values = {tag: value for tag, value in metrics.items() if tag.startswith(("train/", "val/"))}
         if "epoch" in metrics and values:
             self.rows.setdefault(int(metrics["epoch"]), {}).update(values)

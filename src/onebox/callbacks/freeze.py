@@ -60,7 +60,6 @@ class Freeze(Callback):
         return sum(item.numel() for item in module.parameters()) - sum(item.numel() for item in kept)
 
     def outcome(self, module: Any) -> dict[str, int]:
-        """What run.json is to say."""
         return {"trained_parameters": self.num_trained(module, module.current_epoch)}
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:

@@ -32,7 +32,6 @@ class NonFiniteLoss(Callback):
         self.first: dict[str, Any] | None = None
 
     def outcome(self, module: LightningModule) -> dict[str, Any]:
-        """What run.json is to say."""
         return {"nonfinite": self.first} if self.first else {}
 
     def state_dict(self) -> dict[str, Any]:

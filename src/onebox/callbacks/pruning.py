@@ -43,5 +43,4 @@ class Pruning(Checkpoint):  # as Lightning calls these when the module has logge
             trainer.should_stop = True
 
     def outcome(self, module: LightningModule) -> dict[str, str]:
-        """What run.json says of it."""
         return {} if self._reason is None else {"pruned": self._reason}

@@ -14,7 +14,6 @@ class Texts(Callback):
         self._before: Mapping[str, str] = {}
 
     def show(self, trainer: Trainer, texts: Mapping[str, str]) -> None:
-        """Show texts by tag."""
         if trainer.state.fn is None:
             self._before = texts
             return

@@ -87,14 +87,12 @@ class AlbumentationsTransform:
         self.is_random = bool(transforms)
 
     def keeps(self, boxes: Boxes) -> NDArray[np.bool_]:
-        """See `Transform.keeps`."""
         kept: NDArray[np.bool_] = (boxes[:, 2:] - boxes[:, :2]).prod(1) * self.resize.size**2 >= self._min_area
         return kept
 
     def augment(
         self, images: Sequence[Image], boxes: Boxes, seed: int, epoch: int | Sequence[int], rows: Sequence[int]
     ) -> Augmented:
-        """See `Transform.augment`."""
         if self._pipeline is None:
             return Augmented(np.stack(images), boxes, 0, 0)
         epochs = np.broadcast_to(epoch, len(rows)).tolist()

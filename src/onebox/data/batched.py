@@ -100,13 +100,11 @@ class BatchedTransform:
         self.paints_later = painter == "torch"
 
     def keeps(self, boxes: Boxes) -> NDArray[np.bool_]:
-        """Every box."""
         return np.ones(len(boxes), dtype=bool)
 
     def augment(
         self, images: Sequence[Image], boxes: Boxes, seed: int, epoch: int | Sequence[int], rows: Sequence[int]
     ) -> Augmented:
-        """See `Transform.augment`."""
         drawn = self.draw(len(images[0]), boxes, seed, epoch, rows)
         if self.paints_later:
             nchw = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)

@@ -244,11 +244,9 @@ class VocDataModule(LightningDataModule):
         return self._loader("train")
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Batches in the order of the lists."""
         return self._loader("val")
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """Batches in the order of the lists."""
         return self._loader("test")
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
@@ -271,7 +269,6 @@ class VocDataModule(LightningDataModule):
         )
 
     def _read(self) -> None:
-        """Lists, annotations, classes and splits."""
         self.listed, self._rows = self._read_lists()
         if self._classes is None:
             self._classes = class_names(self.listed)

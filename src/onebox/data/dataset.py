@@ -42,11 +42,9 @@ class Batch:
     strokes: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
-        """The same batch on a device."""
         return self._map(lambda column: column.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory."""
         return self._map(Tensor.pin_memory)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
@@ -108,7 +106,6 @@ class OneBoxDataset(Dataset[Batch]):
         return len(self.index)
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
-        """The batch of these keys."""
         epochs = [epoch for epoch, _ in keys]
         rows = [row for _, row in keys]
         places = np.array(rows)

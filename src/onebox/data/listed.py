@@ -70,7 +70,6 @@ class Listed:
         return len(self.ids)
 
     def tree(self, row: int) -> Tree:
-        """The tree of one row."""
         return self._trees[row]
 
     def annotation_file(self, row: int) -> str:

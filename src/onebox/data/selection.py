@@ -53,7 +53,6 @@ class Splits:
         check(is_either, "data.only_train leaves no test, and data.fold chooses one; set one of them")
 
     def lists(self, split: str) -> list[str]:
-        """Those of one split."""
         return list(self.splits.get(split, []))
 
     def hold_out(self, rows: dict[str, Ints], usable: Ints) -> None:

@@ -33,7 +33,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
-        """See `lightning.fabric.plugins.CheckpointIO.save_checkpoint`."""
         buffer = io.BytesIO()  # torch hides what a full disk says
         torch.save(checkpoint, buffer)
         with replacing(Path(path)) as temporary:
@@ -66,7 +65,6 @@ class CheckpointFacts(Callback):
             )
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the facts."""
         checkpoint["onebox"] = {"format": FORMAT, **self._facts}
 
 

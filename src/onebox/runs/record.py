@@ -231,7 +231,6 @@ class RunRecord:
         return "pruned" in self._facts
 
     def add(self, **facts: Any) -> None:
-        """Record more."""
         self._facts |= facts
         if self.writes:
             write_json(self.folder / "run.json", self._facts)

@@ -41,7 +41,6 @@ class Course:
         self._checks: Checks | None = None
 
     def close(self) -> None:
-        """End the process of the checks."""
         if self._checks is not None:
             self._checks.close()
 

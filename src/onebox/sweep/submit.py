@@ -89,7 +89,6 @@ class Runner:
     """An actor that owns tasks in a Ray cluster, as these end with what has started them. It ends with the last one."""
 
     def run(self, name: str, orders: Sequence[Any]) -> None:
-        """Start the tasks."""
         from hydra_plugins.hydra_ray_launcher._launcher_util import launch_job_on_ray
 
         self._name, self._tasks = name, [launch_job_on_ray(*order) for order in orders]

@@ -55,7 +55,6 @@ class Exported(nn.Module):
         return preds.boxes.clamp(0, 1), preds.logits.argmax(1), preds.logits.softmax(1)
 
     def run(self, images: Image) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Boxes and probabilities of images."""
         with torch.inference_mode():
             boxes, _, probabilities = self(torch.from_numpy(images))
         return boxes.numpy(), probabilities.numpy()

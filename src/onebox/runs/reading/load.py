@@ -64,11 +64,9 @@ class LoadedRun(Run):
         return detect(self, arrays)
 
     def resize(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """See `onebox.runs.reading.predict.Model`."""
         return self.transform.resize(image)
 
     def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """See `onebox.runs.reading.predict.Model`."""
         device = next(self.localizer.parameters()).device
         with torch.inference_mode():
             preds = self.localizer(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))

@@ -58,10 +58,8 @@ class OnnxModel:
         self.about: dict[str, Any] = about
 
     def resize(self, image: Image) -> Image:
-        """See `onebox.runs.reading.predict.Model`."""
         return self._resize(image)
 
     def run(self, images: Image) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """See `onebox.runs.reading.predict.Model`."""
         boxes, probabilities = self.session.run(["boxes", "probabilities"], {"images": images})
         return boxes, probabilities

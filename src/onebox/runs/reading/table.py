@@ -189,7 +189,6 @@ class Listing:
             yield [None if value != value else value for value in row]
 
     def markdown(self) -> str:
-        """The table and its notes as Markdown."""
         marks = ["---:" if name in self.numeric else "---" for name in self.shown]
         rows, floor = self.texts()
         cells = [[text.replace("|", r"\|") for text in row] for row in [*rows, *([floor] if any(floor) else [])]]
@@ -198,7 +197,6 @@ class Listing:
         return "\n".join([*table, "", *("- " + printable("".join(text for text, _ in line)) for line in self.notes)])
 
     def show(self, console: "Console") -> None:
-        """Print it for people."""
         for part in self.parts(console.width):
             console.print(part)
             console.print()
