@@ -272,6 +272,7 @@ def test_features_are_computed_once_and_read_with_the_same_bits(make):
         (["data.views=5"], "1", {"train"}),
         (["data.views=2"], "1", set()),
         (["data.limit=7"], "1", {"train", "val"}),
+        (["data.box_origin=0", "data.boxes=clip"], "1", {"train", "val"}),
         (["seed=1"], "1", {"train"}),
         (["seed=1", "data.views_seed=0"], "1", set()),
         (["data.batch_size=3", "data.cache=none", "data.drop_last=true"], "1", set()),

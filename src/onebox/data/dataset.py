@@ -172,9 +172,9 @@ class OneBoxDataset(Dataset[Batch]):
     def fingerprint(self) -> str:
         """Hash of what images and boxes follow from, but for the transform's own arguments."""
         digest = hashlib.sha256(self._source)
-        digest.update(b"".join(self.index.digests))
+        digest.update(b"".join(self.index.digests) + self.index.boxes.numpy().tobytes())
         if self.is_random:
-            digest.update(self.index.boxes.numpy().tobytes() + str(self._seed).encode())
+            digest.update(str(self._seed).encode())
         return digest.hexdigest()
 
     def _image(self, row: int) -> Image:
