@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -59,6 +61,14 @@ def test_a_run_is_evaluated_again_and_on_other_images(run, shapes_root):
     assert val == pytest.approx({name: stored["best"][f"val/{name}"] for name in val}, abs=1e-6)
     assert evaluate(run, "largest", "data.select=largest")["images"] == 20 > found["images"]
 
+    # Data of the same names and sizes are known for those of the run, whatever draws the splits anew.
+    drawn = evaluate(run, "drawn", "data.splits={train: [test, train, val]}", "data.holdout={val: 0, test: 0.5}")
+    again = evaluate(run, "again drawn", "data=shapes", f"data.root={shapes_root}", "data.source=null", "data.fold=0")
+    assert drawn["trained_on"] > 0 < again["trained_on"]
+    seen = set(np.load(run / "samples.npz")["train/ids"].tobytes().decode().split("\0"))
+    for out in ("drawn", "again drawn"):
+        assert not seen & set(pd.read_csv(run.parent / out / "predictions.csv", dtype=str)["id"])
+
     moved = evaluate(run, "moved", "data.splits={train: [val], val: [], test: [test, train]}")
     num_trained = evaluate(run, "train", "--split", "train")["images"]
     assert (moved["images"], moved["trained_on"]) == (found["images"], num_trained)
@@ -80,6 +90,11 @@ def test_a_run_is_evaluated_again_and_on_other_images(run, shapes_root):
     assert set(everything["unknown_classes"]) == {"zebra"}
     assert everything["images"] + everything["unknown_classes"]["zebra"] > 60
     assert "circle" not in everything["per_class"]
+    # Of the split that is tested alone, though training images have that class too.
+    name = max(stored["per_class"], key=lambda name: stored["per_class"][name]["images"])
+    lists = "data.splits={train: [train], test: [test]}"
+    tested = evaluate(run, "test alone", *folder, lists, f"data.rename={{{name}: zebra}}")
+    assert tested["unknown_classes"] == {"zebra": stored["per_class"][name]["images"]}
 
 
 def test_the_command_prints_tables_or_one_document(run):
@@ -100,6 +115,7 @@ BAD = {
     "data.root=/nowhere": "/nowhere",
     "data.select=some": "data.select must be single, largest, or of splits such as {train: largest}, not some",
     "trainer.precision=9": "Precision 9 is invalid",
+    "threads=0": "threads must be a number >= 1 or null, not 0",
     "image_size=9": "image_size=9: a run is evaluated as it is",
     "voc_root=/data": "voc_root=/data: a run is evaluated as it is",
     "data=folder data.root=ROOT 'data.holdout={val: 0, test: 0}' --split val": r"no image to evaluate \(val",

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from onebox.runs.reading.reproduce import Recorded
 
 SCHEMA = 1
-# How overrides begin, beside a choice of data; and those of them that may draw the splits anew.
-TAKEN = ("data.", "trainer.", "threads=", "model.flip_average=", "model.second_look=")
-DRAWN = tuple(f"data.{key}" for key in ("select", "include_difficult", "ids", "fold", "split", "holdout", "only_train"))
+TAKEN = ("data.", "trainer.", "threads=", "model.flip_average=", "model.second_look=")  # begin overrides, beside data=
 SEEN = "the run was trained on it"
 EVALUATED = "evaluated"  # folder of what this command writes
 
@@ -73,9 +71,7 @@ def evaluate(
     check(not folder.exists() or not any(folder.iterdir()), f"{folder}: holds files already; choose another --out")
     config, which = _config(recorded, folder, split, overrides or [])
     with told_as_bad_input(overrides or []), on_stderr() if json_ else contextlib.nullcontext():
-        trained_on = _trained_on(recorded, folder, overrides or []) if which != "train" else frozenset()
-        is_same = not overrides and which == "test"
-        document = _test(recorded, config, which, weights, folder, is_same=is_same, trained_on=trained_on)
+        document = _test(recorded, config, which, weights, folder, is_same=not overrides and which == "test")
     if json_:
         print_json(document)
     else:
@@ -113,30 +109,7 @@ def _config(recorded: "Recorded", folder: Path, split: str | None, overrides: Se
     return cfg, "train" if split == "all" else split
 
 
-def _trained_on(recorded: "Recorded", folder: Path, overrides: Sequence[str]) -> frozenset[bytes]:
-    """Digests of what the run was trained on, if overrides may draw its splits anew; empty otherwise."""
-    from omegaconf import OmegaConf
-
-    from onebox.build import read_data
-    from onebox.runs.reading.reproduce import config_again
-
-    as_drawn = [text for text in overrides if not text.startswith(DRAWN)]
-    if len(as_drawn) == len(overrides) or any(text.startswith("data=") for text in overrides):
-        return frozenset()
-    cfg = OmegaConf.create(config_again(recorded, folder.resolve(), steps=None, force=True, overrides=as_drawn))
-    return frozenset(read_data(cfg).indexes["train"].digests)
-
-
-def _test(
-    recorded: "Recorded",
-    cfg: Any,
-    split: str,
-    weights: Path,
-    folder: Path,
-    *,
-    is_same: bool,
-    trained_on: frozenset[bytes],
-) -> dict[str, Any]:
+def _test(recorded: "Recorded", cfg: Any, split: str, weights: Path, folder: Path, *, is_same: bool) -> dict[str, Any]:
     """Test on what the run was not trained on, and leave metrics.json and predictions.csv in `folder`."""
     import lightning.pytorch as L
     import numpy as np
@@ -159,9 +132,10 @@ def _test(
     changed = changed_parts(recorded.record.get("data_fingerprint", {}), data.fingerprint()) if is_same else []
     differ = f"{recorded.folder}: the data have changed since ({', '.join(changed)}); name them, as in data.root=FOLDER"
     check(not changed, differ)
-    unknown = _match_classes(data, read_checkpoint(weights)["onebox"]["class_names"])
+    unknown = _match_classes(data, read_checkpoint(weights)["onebox"]["class_names"], split)
+    trained_on = _digests_trained_on(recorded.folder, data) if split != "train" else frozenset()
     index = data.indexes[split]
-    data.test_on(index.where(np.array([digest not in trained_on for digest in index.digests], bool), SEEN))
+    data.test_on(index.where(np.array([digest not in (trained_on or ()) for digest in index.digests], bool), SEEN))
     sizes = {name: len(data.indexes[name]) for name in ("train", "test")}
     check(all(sizes.values()), f"no image to evaluate ({split}: {data.indexes['test']}); choose another --split")
     module = build_module(cfg, data)
@@ -170,14 +144,29 @@ def _test(
     facts = {"run": str(recorded.folder), "weights": weights.name, "split": split, "images": len(table)}
     intervals = dict(zip(table, bootstrap(table.to_numpy(float)).tolist(), strict=True))
     found = {**results._asdict(), "intervals": intervals, "per_class": module.test_per_class}
-    seen = data.indexes["test"].dropped.get(SEEN, 0)
+    seen = None if trained_on is None else data.indexes["test"].dropped.get(SEEN, 0)
     document = {"schema": SCHEMA, **facts, "trained_on": seen, "unknown_classes": unknown, **found}
     write_json(folder / "metrics.json", document)
     return document
 
 
-def _match_classes(data: "VocDataModule", names: Sequence[str]) -> dict[str, int]:
-    """Number classes as the model does; images of others are left out of all splits, and counted by their class."""
+def _digests_trained_on(run: Path, data: "VocDataModule") -> frozenset[bytes] | None:
+    """Digests of the images of all splits that a run was trained on, by their names and the lengths of their files.
+
+    None when the run keeps no table of its images, as it had too many.
+    """
+    from onebox.runs.results import read_samples
+
+    trained_on = (read_samples(run) or {}).get("train")
+    if trained_on is None:
+        return None
+    seen = set(zip(trained_on["ids"].tolist(), trained_on["bytes"].tolist(), strict=True))
+    images = ((index, zip(index.ids, index.lengths.tolist(), strict=True)) for index in data.indexes.values())
+    return frozenset(index.digests[row] for index, keys in images for row, key in enumerate(keys) if key in seen)
+
+
+def _match_classes(data: "VocDataModule", names: Sequence[str], evaluated: str) -> dict[str, int]:
+    """Number classes as the model does; images of others are left out, and counted in one split."""
     import numpy as np
     import torch
 
@@ -188,7 +177,8 @@ def _match_classes(data: "VocDataModule", names: Sequence[str]) -> dict[str, int
     unknown: Counter[str] = Counter()
     for split, index in data.indexes.items():
         labels = new[index.labels.numpy()]
-        unknown.update(data.class_names[label] for label in index.labels[labels < 0].tolist())
+        if split == evaluated:
+            unknown.update(data.class_names[label] for label in index.labels[labels < 0].tolist())
         kept = index.where(labels >= 0, "of classes that the model does not know")
         data.indexes[split] = replace(kept, labels=torch.from_numpy(labels[labels >= 0]))
     data.class_names = list(names)
@@ -216,7 +206,9 @@ def _print(document: dict[str, Any], folder: Path) -> None:
         shares = [f"{row[metric]:.3f}" for metric in ("joint_acc", "acc", "iou", "loc_acc")]
         classes.add_row(printable(name), str(row["images"]), *shares)
     console.print(classes)
-    if document["trained_on"]:
+    if document["trained_on"] is None:
+        print("the run keeps no samples.npz: whether it was trained on some of these images is not known")
+    elif document["trained_on"]:
         print(f"left out: {document['trained_on']:,} images that the run was trained on")
     for name, count in document["unknown_classes"].items():
         print(printable(f"left out: {count:,} images of {name}, a class that the model does not know"))
