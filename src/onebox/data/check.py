@@ -95,7 +95,8 @@ def check(
         members |= {f"{name}/{one}".lstrip("/"): [(name, each) for each in ids] for one, ids in lists.items()}
         used = {image_id for ids in lists.values() for image_id in ids}
         images += [(name, image_id) for image_id in sorted({*(tree.ids("*")[0] if splits is None else ()), *used})]
-    require(bool(images), f"{root}: no image and no annotation; name another folder")
+    why = [f"{one.file}: {one.message}; {one.remedy}" for one in problems[:1]]
+    require(bool(images), why[0] if why else f"{root}: no image and no annotation; name another folder")
     row_of = {image: row for row, image in enumerate(images)}
     rows = {name: np.array([row_of[image] for image in dict.fromkeys(ids)], np.int64) for name, ids in members.items()}
     with tempfile.TemporaryDirectory() as nothing_is_kept:

@@ -61,7 +61,7 @@ def read_csv(path: Path, *, columns: Mapping[str, str | int] | None = None) -> t
     text = read_text(path, remedy="save it as a table in UTF-8", max_bytes=MAX_LONG)
     separator = max(",;\t", key=text.partition("\n")[0].count)
     try:
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True))
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True))
     except csv.Error as error:
         raise BadInput(f"{path}: not a table ({error}); repair it") from None
     found = _find_columns(path, rows[0] if rows else [], columns or {})
@@ -85,7 +85,7 @@ def _find_columns(path: Path, first: Sequence[str], columns: Mapping[str, str | 
         names = [columns[what]] if what in columns else usual if has_header else ()
         for name in names:
             place = name if isinstance(name, int) else header.get(str(name).casefold())
-            if place is not None and place < max(1, len(first)):
+            if place is not None and 0 <= place < max(1, len(first)):
                 places.setdefault(what, place)
         if what in columns and what not in places:
             raise BadInput(f"{path}: has no column {columns[what]} (it has: {', '.join(first)}); correct data.columns")
