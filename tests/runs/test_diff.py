@@ -111,6 +111,8 @@ def test_other_seeds_of_the_same_config_and_code_give_the_noise(make_run, tmp_pa
             paths[name, seed] = make_run(f"{name}{seed}", f"optimizer.lr={lr}", f"seed={seed}", metrics={"acc": value})
     make_run("failed", "seed=7", "optimizer.lr=0.001", metrics={"acc": 0.0}, status="failed")
     make_run("other_code", "seed=8", "optimizer.lr=0.001", metrics={"acc": 0.0}, source="bbbbbbbbbbbb")
+    moved = {"classes": "c", "pixels": "p", "train": "t", "val": "v", "test": "moved"}
+    on_others = make_run("other", "seed=9", "optimizer.lr=0.001", metrics={"acc": 0.0}, data_fingerprint=moved)
     outputs = tmp_path / "outputs"
     document, shown = text(paths["a", 0], paths["b", 0], outputs=outputs)
     (row,) = document["metrics"]
@@ -119,6 +121,9 @@ def test_other_seeds_of_the_same_config_and_code_give_the_noise(make_run, tmp_pa
     )
     assert row["verdicts"] == ["better"]
     assert "0.5000 ± 0.0100 (3)" in shown
+    # On other images a difference is no noise of seeds.
+    document, _ = text(paths["a", 0], on_others, outputs=outputs)
+    assert document["metrics"][0]["verdicts"] == ["other images"] and document["metrics"][0]["seeds"] == [3, 1]
     # Two seeds of one config differ by noise, whatever the numbers.
     document, _ = text(paths["a", 0], paths["a", 1], outputs=outputs)
     assert document["metrics"][0]["verdicts"] == ["within noise"]

@@ -121,6 +121,20 @@ def test_runs_of_other_code_are_not_paired(make_run, tmp_path):
     assert set(document["never_alone"]) == {"optimizer.lr", "code"}
 
 
+def test_runs_of_data_that_changed_in_place_are_not_paired(make_run, tmp_path):
+    prints = {"classes": "c", "pixels": "p", "train": "moved", "val": "v", "test": "e"}
+    for seed in range(3):
+        make_run(f"a{seed}", f"seed={seed}", metrics={"joint_acc": 0.1})
+        facts = {"data_fingerprint": prints} if seed else {}
+        make_run(f"b{seed}", "optimizer.lr=0.1", f"seed={seed}", metrics={"joint_acc": 0.2 + seed}, **facts)
+        # Another choice of images has other fingerprints too, and is a change of the config.
+        chosen = {**prints, "train": "few"}
+        make_run(f"c{seed}", "data.limit=5", f"seed={seed}", metrics={"joint_acc": 0.3}, data_fingerprint=chosen)
+    found = effects(explain(find_runs(tmp_path / "outputs"), []))
+    assert found["optimizer.lr", "0.001", "0.1"] == (pytest.approx(0.1), None, 1)
+    assert not any(key == "data files" for key, *_ in found)
+
+
 def test_the_command_prints_lines_or_json(grid):
     def invoke(*arguments):
         return CliRunner().invoke(app, ["explain", str(grid), *arguments])

@@ -129,6 +129,10 @@ def test_what_cannot_be_compared_is_one_line(make_run, two, tmp_path):
     assert "have other test images" in explain(
         tmp_path, two / "l1", one_of(make_run, "images", data_fingerprint={"test": "other"})
     )
+    trained = {"classes": "c", "pixels": "p", "train": "changed", "val": "v", "test": "e"}
+    assert "the data have changed between them (train)" in explain(
+        tmp_path, two / "l1", one_of(make_run, "training", data_fingerprint=trained)
+    )
     assert "tested on other images" in explain(tmp_path, two / "l1", one_of(make_run, "fewer", images=39))
     outputs.joinpath("fewer/0/predictions.csv").unlink()
     assert "predictions.csv: no such file" in explain(tmp_path, two / "l1", outputs / "fewer")

@@ -81,6 +81,24 @@ def test_folds_are_repetitions_as_seeds_are(make_run, tmp_path):
     assert sorted(jobs.columns["seed"])[:3] == ["0 fold=0", "0 fold=0", "0 fold=1"]
 
 
+def test_the_floor_of_folds_is_the_mean_of_theirs_and_data_that_changed_in_place_are_a_row_of_their_own(
+    make_run, tmp_path
+):
+    folder, prints = tmp_path / "outputs/sweeps/folds", {"classes": "c", "pixels": "p", "val": "v", "test": "e"}
+    for seed, fold in itertools.product(range(2), range(2)):
+        # Each fold has data of its own, and the newest runs see others.
+        facts = {"data_fingerprint": {**prints, "train": f"{fold} of {seed}"}}
+        path = make_run(
+            f"sweeps/folds/{seed}-{fold}", f"data.fold={fold}", f"seed={seed}", metrics={"joint_acc": seed}, **facts
+        )
+        metrics = json.loads((path / "metrics.json").read_text())
+        write_json(path / "metrics.json", metrics | {"floor": {"joint_acc": 0.1 + 0.2 * fold}})
+    rows = list_sweep(read_sweep(folder), metrics=["test/joint_acc"])
+    assert rows.columns["status"] == ["completed", "stale"] and rows.columns["test/joint_acc"] == [1, 0]
+    assert rows.columns["floor/joint_acc"] == pytest.approx([0.2, 0.2])
+    assert "stale 2 jobs completed under other data (train)" in shown(folder)
+
+
 def edit(folder, **facts):
     record = json.loads((folder / "run.json").read_text())
     write_json(folder / "run.json", record | facts)

@@ -1,17 +1,21 @@
 """What differs between the configs of runs, by the choice that made it so."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from onebox.runs.fingerprint import Ignored, flatten, key_of, same
+from onebox.runs.fingerprint import Ignored, changed_parts, flatten, key_of, same
 from onebox.runs.reading.find import MISSING, Run
 
 Origin = Literal["override", "default", "follows"]
 Values = tuple[Any, ...]  # of each run
 
 _NAMES = re.compile(r"\$\{([\w.]+)\}")
+# Of the config of data, what has no say in which images, boxes and labels there are.
+_LOADING = {"seed", "views", "views_seed", "features", "features_memory_mb", "cache", "cache_dir", "download"}
+_LOADING |= {"batch_size", "eval_batch_size", "num_workers", "drop_last", "background_class"}
 _GLOBAL = ("debug", "sweep", "experiment")  # composed last, the first of these after the others
 
 
@@ -58,6 +62,31 @@ def compare(runs: Sequence[Run]) -> list[Change]:
     tops = [change(name) for name in [*choices, *keys] if not owners.get(name)]
     # A choice that brought nothing along is the same thing under another name; a group only lists what counts in it.
     return [item for item in tops if not item.is_choice or item.follows]
+
+
+def changed_data(run: Run, newer: Run) -> list[str]:
+    """The parts of its data that have changed since a run; none where a newer one has other options of data."""
+    return _changed_parts(run, newer) if _data_options(run) == _data_options(newer) else []
+
+
+def old_data(runs: Sequence[Run]) -> list[str]:
+    """For each run the parts of its data that changed until the newest run with the same options; empty for none."""
+    if all(run.record.get("data_fingerprint") == runs[0].record.get("data_fingerprint") for run in runs):
+        return [""] * len(runs)
+    options = [_data_options(run) for run in runs]
+    by_age = sorted(zip(options, runs, strict=True), key=lambda item: str(item[1].record.get("started")))
+    newest = {option: run for option, run in by_age if run.record.get("data_fingerprint")}
+    return [", ".join(_changed_parts(run, newest.get(option, run))) for option, run in zip(options, runs, strict=True)]
+
+
+def _changed_parts(run: Run, newer: Run) -> list[str]:
+    before, now = (item.record.get("data_fingerprint") or {} for item in (run, newer))
+    return [part for part in changed_parts(before, now) if part != "pixels"]  # these follow from image_size too
+
+
+def _data_options(run: Run) -> str:
+    options = {key: value for key, value in (run.config.get("data") or {}).items() if key not in _LOADING}
+    return json.dumps([options, (run.config.get("augment") or {}).get("min_area")], sort_keys=True, default=str)
 
 
 def without_harmless(changes: Sequence[Change]) -> tuple[list[Change], int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from onebox.runs.fingerprint import changed_parts
-from onebox.runs.reading.changes import Change, compare, without_harmless
+from onebox.runs.reading.changes import Change, changed_data, compare, without_harmless
 from onebox.runs.reading.find import MISSING, Run, best_tag, split_of
 from onebox.runs.reading.noise import SAME, band, judge, other_seeds
 
@@ -208,7 +208,8 @@ def _metrics(runs: Sequence[Run], outputs: Path, data: Document, *, everything: 
 
 def _differ_by_seed(one: Run, other: Run) -> bool:
     """Whether two completed runs differ by nothing else than their seed, which is what noise is."""
-    if one.record.get("seed") == other.record.get("seed") or one.record.get("fingerprint_seedless") is None:
+    is_one_seed = one.record.get("seed") == other.record.get("seed")
+    if is_one_seed or one.record.get("fingerprint_seedless") is None or changed_data(one, other):
         return False
     facts = [[run.record.get(key) for key in ("fingerprint_seedless", "source")] for run in (one, other)]
     return facts[0] == facts[1] and all(run.record.get("status") == "completed" for run in (one, other))

@@ -7,14 +7,14 @@ from typing import Any
 import pandas as pd
 
 from onebox.errors import BadInput, Line, is_finite
-from onebox.runs.reading.changes import Change, compare, without_harmless
+from onebox.runs.reading.changes import Change, compare, old_data, without_harmless
 from onebox.runs.reading.diff import ABSENT, HEADLINE
 from onebox.runs.reading.diff_view import value_text
 from onebox.runs.reading.find import MISSING, Run, best_tag, near_keys
 from onebox.runs.reading.noise import interval, lower_is_better
 
 SCHEMA = 2
-CODE = "code"  # the key that stands for a changed source
+CODE, DATA = "code", "data files"  # the keys that stand for a changed source, and for data that changed in place
 MAX_METRICS = 4  # that fit beside each other on a terminal
 
 
@@ -46,6 +46,9 @@ def explain(runs: Sequence[Run], metrics: Sequence[str]) -> dict[str, Any]:
     sources = [str(run.record.get("source")) for run in done]
     if len(set(sources)) > 1:
         values[CODE], levels[CODE] = tuple(sources), sources
+    if any(changed := old_data(done)):
+        levels[DATA] = [f"older {parts}" if parts else "newest" for parts in changed]
+        values[DATA] = tuple(levels[DATA])
     frame = pd.DataFrame({**levels, "seed": [run.record.get("seed") for run in done]}).astype(str)
     frame = frame.join(pd.DataFrame([{tag: run.tags[tag] for tag in tags} for run in done]))
     effects = [effect for key in values for effect in _effects(key, values[key], frame, list(levels), tags)]

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Literal
 
+from onebox.runs.reading.changes import changed_data
 from onebox.runs.reading.find import Run, find_runs
 
 Verdict = Literal["same", "better", "worse", "within noise", "noise unknown", "other images"]
@@ -46,7 +47,9 @@ def lower_is_better(tag: str) -> bool:
 
 
 def other_seeds(runs: Sequence[Run], outputs: Path) -> list[list[Run]]:
-    """For each run, the completed runs of the same code and config whatever the seed, itself first, each seed once.
+    """For each run, the completed runs of the same code, config and data whatever the seed, each seed once.
+
+    The run itself comes first.
 
     Looked for in `outputs` and beside each run.
     """
@@ -58,7 +61,8 @@ def other_seeds(runs: Sequence[Run], outputs: Path) -> list[list[Run]]:
     for run in runs:
         group = {run.record.get("seed"): run}
         for other in completed if run.record.get("fingerprint_seedless") else ():
-            if all(other.record.get(key) == run.record.get(key) for key in ("fingerprint_seedless", "source")):
+            is_same = all(other.record.get(key) == run.record.get(key) for key in ("fingerprint_seedless", "source"))
+            if is_same and not changed_data(run, other):
                 group.setdefault(other.record.get("seed"), other)
         groups.append(list(group.values()))
     return groups

@@ -12,7 +12,7 @@ from scipy import special  # type: ignore[import-untyped]  # SciPy has no types
 
 from onebox.errors import Line, check
 from onebox.runs.predictions import per_image
-from onebox.runs.reading.changes import compare, without_harmless
+from onebox.runs.reading.changes import changed_data, compare, without_harmless
 from onebox.runs.reading.diff import ABSENT
 from onebox.runs.reading.diff import HEADLINE as USUAL
 from onebox.runs.reading.diff_view import value_text
@@ -97,6 +97,9 @@ def compare_settings(settings: Settings, metrics: Sequence[str]) -> dict[str, An
         for pair in pairs:
             prints = {run.record.get("data_fingerprint", {}).get(split) for run in pair}
             check(len(prints) == 1, f"{pair[0].path} and {pair[1].path} have other {split} images (see onebox diff)")
+    for one, other in pairs:
+        changed = ", ".join(changed_data(one, other))
+        check(not changed, f"{one.path} and {other.path}: the data have changed between them ({changed})")
     right = _right(runs)
     found = {tag: _over_seeds(tag, [(one.tags[tag], other.tags[tag]) for one, other in pairs]) for tag in tags}
     images = {name: _over_images(*counts) for name, counts in right.items()}

@@ -13,7 +13,7 @@ import pandas as pd
 from onebox.errors import BadInput, Line, duration
 from onebox.runs.fingerprint import changed_parts
 from onebox.runs.provenance import source_fingerprint
-from onebox.runs.reading.changes import compare
+from onebox.runs.reading.changes import compare, old_data
 from onebox.runs.reading.find import MISSING, Run, best_tag, find_runs, near_keys
 from onebox.runs.reading.noise import lower_is_better, t95
 from onebox.runs.reading.table import STYLES, Listing, cell, choose_metrics, nonfinite_notes, ranges, scalar, sortable
@@ -56,9 +56,10 @@ def read_sweep(folder: Path) -> Sweep:
     usual = {key: _usual(key, varied, typed) for key in unlike}
     source = source_fingerprint()
     waiting = queued(folder, {name: run.record for name, run in found.items()})
+    changed = dict(zip(found, old_data(list(found.values())), strict=True))
     jobs, every, results = [], [], []
     for number, name in enumerate(names):
-        job = _job(found.get(name), planned.get(name, {}), source)
+        job = _job(found.get(name), planned.get(name, {}), source, changed.get(name, ""))
         if name in waiting and job["status"] in ("pending", "interrupted", "died", "failed"):
             job |= {"status": "submitted", "note": ""}
         values = {key: column.get(name, math.nan) for key, column in varied.items()}
@@ -189,11 +190,11 @@ def _typed(job: Mapping[str, Any]) -> dict[str, Any]:
     return typed
 
 
-def _job(run: Run | None, planned: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The facts of a job, see `Sweep.jobs`."""
+def _job(run: Run | None, planned: Mapping[str, Any], source: str, changed: str) -> dict[str, Any]:
+    """The facts of a job, see `Sweep.jobs`; `changed` is what newer jobs say of its data."""
     record = planned if run is None else run.record
     status, note = str(record.get("status", "pending")), ""
-    if status == "completed" and (note := _stale(record, planned, source)):
+    if status == "completed" and (note := _stale(record, planned, source, changed)):
         status = "stale"
     elif status == "died":
         note = "killed, out of memory, or the machine went down"
@@ -217,13 +218,13 @@ def _job(run: Run | None, planned: Mapping[str, Any], source: str) -> dict[str, 
     }
 
 
-def _stale(record: Mapping[str, Any], planned: Mapping[str, Any], source: str) -> str:
+def _stale(record: Mapping[str, Any], planned: Mapping[str, Any], source: str, changed: str) -> str:
     if is_stale(record, source, lambda: None):
         return f"other code ({record.get('source')})"
     now, before = planned.get("data_fingerprint") or {}, record.get("data_fingerprint") or {}
-    if not is_stale(record, source, lambda: now or None):
-        return ""
-    return f"other data ({', '.join(changed_parts(before, now))})"
+    if is_stale(record, source, lambda: now or None):
+        changed = ", ".join(changed_parts(before, now))
+    return f"other data ({changed})" if changed else ""
 
 
 def _mode(plan: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
@@ -254,7 +255,7 @@ def _rows(sweep: Sweep, tags: Sequence[str], by: str) -> pd.DataFrame:
         members.pop("status").map(lambda values: values[0] if len(set(values)) == 1 else _counted(values)),
         means,
         (groups[list(tags)].std() * half).add_suffix("_interval"),
-        groups[floors].first().dropna(axis=1, how="all"),
+        groups[floors].mean().dropna(axis=1, how="all"),
         groups["seconds"].mean(),
         groups[["jobs", "seeds"]].sum(),
         _is_best(points).rename("best"),
