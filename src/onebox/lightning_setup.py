@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from onebox.errors import BadInput, printable
+from onebox.errors import BadInput, check, is_integer, printable
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -80,6 +80,7 @@ def use_threads(cfg: DictConfig, *, capped: bool) -> None:
     import torch
 
     if cfg.threads is not None:
+        check(is_integer(cfg.threads, 1), f"threads must be a number >= 1 or null, not {cfg.threads}")
         torch.set_num_threads(cfg.threads)
         cv2.setNumThreads(cfg.threads)
         os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(cfg.threads))  # for processes to come

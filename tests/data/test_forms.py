@@ -288,6 +288,10 @@ def test_csv_is_read_with_the_columns_of_its_tools(tmp_path, boxes_of, text, ove
         ("image,class,xmin,ymin,xmax,ymax\na.jpg,cat,6,4,1e999,x", "line 2 has '1e999' for xmax, not a number"),
         ("image,class,bbox\na.jpg,cat,1 2 3", "line 2 has a bbox of 3 numbers"),
         ("image,class,xmin,ymin,xmax,ymax\na.jpg,cat,6,4,99,20", "outside the image of 60x40"),
+        (
+            'image,class,xmin,ymin,xmax,ymax,note\na.jpg,cat,6,4,36,20,"odd\nb.jpg,cat,6,4,36,20,\n',
+            "labels.csv: not a table (unexpected end of data); repair it",
+        ),
     ],
 )
 def test_what_is_wrong_in_csv_is_one_line(tmp_path, data_of, text, told):
@@ -296,6 +300,21 @@ def test_what_is_wrong_in_csv_is_one_line(tmp_path, data_of, text, told):
     with pytest.raises(BadInput) as error:
         data_of("csv", tmp_path / "t", *ALL)
     assert told in str(error.value)
+
+
+def test_a_place_of_a_column_counts_from_the_front(tmp_path, data_of):
+    picture(tmp_path / "t/images/a.jpg")
+    (tmp_path / "t/labels.csv").write_text("a.jpg,6,4,36,cat,20\n")
+    columns = "data.columns={image:0,xmin:1,ymin:2,xmax:3,ymax:-1,class:4}"
+    with pytest.raises(BadInput, match="has no column -1"):
+        data_of("csv", tmp_path / "t", columns, *ALL)
+
+
+def test_the_check_says_why_a_table_gives_no_image(tmp_path):
+    picture(tmp_path / "t/images/a.jpg")
+    (tmp_path / "t/labels.csv").write_text('"image,class,xmin,ymin,xmax,ymax\na.jpg,cat,6,4,36,20\n')
+    with pytest.raises(BadInput, match="not a table"):
+        app(["data", "check", str(tmp_path / "t"), "--data", "csv"], standalone_mode=False)
 
 
 def test_a_changed_file_is_read_again_and_an_unchanged_one_is_not(tmp_path, boxes_of, monkeypatch):
@@ -318,7 +337,7 @@ def test_another_form_is_recognised_where_voc_is_expected(tree, tmp_path, data_o
             data_of("folder", tmp_path / form)
 
 
-def test_convert_refuses_what_training_refuses_and_leaves_nothing(tree, tmp_path, capsys):
+def test_convert_refuses_what_training_refuses_and_leaves_nothing(tree, tmp_path, capsys, monkeypatch):
     tree.add("a", CAT)
     tree.add("b", ("dog", (0, 1, 99, 20)))
     out, cache = tmp_path / "out", f"data.cache_dir={tmp_path / 'cache'}"
@@ -330,6 +349,10 @@ def test_convert_refuses_what_training_refuses_and_leaves_nothing(tree, tmp_path
     assert "left out: " in printed and "b.xml: box" in printed and "1 images in" in printed
     with pytest.raises(BadInput, match="is there already; name a new folder"):
         convert(tree.folder, out, "--to", "coco", cache)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(BadInput, match="is there already; name a new folder"):
+        convert(tree.folder, Path("."), "--to", "coco", cache)
     convert(tree.folder, tmp_path / "clipped", "--to", "csv", cache, "data.boxes=clip", "data.rename={cat: lion}")
     assert "1 boxes cut at the edge" in capsys.readouterr().out
     assert (tmp_path / "clipped/unlisted.csv").read_text().splitlines()[1:] == [

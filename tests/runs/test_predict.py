@@ -146,6 +146,14 @@ def test_a_line_says_what_is_wrong(trained, photos, tmp_path, arguments, message
     assert not list(tmp_path.glob(".*.tmp"))
 
 
+def test_the_working_directory_may_be_where_predictions_go(trained, photos, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    call("predict", trained, photos / "plain.png", "--out", ".")
+    assert len(rows_of(tmp_path / "empty/predictions.csv")) == 1
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
 def test_force_writes_over_files_of_equal_names_alone(trained, photos, tmp_path):
     (tmp_path / "out").mkdir()
     for name in ("mine.txt", "predictions.csv"):

@@ -148,6 +148,7 @@ def _writing(out: Path | None, format_: str | None, folder: Path, model: "Model"
         with _lines(format_, sys.stdout) as put:
             yield put
         return
+    out = Path(os.path.abspath(out))  # `.` has a name then
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:

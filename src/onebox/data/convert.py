@@ -52,7 +52,9 @@ def convert(
     Raises:
         BadInput: `out` is not empty, or the tree or one of its images cannot be used.
     """
-    check(not out.exists() or (out.is_dir() and not any(out.iterdir())), f"{out}: is there already; name a new folder")
+    is_new = not out.exists() or (out.is_dir() and not any(out.iterdir()) and not out.samefile("."))
+    check(is_new, f"{out}: is there already; name a new folder")
+    out = Path(os.path.abspath(out))  # `..` has a name then
     tree = open_tree(root, layout, None)
     all_ids = tree.ids("*")[0]
     listed = Listed({"": tree}, [("", image_id) for image_id in all_ids], cache_dir, conventions)
