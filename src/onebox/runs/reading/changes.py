@@ -16,6 +16,7 @@ _NAMES = re.compile(r"\$\{([\w.]+)\}")
 # Of the config of data, what has no say in which images, boxes and labels there are.
 _LOADING = {"seed", "views", "views_seed", "features", "features_memory_mb", "cache", "cache_dir", "download"}
 _LOADING |= {"batch_size", "eval_batch_size", "num_workers", "drop_last", "background_class"}
+_LOADING = {f"data.{key}" for key in _LOADING}
 _GLOBAL = ("debug", "sweep", "experiment")  # composed last, the first of these after the others
 
 
@@ -85,8 +86,9 @@ def _changed_parts(run: Run, newer: Run) -> list[str]:
 
 
 def _data_options(run: Run) -> str:
-    options = {key: value for key, value in (run.config.get("data") or {}).items() if key not in _LOADING}
-    return json.dumps([options, (run.config.get("augment") or {}).get("min_area")], sort_keys=True, default=str)
+    flat = flatten({"data": run.config.get("data")})  # may be anything, if a stranger's
+    options = {key: value for key, value in flat if key not in _LOADING}
+    return json.dumps([options, run.value("augment.min_area")], sort_keys=True, default=str)
 
 
 def without_harmless(changes: Sequence[Change]) -> tuple[list[Change], int]:
